@@ -1,0 +1,152 @@
+"""How training draws its times. On a discrete schedule every draw is one of its steps {1/T, ..., 1}."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffusion_jax.core.schedules import Schedule
+from diffusion_jax.errors import UserError
+
+TimeSampler = Callable[[Array, int, Schedule], Array]
+"""(key, n, schedule) -> times [n] in (0, 1]."""
+
+
+def uniform() -> TimeSampler:
+    """t uniform on a discrete schedule's steps {1/T, ..., 1}, as in algorithm 1 of DDPM, or on (0, 1]."""
+
+    def draw(key: Array, n: int, schedule: Schedule) -> Array:
+        if schedule.steps is None:
+            return 1.0 - jax.random.uniform(key, (n,))
+        return (jax.random.randint(key, (n,), 0, schedule.steps) + 1) / jnp.float32(schedule.steps)
+
+    return draw
+
+
+def low_discrepancy() -> TimeSampler:
+    """t_i = 1 - (u + i / n) mod 1, one u for all: uniform each, and one in each of n strata; VDM (arXiv:2107.00630).
+
+    Its appendix I.1, there called antithetic: the mean loss of a batch varies less.
+    """
+
+    def draw(key: Array, n: int, schedule: Schedule) -> Array:
+        return _on_steps(1.0 - (jax.random.uniform(key) + jnp.arange(n) / n) % 1.0, schedule)
+
+    return draw
+
+
+def log_normal(mean: float = -1.2, std: float = 1.2) -> TimeSampler:
+    """ln(sigma / alpha) ~ N(mean, std^2), as EDM trains; table 1 of arXiv:2206.00364.
+
+    The schedule's inverse gives t, so that it means the same noise on every schedule that reaches it.
+    """
+    _check_std("log_normal", std)
+
+    def draw(key: Array, n: int, schedule: Schedule) -> Array:
+        return _on_steps(schedule.time(-2.0 * (mean + std * jax.random.normal(key, (n,)))), schedule)
+
+    return draw
+
+
+def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeSampler:
+    """ln(t / (1 - t)) ~ N(mean, std^2), as Stable Diffusion 3 trains; eq. 19 of arXiv:2403.03206."""
+    _check_std("logit_normal", std)
+
+    def draw(key: Array, n: int, schedule: Schedule) -> Array:
+        return _on_steps(jax.nn.sigmoid(mean + std * jax.random.normal(key, (n,))), schedule)
+
+    return draw
+
+
+def _on_steps(t: Array, schedule: Schedule) -> Array:
+    """t in (0, 1], at the end of the step of a discrete schedule that it falls in: uniform t gives uniform steps."""
+    if schedule.steps is None:
+        return jnp.clip(t, 1e-6, 1.0)
+    return jnp.clip(jnp.ceil(t * schedule.steps), 1, schedule.steps) / jnp.float32(schedule.steps)
+
+
+def _check_std(name: str, std: float) -> None:
+    if std <= 0:
+        raise UserError(f"time sampling {name!r} needs std > 0; got {std}")
+
+
+class LossHistory(NamedTuple):
+    """The latest losses of each bin of t: part of the checkpointed state, and the same on every host."""
+
+    losses: Array  # [bins, history] float32
+    counts: Array  # [bins] int32: how many losses a bin has had
+
+
+class AdaptiveTimes(NamedTuple):
+    """Times drawn by what the losses have been; pure functions that carry a `LossHistory`."""
+
+    init: Callable[[Schedule], LossHistory]
+    """The empty history."""
+
+    draw: Callable[[Array, int, Schedule, LossHistory], tuple[Array, Array]]
+    """(key, n, schedule, history) -> (times [n], weights [n]); loss times weight has the mean of uniform times."""
+
+    update: Callable[[LossHistory, Array, Array], LossHistory]
+    """(history, times [n], unweighted losses [n]) -> history; n is the global batch."""
+
+
+def loss_second_moment(history: int = 10, uniform: float = 0.001, bins: int = 100) -> AdaptiveTimes:
+    """p(t) proportional to sqrt(E[L_t^2]) over each step's latest losses: importance sampling, eq. 18 of iDDPM.
+
+    Improved DDPM (arXiv:2102.09672), whose L_vlb needs it. Uniform until each step has `history` losses; then a share
+    `uniform` of the draws stays uniform, as in its code. A bin is a step of a discrete schedule, or else one of
+    `bins` equal parts of (0, 1], uniform within.
+    """
+    if history < 1 or bins < 1 or not 0 <= uniform <= 1:
+        raise UserError(
+            "time sampling 'loss_second_moment' needs history >= 1, bins >= 1 and uniform in [0, 1]; "
+            f"got {history}, {bins} and {uniform}"
+        )
+
+    def init(schedule: Schedule) -> LossHistory:
+        size = schedule.steps or bins
+        return LossHistory(jnp.zeros((size, history), jnp.float32), jnp.zeros(size, jnp.int32))
+
+    def probabilities(state: LossHistory) -> Array:
+        size = state.counts.shape[0]
+        rms = jnp.sqrt(jnp.mean(state.losses**2, axis=-1))
+        total = jnp.sum(rms)
+        p = (1 - uniform) * rms / jnp.where(total > 0, total, 1.0) + uniform / size
+        warm = jnp.all(state.counts >= history) & (total > 0)
+        return jnp.where(warm, p, 1.0 / size)
+
+    def draw(key: Array, n: int, schedule: Schedule, state: LossHistory) -> tuple[Array, Array]:
+        bin_key, within_key = jax.random.split(key)
+        size = state.counts.shape[0]
+        p = probabilities(state)
+        i = jax.random.categorical(bin_key, jnp.log(p), shape=(n,))
+        offset = 1.0 if schedule.steps else 1.0 - jax.random.uniform(within_key, (n,))
+        return (i + offset) / jnp.float32(size), 1.0 / (size * p[i])
+
+    def update(state: LossHistory, t: Array, losses: Array) -> LossHistory:
+        size, n = state.counts.shape[0], t.shape[0]
+        # (1 - 1e-6): the end of a step stays in it whichever way t * size is rounded.
+        i = jnp.clip(jnp.ceil(t * size * (1.0 - 1e-6)).astype(jnp.int32) - 1, 0, size - 1)
+        order = jnp.argsort(i, stable=True)
+        first, end = (jnp.searchsorted(i[order], jnp.arange(size), side=side) for side in ("left", "right"))
+        added = (end - first).astype(jnp.int32)  # [bins]
+        rank = jnp.zeros(n, jnp.int32).at[order].set(jnp.arange(n, dtype=jnp.int32)) - first[i]
+        # A ring a bin. Where one batch has more losses for a bin than the ring holds, the last ones stay: the others
+        # are sent to a slot out of bounds, which a scatter drops.
+        slot = jnp.where(rank >= added[i] - history, (state.counts[i] + rank) % history, history)
+        kept = state.losses.at[i, slot].set(losses.astype(jnp.float32), mode="drop")
+        return LossHistory(kept, state.counts + added)
+
+    return AdaptiveTimes(init, draw, update)
+
+
+TIMES: dict[str, Callable[..., TimeSampler]] = {
+    "uniform": uniform,
+    "low_discrepancy": low_discrepancy,
+    "log_normal": log_normal,
+    "logit_normal": logit_normal,
+}
+
+ADAPTIVE_TIMES: dict[str, Callable[..., AdaptiveTimes]] = {"loss_second_moment": loss_second_moment}

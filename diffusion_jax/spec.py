@@ -1,0 +1,60 @@
+"""Choosing a pure function by a short text: "ddim", "ddim(eta=0.5)", "cosine(steps=4000)".
+
+The same text stands in a config, in a sweep and in a command's flag. The function's own signature is the schema: an
+unknown name, an unknown argument or a value of another type is an error that says what would do.
+"""
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from diffusion_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+def from_spec(text: str, table: Mapping[str, Callable[..., T]], kind: str) -> T:
+    """Calls the entry of table that text names with the arguments it gives; kind ("sampler") is for messages."""
+    name, arguments = _parse(text, kind)
+    if name not in table:
+        raise UserError(f"unknown {kind} {name!r}; choose from {', '.join(sorted(table))}")
+    known = inspect.signature(table[name]).parameters
+    for key, value in arguments.items():
+        if key not in known:
+            takes = f"takes {', '.join(known)}" if known else "takes no arguments"
+            raise UserError(f"{kind} {name!r} has no argument {key!r}; it {takes}")
+        default = known[key].default
+        if default is not inspect.Parameter.empty and not _same_type(value, default):
+            raise UserError(
+                f"{kind} {name!r}: {key} is {_type_name(default)}, as in {key}={default!r}; got {key}={value!r}"
+            )
+    return table[name](**arguments)
+
+
+def _parse(text: str, kind: str) -> tuple[str, dict[str, Any]]:
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, {}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+            arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
+            if None not in arguments:  # None stands for **arguments
+                return node.func.id, arguments  # type: ignore[return-value]
+    except (SyntaxError, ValueError):
+        pass
+    raise UserError(f"cannot read {kind} {text!r}; write a name, or a name with arguments as in name(key=0.5)")
+
+
+def _same_type(value: Any, default: Any) -> bool:
+    if default is None:
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    return isinstance(value, (int, float) if isinstance(default, float) else type(default))
+
+
+def _type_name(value: Any) -> str:
+    return {bool: "True or False", int: "an integer", float: "a number", str: "a text"}.get(
+        type(value), type(value).__name__
+    )

@@ -1,0 +1,83 @@
+"""The text that chooses a function, and a config's JSON."""
+
+import pytest
+
+from diffusion_jax import config as configs
+from diffusion_jax.errors import UserError
+from diffusion_jax.spec import from_spec
+
+
+def scale(by: float = 1.0, times: int = 1, name: str = "x", up: bool = True):
+    return by, times, name, up
+
+
+TABLE = {"scale": scale, "plain": lambda: "plain"}
+
+
+def test_a_name_is_a_call_with_defaults():
+    assert from_spec("plain", TABLE, "thing") == "plain"
+    assert from_spec("scale", TABLE, "thing") == (1.0, 1, "x", True)
+    assert from_spec("scale()", TABLE, "thing") == (1.0, 1, "x", True)
+
+
+def test_arguments_are_literals():
+    assert from_spec("scale(by=2, times=-3, name='a b', up=False)", TABLE, "thing") == (2, -3, "a b", False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("shrink", "unknown thing 'shrink'; choose from plain, scale"),
+        ("scale(size=2)", "thing 'scale' has no argument 'size'; it takes by, times, name, up"),
+        ("plain(size=2)", "it takes no arguments"),
+        ("scale(times=0.5)", "times is an integer, as in times=1; got times=0.5"),
+        ("scale(by='much')", "by is a number"),
+        ("scale(times=True)", "times is an integer"),
+        ("scale(up=1)", "up is True or False"),
+        ("scale(2)", "cannot read thing 'scale\\(2\\)'"),
+        ("scale(by=__import__('os'))", "cannot read thing"),
+        ("scale(**{})", "cannot read thing"),
+        ("scale(", "cannot read thing"),
+        ("", "cannot read thing ''"),
+        ("1 + 1", "cannot read thing"),
+    ],
+)
+def test_anything_else_is_an_error_that_says_what_would_do(text, message):
+    with pytest.raises(UserError, match=message):
+        from_spec(text, TABLE, "thing")
+
+
+def test_json_round_trip_keeps_values_and_types():
+    config = configs.base()
+    config.model.multipliers = (1, 3)
+    config.ema.decay = 0.5
+    again = configs.from_json(configs.to_json(config))
+    assert again.to_dict() == config.to_dict()
+    assert isinstance(again.model.multipliers, tuple)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda c: c["model"].update(chanels=3),
+            "unknown key config.model.chanels; config.model has attention, blocks, channels",
+        ),
+        (lambda c: c["model"].pop("channels"), "missing key config.model.channels"),
+        (lambda c: c.update(seed="0"), "config.seed is of type int, as in 0; got '0'"),
+        (lambda c: c.update(seed=True), "config.seed is of type int"),
+        (lambda c: c.update(model=None), "config.model is a section"),
+        (lambda c: c["optimizer"].update(learning_rate=None), "config.optimizer.learning_rate is of type float"),
+    ],
+)
+def test_a_config_with_other_keys_or_types_is_refused(change, message):
+    values = configs.base().to_dict()
+    change(values)
+    with pytest.raises(UserError, match=message):
+        configs.check(values)
+
+
+def test_an_integer_does_for_a_float():
+    values = configs.base().to_dict()
+    values["optimizer"]["learning_rate"] = 1
+    assert isinstance(configs.check(values).optimizer.learning_rate, float)
