@@ -1,0 +1,111 @@
+"""The convolution against `lax.conv_general_dilated`: values, derivatives of every kind, and what is compiled."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from diffusion_jax.nets import conv as conv_module
+from diffusion_jax.nets.conv import conv
+
+
+def reference(x, kernel, stride):
+    rank = x.ndim - 2
+    space = "DHW"[-rank:]
+    names = (f"N{space}C", f"{space}IO", f"N{space}C")
+    return lax.conv_general_dilated(x, kernel, (stride,) * rank, "SAME", dimension_numbers=names)
+
+
+def draw(shape, rank=2, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(shape, np.float32)
+    return x, rng.standard_normal((*(3 for _ in range(rank)), shape[-1], 5), np.float32)
+
+
+CASES = [
+    ((3, 16, 4), 1),
+    ((3, 16, 4), 2),
+    ((4, 8, 12, 3), 1),
+    ((4, 8, 12, 3), 2),
+    ((2, 4, 6, 8, 2), 2),
+    ((2, 7, 5, 3), 1),
+]
+
+
+@pytest.mark.parametrize(("shape", "stride"), CASES)
+def test_value_and_first_derivatives_are_those_of_lax(shape, stride):
+    x, kernel = draw(shape, len(shape) - 2)
+
+    @jax.jit
+    def everything(x, kernel):
+        def both(f):
+            out, pull = jax.vjp(lambda x, kernel: f(x, kernel, stride), x, kernel)
+            tangent = jax.jvp(lambda x, kernel: f(x, kernel, stride), (x, kernel), (jnp.sin(x), jnp.cos(kernel)))[1]
+            return out, pull(jnp.sin(3 * out)), tangent
+
+        return both(conv), both(reference)
+
+    ours, expected = everything(x, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max()), ours, expected)
+
+
+@pytest.mark.parametrize(("batch", "parts"), [(4, 4), (6, 3), (7, 7), (16, 8), (4, 1)])
+def test_kernel_gradient_does_not_depend_on_the_parts_of_its_sum(batch, parts, monkeypatch):
+    x, kernel = draw((batch, 4, 4, 3))
+    values = batch * 4 * 4 * 5
+    monkeypatch.setattr(conv_module, "PART", -(-values // parts))
+    assert conv_module._parts(batch, values) == parts
+
+    def gradient(f):
+        return jax.grad(lambda kernel: jnp.sin(f(x, kernel, 1)).sum())(kernel)
+
+    np.testing.assert_allclose(gradient(conv), gradient(reference), rtol=1e-4, atol=1e-4)
+
+
+def test_second_derivatives_and_vmap_are_those_of_lax():
+    x, kernel = draw((3, 4, 4, 2))
+
+    @jax.jit
+    def both(x, kernel):
+        def penalty(f):
+            by_x = jax.grad(lambda x, kernel: jnp.sin(f(x, kernel, 1)).sum())
+            return jax.grad(lambda kernel: jnp.square(by_x(x, kernel)).sum())(kernel)
+
+        def per_example(f):
+            return jax.vmap(lambda x: jax.grad(lambda kernel: jnp.sin(f(x[None], kernel, 1)).sum())(kernel))(x)
+
+        return [(penalty(f), per_example(f)) for f in (conv, reference)]
+
+    ours, expected = both(x, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max()), ours, expected)
+
+
+def test_reduced_precision_is_kept():
+    x, kernel = (a.astype(jnp.bfloat16) for a in draw((2, 4, 4, 3)))
+    out, pull = jax.vjp(lambda x, kernel: conv(x, kernel, 1), jnp.asarray(x), jnp.asarray(kernel))
+    assert [a.dtype for a in (out, *pull(out))] == [jnp.bfloat16] * 3
+
+
+def train_in_a_scan(xs, kernel):
+    def loss(kernel, x):
+        return jnp.square(conv(jax.nn.silu(conv(x, kernel, 1)), kernel, 2)).mean()
+
+    return lax.scan(lambda kernel, x: (kernel - jax.grad(loss)(kernel, x), None), kernel, xs)[0]
+
+
+SHAPES = jax.ShapeDtypeStruct((2, 4, 8, 8, 4), jnp.float32), jax.ShapeDtypeStruct((3, 3, 4, 4), jnp.float32)
+
+
+def test_cpu_gets_the_one_form_that_is_fast_in_the_body_of_a_scan():
+    text = jax.jit(train_in_a_scan).trace(*SHAPES).lower(lowering_platforms=("cpu",)).compile().as_text()
+    convolutions = [line for line in text.splitlines() if " convolution(" in line]
+    assert len(convolutions) >= 5  # two forwards, one input and two kernel gradients
+    assert all("dim_labels=b01f_01io->b01f" in line for line in convolutions)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_tpu_and_gpu_get_the_gradients_of_lax(platform):
+    text = jax.jit(train_in_a_scan).trace(*SHAPES).lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.convolution") == 5
+    assert "stablehlo.transpose" not in text

@@ -1,0 +1,183 @@
+"""The U-Net: its size, the shapes it takes, what its output depends on, and what it refuses."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.nets.unet import UNet
+
+TINY = UNet(2, channels=8, multipliers=(1, 2), blocks=1, attention=(2,), groups=4, num_classes=3, dropout=0.3)
+
+
+def shapes_of(net, x, **cond):
+    t = jax.ShapeDtypeStruct(x[:1], jnp.float32)
+    entries = {name: jax.ShapeDtypeStruct(x[:1], jnp.int32) for name in cond}
+    return jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct(x, jnp.float32), t, entries or None)[
+        "params"
+    ]
+
+
+def size(params):
+    return sum(math.prod(p.shape) for p in jax.tree.leaves(params))
+
+
+def perturbed(params):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape).astype(np.float32), params)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((3, 4, 8, 2), np.float32)
+    return x, np.float32([0.0, 10.0, 999.0]), {"label": np.int32([0, 2, 3])}
+
+
+@pytest.fixture(scope="module")
+def initial(batch):
+    return jax.jit(TINY.init)(jax.random.key(0), *batch)["params"]
+
+
+@pytest.fixture(scope="module")
+def params(initial):
+    return perturbed(initial)
+
+
+@pytest.fixture(scope="module")
+def run():
+    @partial(jax.jit, static_argnames=("train", "net"))
+    def run(params, x, t, cond, train=False, seed=0, net=TINY):
+        return net.apply({"params": params}, x, t, cond, train=train, rngs={"dropout": jax.random.key(seed)})
+
+    return run
+
+
+class TestSize:
+    def test_ddpm_cifar10_has_the_published_number_of_parameters(self):
+        params = shapes_of(UNet(3, dropout=0.1), (1, 32, 32, 3))
+        assert size(params) == 35_746_307
+        attended = {level for level in params if any(name.startswith("attention") for name in params[level])}
+        assert attended == {"down_1", "mid", "up_1"}
+
+    def test_a_class_costs_one_row_and_the_null_class_one_more(self):
+        without = size(shapes_of(UNet(3, channels=32), (1, 8, 8, 3)))
+        assert size(shapes_of(UNet(3, channels=32, num_classes=10), (1, 8, 8, 3), label=0)) == without + 11 * 4 * 32
+
+    def test_names_of_parameters(self):
+        params = shapes_of(TINY, (1, 8, 8, 2), label=0)
+        assert params["down_0"]["block_0"]["conv1"]["kernel"].shape == (3, 3, 8, 8)
+        assert params["mid"]["attention"]["query"]["kernel"].shape == (16, 16)
+        assert params["up_1"]["block_1"]["shortcut"]["kernel"].shape == (24, 16)
+        assert set(params["up_1"]) == {"block_0", "attention_0", "block_1", "attention_1", "upsample"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "net"),
+    [
+        ((2, 12, 3), UNet(5, channels=9, multipliers=(1, 2, 1), blocks=1, attention=(4,), groups=3)),
+        ((1, 6, 10, 1), UNet(1, channels=5, multipliers=(1, 3), blocks=2, attention=(), groups=5, heads=5)),
+        ((1, 2, 4, 6, 2), UNet(2, channels=6, multipliers=(1, 1), blocks=1, attention=(1, 2), groups=2, heads=2)),
+        ((1, 3, 5, 1), UNet(1, channels=4, multipliers=(1,), blocks=1, attention=(), groups=2)),
+    ],
+    ids=["sequence", "image", "volume", "one_level"],
+)
+def test_any_rank_size_and_number_of_channels(shape, net):
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+    t = np.full(shape[0], 7.0, np.float32)
+
+    @jax.jit
+    def run(x, t):
+        params = net.init(jax.random.key(0), x, t)["params"]
+        return net.apply({"params": perturbed(params)}, x, t)
+
+    out = run(x, t)
+    assert out.shape == (*shape[:-1], net.out_channels)
+    assert np.isfinite(out).all()
+    assert np.asarray(out).std() > 0
+
+
+class TestOutput:
+    def test_it_starts_at_zero(self, run, initial, batch):
+        np.testing.assert_array_equal(run(initial, *batch), 0.0)
+
+    def test_example_i_depends_on_entry_i_alone(self, run, params, batch):
+        x, t, cond = batch
+        order = np.array([2, 0, 1])
+        shuffled = run(params, x[order], t[order], {"label": cond["label"][order]})
+        np.testing.assert_allclose(shuffled, run(params, x, t, cond)[order], rtol=1e-4, atol=1e-4)
+
+    def test_it_depends_on_image_time_and_label(self, run, params, batch):
+        x, t, cond = batch
+        out = run(params, x, t, cond)
+        for other in [
+            run(params, x + 0.1, t, cond),
+            run(params, x, t + 1.0, cond),
+            run(params, x, t, {"label": (cond["label"] + 1) % 4}),
+        ]:
+            assert (np.abs(other - out).max(axis=(1, 2, 3)) > 1e-4).all()
+
+    def test_only_the_rows_of_labels_in_the_batch_have_a_gradient(self, run, params, batch):
+        gradient = jax.grad(lambda params: run(params, *batch).sum())(params)["label"]["embedding"]
+        assert (np.abs(gradient).max(axis=1) > 0).tolist() == [True, False, True, True]
+
+    def test_dropout_acts_in_training_alone(self, run, params, batch):
+        np.testing.assert_array_equal(run(params, *batch, seed=0), run(params, *batch, seed=1))
+        assert np.abs(run(params, *batch, train=True, seed=0) - run(params, *batch, train=True, seed=1)).max() > 1e-3
+
+
+def test_remat_changes_no_parameter_output_or_gradient():
+    x, t = np.random.default_rng(0).standard_normal((2, 4, 2), np.float32), np.float32([1.0, 2.0])
+    plain = UNet(2, channels=4, multipliers=(1,), blocks=1, attention=(), groups=2, dropout=0.3)
+    params = perturbed(jax.jit(plain.init)(jax.random.key(0), x, t)["params"])
+
+    def gradient(net):
+        def loss(params):
+            out = net.apply({"params": params}, x, t, train=True, rngs={"dropout": jax.random.key(0)})
+            return jnp.square(out).mean()
+
+        assert ("remat" in str(jax.make_jaxpr(loss)(params))) == net.remat
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    recomputed, expected = gradient(plain.clone(remat=True)), gradient(plain)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), recomputed, expected)
+
+
+def test_bfloat16_computes_between_float32_parameters_and_output(run, params, batch):
+    net = TINY.clone(dtype=jnp.bfloat16)
+    text = str(jax.make_jaxpr(partial(run, net=net))(params, *batch))
+    convolutions = [line for line in text.splitlines() if "conv_general_dilated[" in line]
+    assert sum("bf16[" in line for line in convolutions) == len(convolutions) - 1  # all but the last
+    assert {p.dtype for p in jax.tree.leaves(shapes_of(net, (1, 4, 8, 2), label=0))} == {jnp.dtype("float32")}
+    exact, out = run(params, *batch), run(params, *batch, net=net)
+    assert out.dtype == jnp.float32
+    assert 0 < np.square(out - exact).mean() < 0.02**2 * np.square(exact).mean()
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "cond", "message"),
+    [
+        (UNet(3), (1, 30, 36, 3), {}, "4 levels .* multiple of 8; got 30 x 36; the nearest that fits is 32 x 32"),
+        (UNet(3), (1, 2, 8, 3), {}, "got 2 x 8; the nearest that fits is 8 x 8"),
+        (UNet(3), (1, 32, 3, 1, 1, 1), {}, "one to three spatial axes"),
+        (UNet(3, channels=48), (1, 32, 32, 3), {}, "48 channels cannot be normalized in 32 groups"),
+        (UNet(3, heads=3), (1, 32, 32, 3), {}, "256 channels cannot be split over 3 attention heads"),
+        (UNet(3, attention=(2, 16)), (1, 32, 32, 3), {}, r"downsampling factors .*\[1, 2, 4, 8\]; got \[16\]"),
+        (UNet(3), (1, 32, 32, 3), {"label": 0}, r"num_classes=None takes no cond; got \['label'\]"),
+        (UNet(3, num_classes=10), (1, 32, 32, 3), {}, r"num_classes=10 takes cond \['label'\]; got none"),
+        (UNet(3, num_classes=10), (1, 32, 32, 3), {"label": 0, "text": 0}, r"got \['label', 'text'\]"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_sentence(net, x, cond, message):
+    with pytest.raises(UserError, match=message) as error:
+        shapes_of(net, x, **cond)
+    assert "\n" not in str(error.value)
+
+
+def test_one_time_for_all_is_refused():
+    with pytest.raises(UserError, match=r"one value for each of 2 examples, shape \(2,\); got \(\)"):
+        UNet(3).init(jax.random.key(0), jnp.zeros((2, 32, 32, 3)), jnp.zeros(()))
