@@ -1,0 +1,1 @@
+"""Images in: sources of encoded examples, per-example transforms, the resumable pipeline of batches."""

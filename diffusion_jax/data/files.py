@@ -1,0 +1,96 @@
+"""Files by name in a folder or, without unpacking, in a zip."""
+
+import os
+import threading
+import zipfile
+import zlib
+from typing import Protocol
+
+from diffusion_jax.errors import UserError
+
+MAX_FILE = 2**28  # bytes that one file of a zip may unpack to
+
+_BROKEN = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+
+
+class Files(Protocol):
+    """A tree of files; their names are relative to path and parted by /. Picklable, safe to read from threads."""
+
+    path: str
+
+    def names(self) -> list[str]:
+        """The files, and the folders with a / at the end, sorted; hidden ones and all in them left out."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """The file's bytes; raises UserError that names it if it can't be read."""
+        ...
+
+
+def open_files(path: str) -> Files:
+    """The files in the folder or zip at path; raises UserError if it is neither."""
+    path = os.path.normpath(os.path.expanduser(path))
+    if os.path.isdir(path):
+        return _Folder(path)
+    if not os.path.exists(path):
+        raise UserError(f"there is no folder or zip of images at {path}; check the path")
+    return _Zip(path)
+
+
+class _Folder:
+    def __init__(self, path: str):
+        self.path = path
+
+    def names(self) -> list[str]:
+        found: list[str] = []
+        above: dict[str, tuple[str, ...]] = {}  # a folder: its real place and those of the folders that lead to it
+        for folder, folders, files in os.walk(self.path, followlinks=True):
+            place, way = os.path.realpath(folder), above.get(os.path.dirname(folder), ())
+            if place in way:  # by a link that leads back
+                folders.clear()
+                continue
+            above[folder] = (*way, place)
+            folders[:] = [name for name in folders if not _hidden(name)]
+            prefix = os.path.join(os.path.relpath(folder, self.path), "").replace(os.sep, "/").removeprefix("./")
+            found += [f"{prefix}{name}/" for name in folders]
+            found += [prefix + name for name in files if not _hidden(name)]
+        return sorted(found)
+
+    def read(self, name: str) -> bytes:
+        try:
+            with open(os.path.join(self.path, name), "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise UserError(f"{self.path}/{name} can't be read ({error}); check the file") from error
+
+
+class _Zip:
+    def __init__(self, path: str):
+        self.path = path
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except _BROKEN as error:
+            raise UserError(f"{path} is neither a folder nor a whole zip ({error}); check the file") from error
+        self._lock = threading.Lock()  # ZipFile counts its readers without one
+
+    def __reduce__(self) -> tuple[type["_Zip"], tuple[str]]:
+        return _Zip, (self.path,)  # opened anew: two processes can't share one position in a file
+
+    def names(self) -> list[str]:
+        names = set(self._archive.namelist())
+        return sorted(name for name in names if not any(map(_hidden, name.removesuffix("/").split("/"))))
+
+    def read(self, name: str) -> bytes:
+        size = self._archive.getinfo(name).file_size  # ZipFile unpacks no more than that, whatever the data says
+        if size > MAX_FILE:
+            raise UserError(f"{self.path}/{name} unpacks to {size:,} bytes, more than {MAX_FILE:,}; take it out")
+        try:
+            with self._lock:
+                return self._archive.read(name)
+        except _BROKEN as error:
+            raise UserError(f"{self.path}/{name} can't be read ({error}); make the zip anew") from error
+
+
+def _hidden(part: str) -> bool:
+    """Whether one part of a name hides what it names; no name goes up or starts at the root."""
+    return part in ("", "__MACOSX") or part.startswith(".")

@@ -1,0 +1,232 @@
+"""Endless training batches whose order and augmentation depend on the seed alone.
+
+The examples form one endless stream: epoch after epoch, each in an order of its own. A position in the stream fixes the
+example and its augmentation. Batch n of size B is the positions [n B, (n + 1) B), and each process takes a contiguous
+share of its rows, as the devices of a global array do. So hosts, threads and workers change nothing of what is trained
+on, and where a run stopped is one number.
+
+Grain runs this in threads or processes. Its ElasticIterator deals rows out in turns (i, i + n, i + 2n, ...): the order
+of the global batch, and with it the noise that each image meets, would depend on the host count. Its shuffle takes
+11 us an example, five times as much as all that a cached digit needs here.
+"""
+
+import dataclasses
+import functools
+import sys
+import threading
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from diffusion_jax.data import transforms
+from diffusion_jax.data.example import Source
+from diffusion_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+MAX_CACHE = 2**32  # bytes of decoded pixels
+
+
+def _key(seed: int, purpose: int) -> np.ndarray:
+    """A Philox key; raw Philox output is what NumPy promises to keep, unlike the streams of its Generator."""
+    return np.random.SeedSequence([seed, purpose]).generate_state(2, np.uint64)
+
+
+@functools.lru_cache(maxsize=4)  # two streams, each astride two epochs
+def _epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
+    """A uniform permutation of range(size), int64 [size]."""
+    raw = np.random.Philox(key=_key(seed, 0), counter=[0, epoch, 0, 0]).random_raw(size)
+    return np.argsort(raw, kind="stable")
+
+
+def example_indices(seed: int, size: int, first: int, count: int) -> np.ndarray:
+    """The examples at positions [first, first + count) of the stream over size examples, int64 [count]."""
+    positions = np.arange(first, first + count)
+    epochs, within = np.divmod(positions, size)
+    parts = [_epoch_order(seed, int(epoch), size)[within[epochs == epoch]] for epoch in np.unique(epochs)]
+    return np.concatenate(parts)
+
+
+def coins(seed: int, first: int, count: int) -> np.ndarray:
+    """A fair coin for each of the positions [first, first + count), bool [count]."""
+    # Philox counts in blocks of four numbers: position k owns block k.
+    raw = np.random.Philox(key=_key(seed, 1), counter=first).random_raw(4 * count)
+    return raw[::4] >> np.uint64(63) == 1
+
+
+class _Decoded:
+    """The examples of a source as uint8 [H, W, C], optionally held in memory once they were read."""
+
+    def __init__(self, source: Source, image_size: tuple[int, int], channels: int, cache: bool):
+        self._source, self._shape, self._cache = source, (*image_size, channels), cache
+        self._allocate()
+
+    def _allocate(self) -> None:
+        size = len(self._source) if self._cache else 0
+        self._images = np.empty((size, *self._shape), np.uint8)
+        self._labels = np.empty(size, np.int32)
+        self._held = np.zeros(size, bool)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_source": self._source, "_shape": self._shape, "_cache": self._cache}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._allocate()
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 [B, H, W, C] and labels int32 [B] (arbitrary where the source has none)."""
+        if not self._cache:
+            images, labels = np.empty((len(indices), *self._shape), np.uint8), np.empty(len(indices), np.int32)
+            for row, index in enumerate(indices):
+                images[row], labels[row] = self._read_one(int(index))
+            return images, labels
+        for index in np.unique(indices[~self._held[indices]]):
+            self._images[index], self._labels[index] = self._read_one(int(index))
+            self._held[index] = True  # last: another thread may be looking
+        return self._images[indices], self._labels[indices]
+
+    def _read_one(self, index: int) -> tuple[np.ndarray, int]:
+        height, width, channels = self._shape
+        example = self._source[index]
+        image = transforms.decode(example["image"], channels=channels, name=example["name"])
+        return transforms.resize_crop(image, height, width), example.get("label", 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Our process's rows of the batch that starts at a position of the stream; what threads and workers run."""
+
+    decoded: _Decoded
+    size: int  # of the source
+    labelled: bool
+    seed: int
+    flip: bool
+    offset: int  # of the first of our rows in the global batch
+    count: int
+
+    def __call__(self, start: int) -> Batch:
+        first = start + self.offset
+        index = example_indices(self.seed, self.size, first, self.count)
+        images, labels = self.decoded.read(index)
+        if self.flip:
+            images = transforms.mirror(images, coins(self.seed, first, self.count))
+        batch = {"image": transforms.to_float(images), "index": index}
+        return batch | {"label": labels} if self.labelled else batch
+
+
+class TrainBatches:
+    """An endless iterator of batches, prepared ahead in threads or worker processes; `train_batches` makes one."""
+
+    def __init__(self, rows: _Rows, *, batch_size: int, fingerprint: str, threads: int, workers: int, prefetch: int):
+        self._rows, self._batch_size, self._fingerprint = rows, batch_size, fingerprint
+        self._threads, self._workers, self._prefetch = threads, workers, prefetch
+        self._position = 0
+        self._batches: Any = None  # Grain's iterator from _position on, once it is needed
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> "TrainBatches":
+        return self
+
+    def __next__(self) -> Batch:
+        with self._lock:
+            if self._batches is None:
+                self._batches = self._open()
+            batch = next(self._batches)
+            self._position += self._batch_size
+        # Workers hand over shared memory, which would leak if a batch outlived the iterator.
+        return {key: np.array(array) for key, array in batch.items()} if self._workers else batch
+
+    def _open(self) -> Any:
+        starts = grain.MapDataset.range(self._position, sys.maxsize, self._batch_size)
+        options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self._prefetch)
+        batches = starts.map(self._rows).to_iter_dataset(options)
+        if self._workers:
+            if not flags.FLAGS.is_parsed():  # Grain hands the flags to its workers
+                flags.FLAGS.mark_as_parsed()
+            batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+        return iter(batches)
+
+    def get_state(self) -> dict[str, Any]:
+        """The position of the next batch, JSON-able; equal in all processes."""
+        return {"position": self._position, "source": self._fingerprint}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on at a position that `get_state` gave; raises UserError if it belongs to other data."""
+        if state["source"] != self._fingerprint:
+            raise UserError(
+                f"the saved position is one in the data {state['source']!r}, but the source is {self._fingerprint!r}; "
+                "go on with the same data, or start a new run"
+            )
+        self.close()
+        self._position = state["position"]
+
+    def close(self) -> None:
+        """Stops the threads and workers."""
+        with self._lock:
+            if self._batches is not None:
+                self._batches.close()
+            self._batches = None
+
+
+def train_batches(
+    source: Source,
+    *,
+    image_size: tuple[int, int],
+    channels: int,
+    batch_size: int,
+    seed: int,
+    flip: bool = False,
+    cache: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 4,
+    workers: int = 0,
+) -> TrainBatches:
+    """Batches of source for ever, this process's rows of each: batch n is a function of seed and n alone.
+
+    A batch holds "image" float32 [b, H, W, C] in [-1, 1], "index" int64 [b], the examples' places in source, and
+    "label" int32 [b] where source has labels; b = batch_size / process_count. With flip, half of the images are
+    mirrored, at random. cache keeps decoded images in memory. threads run in each of workers processes, or in this one
+    if workers is 0. Raises UserError for numbers that don't fit together.
+    """
+    size = len(source)
+    height, width = image_size
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(f"batch_size={batch_size} is not a positive multiple of the {process_count} processes")
+    least = {
+        "height": (height, 1),
+        "width": (width, 1),
+        "seed": (seed, 0),
+        "threads": (threads, 0),
+        "workers": (workers, 0),
+    }
+    for name, (value, minimum) in least.items():
+        if value < minimum:
+            raise UserError(f"{name}={value} must be at least {minimum}")
+    if channels not in transforms.MODES:
+        raise UserError(f"channels={channels} must be 1 (gray), 3 (RGB) or 4 (RGBA)")
+    if not size:
+        raise UserError("the data source has no examples; check its split")
+    if cache and (needed := size * height * width * channels) > MAX_CACHE:
+        raise UserError(f"cache=True would hold {needed:,} bytes of pixels, more than {MAX_CACHE:,}; set cache=False")
+    count = batch_size // process_count
+    rows = _Rows(
+        decoded=_Decoded(source, image_size, channels, cache),
+        size=size,
+        labelled=source.num_classes is not None,
+        seed=seed,
+        flip=flip,
+        offset=process_index * count,
+        count=count,
+    )
+    return TrainBatches(
+        rows,
+        batch_size=batch_size,
+        fingerprint=source.fingerprint,
+        threads=threads,
+        workers=workers,
+        prefetch=max(threads, 2),
+    )

@@ -1,0 +1,316 @@
+"""The stream of training batches: what it depends on, and what it does not."""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.data import pipeline
+from diffusion_jax.data.pipeline import train_batches
+from diffusion_jax.data.sources import open_source
+from diffusion_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Ramps:
+    """Image i is 2 x 4, all different from their mirror: 4 i, 4 i + 1, 4 i + 2, 4 i + 3 from left to right."""
+
+    size: int
+    labelled: bool = True
+    broken: int = -1
+    class_names: tuple[str, ...] | None = None
+
+    @property
+    def num_classes(self):
+        return self.size if self.labelled else None
+
+    @property
+    def fingerprint(self):
+        return f"{self.size} ramps"
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        file = io.BytesIO()
+        Image.fromarray(ramp(index)).save(file, "PNG")
+        data = file.getvalue()[: 50 if index == self.broken else None]
+        example = {"image": data, "name": f"ramp {index}"}
+        return example | {"label": index} if self.labelled else example
+
+
+def ramp(index):
+    return np.tile(4 * index + np.arange(4, dtype=np.uint8), (2, 1))
+
+
+def stream(source=None, **options):
+    chosen = {"image_size": (2, 4), "channels": 1, "batch_size": 4, "seed": 0, "flip": True, **options}
+    return train_batches(Ramps(10) if source is None else source, **chosen)
+
+
+def take(batches, count):
+    """The next count batches; closes the stream."""
+    taken = list(itertools.islice(batches, count))
+    batches.close()
+    return taken
+
+
+def assert_same(some, others):
+    assert len(some) == len(others)
+    for a, b in zip(some, others, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+def together(batches):
+    """Batches one after another, or the shares of one batch, as one."""
+    return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+
+
+def flips(batch):
+    """Which images of a batch of ramps are mirrored."""
+    return batch["image"][:, 0, 0, 0] > batch["image"][:, 0, 3, 0]
+
+
+def test_a_batch_holds_what_it_promises():
+    (batch,) = take(stream(), 1)
+    assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
+        "image": ((4, 2, 4, 1), "float32"),
+        "label": ((4,), "int32"),
+        "index": ((4,), "int64"),
+    }
+    np.testing.assert_array_equal(batch["label"], batch["index"])
+    for image, index, flipped in zip(batch["image"], batch["index"], flips(batch), strict=True):
+        expected = ramp(index)[:, ::-1] if flipped else ramp(index)
+        np.testing.assert_allclose(image[..., 0], expected / 127.5 - 1, atol=1e-6)
+
+
+def test_images_are_brought_to_size_and_channels():
+    (batch,) = take(stream(image_size=(6, 10), channels=3), 1)
+    assert batch["image"].shape == (4, 6, 10, 3)
+
+
+def test_a_source_without_labels_gives_none():
+    assert set(take(stream(Ramps(5, labelled=False)), 1)[0]) == {"image", "index"}
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(10, 4), (3, 8), (1, 5), (12, 4)])
+def test_every_example_comes_once_an_epoch(size, batch_size):
+    indices = together(take(stream(Ramps(size), batch_size=batch_size), 6 * size))["index"]
+    epochs = indices[: len(indices) // size * size].reshape(-1, size)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(size), (len(epochs), 1)))
+    if size >= 10:
+        assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+
+
+def test_every_order_is_as_likely():
+    # 6000 epochs of 3 examples: each of the 6 orders is binomial, 1000 +- 29.
+    epochs = pipeline.example_indices(seed=1, size=3, first=0, count=18_000).reshape(-1, 3)
+    _, counts = np.unique(epochs, axis=0, return_counts=True)
+    assert len(counts) == 6
+    assert np.abs(counts - 1000).max() < 5 * 29
+
+
+def test_a_seed_decides_everything():
+    first = take(stream(), 8)
+    assert_same(first, take(stream(), 8))
+    other = take(stream(seed=1), 8)
+    assert (together(first)["index"] != together(other)["index"]).any()
+    assert (flips(together(first)) != flips(together(other))).any()
+
+
+def test_the_next_seed_is_not_the_next_epoch():
+    orders = [pipeline.example_indices(seed, 20, epoch * 20, 20) for seed in range(4) for epoch in range(4)]
+    assert len({tuple(order) for order in orders}) == 16
+
+
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 7, 50])  # of 4 in epochs of 10: at, in and across the edges
+def test_a_saved_position_goes_on_exactly(steps, cache):
+    batches = stream(cache=cache)
+    list(itertools.islice(batches, steps))
+    state = json.loads(json.dumps(batches.get_state()))
+    rest = take(batches, 6)
+    restored = stream(cache=cache)
+    next(restored)  # wherever it was
+    restored.set_state(state)
+    assert restored.get_state() == state
+    assert_same(take(restored, 6), rest)
+
+
+def test_the_position_is_that_of_the_next_batch_not_of_the_prefetched():
+    batches = stream(threads=4)
+    assert batches.get_state()["position"] == 0
+    for step in range(1, 4):
+        next(batches)
+        time.sleep(0.01)  # time to prefetch
+        assert batches.get_state()["position"] == 4 * step
+    batches.close()
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_global_batch_does_not_depend_on_the_process_count(count):
+    whole = take(stream(batch_size=8), 5)
+    shares = [take(stream(batch_size=8, process_index=i, process_count=count), 5) for i in range(count)]
+    assert_same([together(step) for step in zip(*shares, strict=True)], whole)
+
+
+def test_the_position_of_one_process_serves_any_number():
+    whole = take(stream(batch_size=8), 5)
+    one_of_two = stream(batch_size=8, process_index=1, process_count=2)
+    list(itertools.islice(one_of_two, 3))
+    state = one_of_two.get_state()
+    one_of_two.close()
+    shares = []
+    for i in range(4):
+        share = stream(batch_size=8, process_index=i, process_count=4)
+        share.set_state(state)
+        shares.append(take(share, 2))
+    assert_same([together(step) for step in zip(*shares, strict=True)], whole[3:])
+
+
+def test_another_batch_size_goes_on_with_the_next_example():
+    before, after = stream(batch_size=6), stream(batch_size=3)
+    list(itertools.islice(before, 2))
+    after.set_state(before.get_state())
+    assert_same([together(take(after, 6))], [together(take(before, 3))])
+
+
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("threads", [0, 1, 8])
+def test_threads_and_cache_change_nothing(threads, cache):
+    assert_same(take(stream(threads=threads, cache=cache), 12), take(stream(threads=2), 12))
+
+
+def test_workers_go_on_where_threads_stopped_and_back():
+    expected = take(stream(), 9)
+    threads, workers = stream(), stream(workers=2, cache=True)
+    list(itertools.islice(threads, 4))
+    workers.set_state(threads.get_state())
+    got = list(itertools.islice(workers, 3))
+    threads.set_state(workers.get_state())
+    workers.close()
+    assert_same(got + take(threads, 2), expected[4:])
+    assert all(type(array) is np.ndarray and array.base is None for array in got[0].values())  # none shared
+
+
+@pytest.mark.parametrize(("threads", "workers"), [(0, 0), (2, 0), (2, 1)])
+def test_a_broken_image_is_one_sentence_wherever_it_is_read(threads, workers):
+    with contextlib.closing(stream(Ramps(4, broken=2), threads=threads, workers=workers)) as batches:
+        with pytest.raises(UserError) as caught:
+            next(batches)
+        assert str(caught.value) == "ramp 2 can't be decoded (image file is truncated); replace the file"
+        assert batches.get_state()["position"] == 0
+
+
+def test_half_of_the_images_are_mirrored_at_random():
+    batches = together(take(stream(batch_size=100), 40))
+    flipped = flips(batches)
+    assert abs(flipped.mean() - 0.5) < 5 * 0.5 / 4000**0.5
+    # Of each example, whatever its place in the batch.
+    for index in range(10):
+        assert abs(flipped[batches["index"] == index].mean() - 0.5) < 5 * 0.5 / 400**0.5
+    # Independent of the neighbour's: a quarter each.
+    pairs = 2 * flipped[:-1] + flipped[1:]
+    assert np.abs(np.bincount(pairs, minlength=4) / len(pairs) - 0.25).max() < 5 * (0.1875 / 4000) ** 0.5
+
+
+def test_without_flip_none_is_mirrored():
+    assert not flips(together(take(stream(flip=False), 20))).any()
+
+
+def test_the_cache_reads_each_example_once():
+    reads = []
+
+    class Counted(Ramps):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
+
+    take(stream(Counted(10), cache=True, threads=0), 25)
+    assert sorted(reads) == list(range(10))
+
+
+def test_a_mirrored_image_leaves_the_cache_alone():
+    batches = together(take(stream(cache=True), 50))
+    upright = np.where(flips(batches)[:, None, None, None], batches["image"][:, :, ::-1], batches["image"])
+    for image, index in zip(upright, batches["index"], strict=True):
+        np.testing.assert_allclose(image[..., 0], ramp(index) / 127.5 - 1, atol=1e-6)
+
+
+def test_a_batch_is_the_callers_to_change():
+    batches = stream(cache=True, flip=False, batch_size=10)
+    first = next(batches)
+    expected = together([first])
+    for array in first.values():
+        array += 1
+    second = next(batches)
+    batches.close()
+    np.testing.assert_array_equal(np.sort(second["label"]), np.sort(expected["label"]))
+    order = np.argsort(second["index"])
+    np.testing.assert_array_equal(second["image"][order], expected["image"][np.argsort(expected["index"])])
+
+
+def test_closing_ends_the_threads():
+    def running():
+        return {thread.name for thread in threading.enumerate() if "grain" in thread.name}
+
+    batches = stream(threads=3)
+    next(batches)
+    assert running()
+    batches.close()
+    batches.close()
+    deadline = time.monotonic() + 5
+    while running() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not running()
+
+
+def test_a_stream_that_was_never_read_closes():
+    stream().close()
+
+
+def test_digits_go_on_exactly_in_the_middle_of_an_epoch(tmp_path):
+    source = open_source("digits", data_dir=str(tmp_path))
+
+    def digits():
+        return train_batches(source, image_size=(8, 8), channels=1, batch_size=128, seed=3, flip=True, cache=True)
+
+    batches = digits()
+    list(itertools.islice(batches, 13))  # 13 x 128 of 1797: the next crosses the edge
+    restored = digits()
+    restored.set_state(batches.get_state())
+    assert_same(take(restored, 3), take(batches, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 10, "process_count": 4}, "batch_size=10 is not a positive multiple of the 4 processes"),
+        ({"batch_size": 0}, "batch_size=0 is not a positive multiple"),
+        ({"source": Ramps(0)}, "no examples; check its split"),
+        ({"image_size": (0, 4)}, "height=0 must be at least 1"),
+        ({"channels": 2}, r"channels=2 must be 1 \(gray\)"),
+        ({"threads": -1}, "threads=-1"),
+        ({"workers": -1}, "workers=-1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"cache": True, "image_size": (40_000, 40_000)}, "cache=True would hold 16,000,000,000 bytes .* cache=False"),
+    ],
+)
+def test_numbers_that_do_not_fit(options, message):
+    with pytest.raises(UserError, match=message):
+        stream(**options)
+
+
+def test_a_position_in_other_data_is_refused():
+    batches = stream(Ramps(10))
+    with pytest.raises(UserError, match="in the data '11 ramps', but the source is '10 ramps'"):
+        batches.set_state(stream(Ramps(11)).get_state())
