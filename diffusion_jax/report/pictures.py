@@ -1,0 +1,212 @@
+"""Arrays to pictures: pixels, grids with and without labels, loss curves.
+
+Images are channels last; floats lie in [-1, 1], pixels are uint8; C is 1 (gray), 3 (RGB) or 4 (RGBA).
+"""
+
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from PIL import Image, ImageDraw, ImageFont
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.report.atomic import replace_file
+
+_BACKGROUND = 200  # light gray: separates from black images and from white ones
+_INK = (30, 30, 30)
+_LABEL_WIDTH = 180  # pixels, at most
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Pixels rint((x + 1) 127.5) of x [...] clipped to [-1, 1]: the exact inverse of v / 127.5 - 1 for v in 0..255.
+
+    Raises TypeError for integers, which are pixels already, and UserError for NaN, which has no colour.
+    """
+    images = np.asarray(images)
+    if images.dtype.kind in "biu":
+        raise TypeError(f"to_uint8 takes floats in [-1, 1]; got {images.dtype}")
+    x = images.astype(np.float32)  # half precision would round twice
+    if np.isnan(x).any():
+        raise UserError(
+            f"{np.isnan(x).mean():.1%} of the image values are NaN; the network or the sampler has diverged"
+        )
+    return np.rint((np.clip(x, -1, 1) + 1) * np.float32(127.5)).astype(np.uint8)
+
+
+def grid(images: np.ndarray, columns: int | None = None, padding: int = 2, scale: int | None = None) -> np.ndarray:
+    """One picture [H', W', C] of uint8 images [N, H, W, C] in reading order, padding pixels apart, on light gray.
+
+    Columns default to the squarest grid. Each image is enlarged by the integer scale, nearest neighbour; the default is
+    the least that makes its shorter side 48 pixels.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
+        raise ValueError(f"grid takes uint8 images [N, H, W, C], N > 0; got {images.dtype} {images.shape}")
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    scale = scale or _readable_scale(images, side=48)
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    n, h, w, c = images.shape
+    rows = math.ceil(n / columns)
+    picture = np.full((padding + rows * (h + padding), padding + columns * (w + padding), c), _BACKGROUND, np.uint8)
+    if c == 4:
+        picture[..., 3] = 255
+    for i, image in enumerate(images):
+        top, left = (padding + index * (side + padding) for index, side in zip(divmod(i, columns), (h, w), strict=True))
+        picture[top : top + h, left : left + w] = image
+    return picture
+
+
+def labelled_grid(
+    images: np.ndarray,
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    padding: int = 2,
+    scale: int | None = None,
+) -> np.ndarray:
+    """RGB picture [H', W', 3] of uint8 images [R, K, H, W, C] with R names at the left and K titles on top.
+
+    Either list may be empty. A long text is wrapped, then cut with an ellipsis. The default scale is the least that
+    makes the shorter side of an image 64 pixels.
+    """
+    r, k, h, w, _ = images.shape
+    for texts, n, kind in ((rows, r, "row"), (columns, k, "column")):
+        if texts and len(texts) != n:
+            raise ValueError(f"a grid of {n} {kind}s takes {n} {kind} labels; got {len(texts)}")
+    scale = scale or _readable_scale(images[0], side=64)
+    h, w = h * scale, w * scale
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 12)  # has Greek, Cyrillic
+    line = sum(font.getmetrics())
+    names = [_wrap(text, font, _LABEL_WIDTH, max(1, h // line)) for text in rows]
+    titles = [_wrap(text, font, w, 3) for text in columns]
+    margin = 6
+    left = math.ceil(max((font.getlength(text) for lines in names for text in lines), default=-margin)) + margin
+    top = line * max((len(lines) for lines in titles), default=0) + (margin // 2 if titles else 0)
+
+    tiles = _as_pil(grid(images.reshape(r * k, *images.shape[2:]), k, padding, scale)).convert("RGBA")
+    picture = Image.new("RGB", (left + tiles.width, top + tiles.height), (_BACKGROUND,) * 3)
+    picture.paste(tiles, (left, top), tiles)
+    draw = ImageDraw.Draw(picture)
+    for i, lines in enumerate(names):
+        y = top + padding + i * (h + padding) + (h - line * len(lines)) / 2
+        for j, text in enumerate(lines):
+            draw.text((left - margin / 2, y + j * line), text, _INK, font, anchor="ra")
+    for i, lines in enumerate(titles):
+        x = left + padding + i * (w + padding) + w / 2
+        for j, text in enumerate(lines):
+            draw.text((x, top - line * (len(lines) - j)), text, _INK, font, anchor="ma")
+    return np.asarray(picture)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """Pixels uint8 [H, W, C] or [H, W] as a PNG."""
+    if image.dtype != np.uint8:
+        raise TypeError(f"a PNG holds uint8 pixels; got {image.dtype}")
+    file = io.BytesIO()
+    _as_pil(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def save_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
+    """Writes uint8 [H, W, C] or [H, W] as a PNG, whole or not at all, creating parent folders."""
+    replace_file(path, encode_png(image))
+
+
+def curve_png(
+    path: str | os.PathLike[str],
+    records: Sequence[Mapping[str, float]],
+    name: str = "loss",
+    title: str = "training loss",
+    ylabel: str | None = None,
+) -> None:
+    """Writes a 960 x 540 PNG of name against "step": the points, their running mean, red ticks where not finite.
+
+    Records come in order of step; those without the name (evaluations, say) are passed over; ValueError if that is all.
+    The axis is logarithmic where all values are positive and span a decade.
+    """
+    points = [(record["step"], record[name]) for record in records if name in record]
+    if not points:
+        raise ValueError(f"no record holds {name!r}")
+    steps, values = np.asarray(points, np.float64).T
+    finite = np.isfinite(values)
+    values[~finite] = np.nan  # breaks the line
+
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel="step", ylabel=ylabel or name)
+    if len(points) < 20:
+        axes.plot(steps, values, "o-", ms=5, lw=1.2, color="#1f3f66", label="as logged")
+    else:
+        width = max(2, len(points) // 40)
+        size = 3 if len(points) > 200 else 5
+        axes.plot(steps, values, "o", ms=size, color="#6f9bd1", alpha=0.4, mew=0, label="as logged")
+        label = f"mean of {2 * width + 1} records"
+        axes.plot(steps, running_mean(values, width), color="#1f3f66", lw=1.8, label=label)
+    if finite.any() and np.nanmin(values) > 0 and np.nanmax(values) > 10 * np.nanmin(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    if not finite.all():
+        ends = np.repeat([[0.0], [0.04]], (~finite).sum(), axis=1)  # in heights of the plot
+        lines = axes.plot(np.tile(steps[~finite], (2, 1)), ends, color="#d62728", transform=axes.get_xaxis_transform())
+        lines[0].set_label("not finite")
+    if steps.min() == steps.max():
+        axes.set_xlim(steps[0] - 1, steps[0] + 1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.grid(alpha=0.3, lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper right")  # "best" takes seconds on a long run
+    file = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(file)
+    replace_file(path, file.getvalue())
+
+
+def running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """Mean [N] of values [N] over i - width .. i + width, NaN left out, and NaN where the value is NaN.
+
+    At the start the window narrows to a third on the right side, which keeps a steep first fall; at the end it is cut.
+    Each window is summed by itself, so that a spike of any height is gone once it is out of the window.
+    """
+    i = np.arange(len(values))
+    first = np.maximum(i - width, 0)
+    last = np.minimum(i + np.clip(i, width // 3, width) + 1, len(values))
+    known = ~np.isnan(values)
+    windows = np.stack([first, last], axis=1).ravel()  # every other sum of reduceat is of a window
+    total, count = (np.add.reduceat(np.append(a, 0.0), windows)[::2] for a in (np.where(known, values, 0), known))
+    return np.where(known, total / np.maximum(count, 1), np.nan)
+
+
+def _readable_scale(images: np.ndarray, side: int) -> int:
+    return math.ceil(side / min(images.shape[1:3], default=side))
+
+
+def _as_pil(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> list[str]:
+    """Text in at most that many lines, none wider than width pixels; what does not fit ends in an ellipsis."""
+    wrapped: list[str] = []
+    words = text.split()
+    while words and len(wrapped) < lines:
+        n = 1
+        while n < len(words) and font.getlength(" ".join(words[: n + 1])) <= width:
+            n += 1
+        wrapped.append(" ".join(words[:n]))
+        words = words[n:]
+    if words:
+        wrapped[-1] += " …"
+    return [_cut(line, font, width) for line in wrapped]
+
+
+def _cut(line: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    whole = line
+    while line and font.getlength(line if line == whole else line + "…") > width:
+        line = line[:-1]
+    return line if line == whole else line.rstrip(" …") + "…"
