@@ -1,0 +1,25 @@
+"""Class-conditional DDPM on scikit-learn's 1,797 handwritten digits, 8 x 8: the first run.
+
+diffusion-jax train --config=configs/digits.py --workdir=runs/digits
+diffusion-jax sample --workdir=runs/digits --out=samples --num=64 --label=3
+"""
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.config import base
+
+
+def get_config() -> ConfigDict:
+    config = base()
+    config.data.update(source="digits", height=8, width=8, channels=1, cache=True)
+    config.schedule = "cosine"
+    config.model.update(
+        channels=32, multipliers=(1, 2), blocks=1, attention=(2,), groups=8, dropout=0.1, num_classes=10
+    )
+    config.optimizer.update(learning_rate=1e-3, warmup=100, decay="cosine")
+    config.ema.decay = 0.999
+    config.train.update(steps=1300, batch_size=64)
+    config.log_every = 25
+    config.checkpoint.every = 325
+    config.sample.update(every=325, num=80, sampler="ddim", steps=50, guidance=2.0)
+    return config

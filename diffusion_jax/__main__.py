@@ -1,0 +1,6 @@
+"""python -m diffusion_jax is the same as diffusion-jax."""
+
+from diffusion_jax.cli.main import entry
+
+if __name__ == "__main__":
+    entry()

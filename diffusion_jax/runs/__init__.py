@@ -1,0 +1,1 @@
+"""What each command does, from a config or a workdir to files: the only place where all rooms meet."""

@@ -1,0 +1,102 @@
+"""`diffusion-jax sample`: a workdir to pictures."""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from diffusion_jax import build
+from diffusion_jax.errors import UserError
+from diffusion_jax.report import pictures
+from diffusion_jax.report.progress import progress
+from diffusion_jax.runs.trained import labels_for, restore, seeds_from
+from diffusion_jax.train.checkpoint import versions
+
+_MANIFEST = "manifest.json"
+
+_GRID = 400  # samples in the picture of all; more could not be told apart
+
+
+def sample(
+    root: Path,
+    out: Path,
+    *,
+    num: int,
+    seed: int,
+    labels: Sequence[str],
+    batch: int,
+    step: int | None,
+    average: bool,
+    overwrite: bool,
+    **overrides: object,
+) -> None:
+    """Draws num samples from a checkpoint of the workdir root into the folder out, which appears whole or not at all.
+
+    Sample i has seed `seed` + i. labels are taken in turn ("none" is the null class); without any, each sample's class
+    is drawn from its seed. step None is the newest checkpoint. overrides replace fields of the config's `Sampling`
+    where not None.
+    """
+    if batch < 1:
+        raise UserError(f"--batch is at least 1; got {batch}")
+    seeds = seeds_from(seed, num)
+    _check_out(out, overwrite)
+    trained = restore(root, step=step, average=average, overrides=overrides)
+    classes = labels_for(seeds, labels, trained.model.num_classes)
+    program = build.sample_program(trained.model, trained.how, trained.mesh)
+    size = -(-min(batch, num) // trained.share) * trained.share
+    images = []
+    with progress(num, description="sample", unit="samples") as bar:
+        for start in range(0, num, size):
+            take = np.arange(start, start + size).clip(max=num - 1)  # the last batch is padded: one compilation
+            images.append(pictures.to_uint8(np.asarray(program(trained.params, seeds[take], classes[take]))))
+            bar.update(min(start + size, num))
+    manifest = {
+        "workdir": str(root),
+        "checkpoint_step": trained.step,
+        "weights": trained.weights,
+        "sampling": dataclasses.asdict(trained.how),
+        "seeds": [int(seed), int(seed) + num - 1],
+        "labels": list(labels),
+        "shape": list(trained.model.shape),
+        "device": jax.devices()[0].device_kind,
+        "versions": versions(),
+    }
+    _write(out, np.concatenate(images)[:num], classes, seeds, manifest)
+    print(f"{num} samples of step {trained.step}: {out / 'grid.png'}")
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Raises unless out is new or empty, or holds samples that may be replaced."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out} is a file; give a folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(f"--out={out} already has files; give another folder, or --overwrite to replace its samples")
+    if not (out / _MANIFEST).is_file():
+        raise UserError(f"--out={out} has files but no {_MANIFEST}, so it is not a folder of samples; give another")
+
+
+def _write(out: Path, images: np.ndarray, labels: np.ndarray, seeds: np.ndarray, manifest: dict) -> None:
+    """Writes everything beside out, then moves it there."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        unfinished.chmod(0o755)  # mkdtemp makes it private
+        for i, image in enumerate(images):
+            (unfinished / f"{i:06d}.png").write_bytes(pictures.encode_png(image))
+        (unfinished / "grid.png").write_bytes(pictures.encode_png(pictures.grid(images[:_GRID])))
+        np.savez_compressed(unfinished / "samples.npz", images=images, labels=labels, seeds=seeds)
+        (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=2))
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(unfinished, out)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise

@@ -1,0 +1,52 @@
+"""Host batches to the devices, a few ahead of the step."""
+
+import collections
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from diffusion_jax.train.sharding import batch_sharding
+from diffusion_jax.train.step import Batch
+
+
+class HostBatches(Protocol):
+    """An endless iterator of this process's slices of the global batches, with a position that can be saved."""
+
+    def __next__(self) -> Mapping[str, np.ndarray]: ...
+
+    def get_state(self) -> Any:
+        """The position of the next batch, JSON-able."""
+        ...
+
+
+def device_batches(
+    host: HostBatches,
+    mesh: Mesh,
+    *,
+    names: Sequence[str] = ("image", "label"),
+    steps_per_dispatch: int = 1,
+    ahead: int = 2,
+) -> Iterator[tuple[Batch, Any]]:
+    """Endless (batch on the mesh, position after it); transfers run up to `ahead` dispatches before they are used.
+
+    Of each batch, the arrays called names that it has.
+
+    With steps_per_dispatch n > 1 the batches are [n, B, ...]. The position belongs to the batch handed out, however
+    many are under way, so that what a checkpoint stores is exactly what training has seen.
+    """
+    stacked = steps_per_dispatch > 1
+    sharding = batch_sharding(mesh, leading=int(stacked))
+
+    def transfer() -> tuple[Batch, Any]:
+        batches = [next(host) for _ in range(steps_per_dispatch)]
+        batch = jax.tree.map(lambda *arrays: np.stack(arrays), *batches) if stacked else batches[0]
+        on_mesh = {k: jax.make_array_from_process_local_data(sharding, batch[k]) for k in names if k in batch}
+        return on_mesh, host.get_state()
+
+    queue = collections.deque(transfer() for _ in range(ahead))
+    while True:
+        queue.append(transfer())
+        yield queue.popleft()

@@ -1,0 +1,104 @@
+"""Where every array lives: a mesh with axes data, fsdp and tensor, and rules from a parameter's path to its layout.
+
+The batch is split over data x fsdp. A parameter is split over `tensor` where a rule names its axis and over `fsdp`
+along its largest remaining axis; the optimizer state and the average follow their parameter, whose path ends theirs.
+"""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from diffusion_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+TENSOR_RULES: tuple[tuple[str, int], ...] = (
+    # Megatron's pairing (arXiv:1909.08053): the first of two matrices is split by output, the second by input,
+    # so that what lies between stays split and one all-reduce follows the pair.
+    (r"/(conv1|emb)/(kernel|bias)$", -1),
+    (r"/norm2/(scale|bias)$", -1),
+    (r"/conv2/kernel$", -2),
+    (r"attention[^/]*/(query|key|value)/(kernel|bias)$", -1),
+    (r"attention[^/]*/out/kernel$", -2),
+)
+"""(path pattern, axis split over `tensor`); the first match counts, arrays without one are not split over it."""
+
+_SMALLEST_SPLIT = 2**12  # elements; gathering less than this costs more than holding it
+
+
+def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = None) -> Mesh:
+    """The device mesh; a size of -1 takes the devices that the others leave."""
+    devices = jax.devices() if devices is None else devices
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    free = [name for name, size in sizes.items() if size == -1]
+    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    shape = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    if len(free) > 1 or min(sizes.values()) < -1 or fixed < 1 or (free and len(devices) % fixed):
+        raise UserError(f"mesh ({shape}) does not fit {len(devices)} devices; sizes are positive and one may be -1")
+    if free:
+        sizes[free[0]] = len(devices) // fixed
+    elif fixed != len(devices):
+        raise UserError(f"mesh ({shape}) has {fixed} places for {len(devices)} devices; set one size to -1")
+    return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
+    """Splits the batch axis, which `leading` unsplit axes precede, over data x fsdp."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * leading, ("data", "fsdp")))
+
+
+def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
+    """Raises unless every device gets an equal share of each micro-batch."""
+    share = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
+    if batch_size < 1 or batch_size % share:
+        raise UserError(
+            f"train.batch_size={batch_size} is not divisible by {share} "
+            f"(mesh data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']} x train.accumulate {accumulate})"
+        )
+
+
+def tree_sharding(tree: Any, mesh: Mesh, *, fsdp: bool = True) -> Any:
+    """The layout of every array of a tree (of arrays or their shapes) by its path; without fsdp, over tensor alone."""
+
+    def layout(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, partition(name, leaf.shape, mesh, fsdp=fsdp))
+
+    return jax.tree_util.tree_map_with_path(layout, tree)
+
+
+def partition(name: str, shape: tuple[int, ...], mesh: Mesh, *, fsdp: bool = True) -> PartitionSpec:
+    """The PartitionSpec of one array from its path ("params/down_0/block_0/conv1/kernel") and shape.
+
+    An axis that its mesh axis does not divide is left whole.
+    """
+    axes: list[str | None] = [None] * len(shape)
+    if mesh.shape["tensor"] > 1:
+        for pattern, axis in TENSOR_RULES:
+            if re.search(pattern, name):
+                if len(shape) >= -axis and shape[axis] % mesh.shape["tensor"] == 0:
+                    axes[axis] = "tensor"
+                break
+    if fsdp and mesh.shape["fsdp"] > 1 and np.prod(shape) >= _SMALLEST_SPLIT:
+        free = [i for i, axis in enumerate(axes) if axis is None and shape[i] % mesh.shape["fsdp"] == 0]
+        if free:
+            axes[max(free, key=lambda i: (shape[i], i))] = "fsdp"
+    return PartitionSpec(*axes)
+
+
+def gather(params: Any, mesh: Mesh) -> Any:
+    """Parameters as the network uses them, whole but for `tensor`: states inside a jit that fsdp splits storage only.
+
+    Without it the compiler carries the split of a kernel into the activations, with all-to-alls between layers.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return params
+    return jax.tree.map(jax.lax.with_sharding_constraint, params, tree_sharding(params, mesh, fsdp=False))

@@ -1,0 +1,25 @@
+"""The state of a training run: everything that a step changes."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+Params = Any
+"""A pytree of float32 arrays."""
+
+
+class TrainState(NamedTuple):
+    """What a step maps to the next: with the batch and the seed it determines everything that follows."""
+
+    step: Array  # int32 scalar: the number of steps done
+    params: Params
+    ema: Params  # exponential moving average of params
+    opt_state: optax.OptState
+    times: Any = ()  # what the drawing of times has learned from past losses; () where it learns nothing
+
+
+def create(params: Params, optimizer: optax.GradientTransformation, times: Any = ()) -> TrainState:
+    """The state before the first step; the average starts as a copy of the parameters."""
+    return TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params), times)

@@ -1,0 +1,113 @@
+"""The training step: a pure function of (state, batch, seed) and nothing else."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from diffusion_jax.train import ema
+from diffusion_jax.train.state import Params, TrainState
+
+Batch = Mapping[str, Array]
+"""Named arrays, each with a leading axis B."""
+
+Metrics = dict[str, Any]
+"""Scalars, and a `Binned`; with a leading axis n where n steps were one dispatch."""
+
+Step = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
+"""(state, batch, seed key) -> (next state, metrics)."""
+
+TIME_BINS = 10
+
+
+class Binned(NamedTuple):
+    """Sums of a quantity in each of k equal parts of (0, 1], so that means over many steps are exact."""
+
+    total: Array  # [k]
+    weight: Array  # [k]: how many values each part got
+
+
+class Examples(NamedTuple):
+    """What a step draws for a batch; every leaf leads with B."""
+
+    x0: Array  # [B, ...]
+    cond: Any
+    t: Array  # [B]
+    eps: Array  # as x0
+    weight: Array  # [B]: what makes the mean loss unbiased where t is not drawn uniformly
+
+
+def train_step(
+    draw: Callable[[Array, Batch, Any], Examples],
+    loss: Callable[[Params, Examples, Array], Array],
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float,
+    ema_warmup: bool,
+    accumulate: int = 1,
+    learn_times: Callable[[Any, Array, Array], Any] = lambda times, t, losses: times,
+) -> Step:
+    """One step of stochastic gradient descent on the mean of weight * loss(params, examples, dropout key).
+
+    draw(key, batch, state.times) makes every random choice but dropout for the whole batch at once and loss gives one
+    number an example [b]; so a step accumulated over micro-batches equals the step on the whole batch, dropout aside.
+    learn_times(state.times, t [B], losses [B]) follows. Randomness is fold_in(seed, step): a resumed run draws what the
+    uninterrupted one would have.
+    """
+
+    def mean_loss(params: Params, examples: Examples, key: Array) -> tuple[Array, Array]:
+        losses = loss(params, examples, key)
+        return jnp.mean(examples.weight * losses), losses
+
+    value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
+
+    def gradient(params: Params, examples: Examples, key: Array) -> tuple[tuple[Array, Array], Params]:
+        if accumulate == 1:
+            return value_and_grad(params, examples, key)
+
+        def add(total, inputs):
+            (value, losses), grads = value_and_grad(params, *inputs)
+            return jax.tree.map(jnp.add, total, (value, grads)), losses
+
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        micro = jax.tree.map(lambda a: _split(a, accumulate), examples)
+        total, losses = jax.lax.scan(add, zero, (micro, jax.random.split(key, accumulate)))
+        value, grads = jax.tree.map(lambda a: a / accumulate, total)
+        return (value, jnp.swapaxes(losses, 0, 1).reshape(-1)), grads
+
+    def step(state: TrainState, batch: Batch, seed: Array) -> tuple[TrainState, Metrics]:
+        draw_key, dropout_key = jax.random.split(jax.random.fold_in(seed, state.step))
+        examples = draw(draw_key, batch, state.times)
+        (value, losses), grads = gradient(state.params, examples, dropout_key)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = ema.update(state.ema, params, ema.decay_at(state.step, ema_decay, ema_warmup))
+        times = learn_times(state.times, examples.t, losses)
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "loss_by_time": by_time(examples.t, losses)}
+        return TrainState(state.step + 1, params, average, opt_state, times), metrics
+
+    return step
+
+
+def by_time(t: Array, losses: Array) -> Binned:
+    """The losses [B] at times t [B] in (0, 1], summed in each of `TIME_BINS` parts."""
+    bins = jnp.clip(jnp.ceil(t * TIME_BINS).astype(jnp.int32) - 1, 0, TIME_BINS - 1)
+    inside = jax.nn.one_hot(bins, TIME_BINS, dtype=jnp.float32)  # [B, k]
+    return Binned(losses.astype(jnp.float32) @ inside, inside.sum(axis=0))
+
+
+def _split(a: Array, parts: int) -> Array:
+    """[B, ...] -> [parts, B / parts, ...], example i in part i % parts: a sharded batch stays on its devices."""
+    return jnp.swapaxes(a.reshape(-1, parts, *a.shape[1:]), 0, 1)
+
+
+def several(step: Step) -> Step:
+    """The step on n batches [n, B, ...] one after another in one dispatch; metrics are [n]."""
+
+    def steps(state: TrainState, batches: Batch, seed: Array) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(lambda state, batch: step(state, batch, seed), state, batches)
+
+    return steps

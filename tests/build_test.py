@@ -1,0 +1,109 @@
+"""From configs to objects: every config builds, and the sampling program keeps its promises."""
+
+import dataclasses
+import importlib
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import tiny
+from diffusion_jax import build
+from diffusion_jax import config as configs
+from diffusion_jax.errors import UserError
+from diffusion_jax.train import sharding
+
+# float32 rounding, which guidance and a random network amplify over the steps; another seed differs by 0.1 and more.
+ROUNDING = 3e-4
+
+CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_builds(name):
+    """Its keys are known, and one training step of its network can be traced; nothing is allocated or compiled."""
+    config = configs.check(importlib.import_module(f"configs.{name}").get_config())
+    assert importlib.import_module(f"configs.{name}").__doc__
+    model = build.model(config)
+    state = build.abstract_state(config, model)
+    mesh = sharding.mesh(devices=jax.devices()[:1])
+    batch = {
+        "image": jax.ShapeDtypeStruct((config.train.batch_size, *model.shape), np.float32),
+        "label": jax.ShapeDtypeStruct((config.train.batch_size,), np.int32),
+    }
+    after, metrics = jax.eval_shape(build.train_step(config, model, mesh), state, batch, jax.random.key(0))
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype(np.float32)}
+    assert metrics["loss"].shape == ()
+    build.sample_program(model, build.sampling(config), mesh)
+
+
+def test_the_cifar10_network_has_the_papers_size():
+    config = importlib.import_module("configs.ddpm_cifar10").get_config()
+    params = build.abstract_state(config, build.model(config)).params
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 35_746_307
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """A model, parameters that do something, and a function that samples seeds on a number of devices."""
+    model = build.model(tiny.get_config())
+    params = jax.tree.map(lambda p: p + 0.02, model.init(jax.random.key(1)))
+    how = dataclasses.replace(build.sampling(tiny.get_config()), sampler="ddpm", steps=4, guidance=2.0)
+
+    def draw(seeds, devices=1):
+        mesh = sharding.mesh(devices=jax.devices()[:devices])
+        seeds = np.asarray(seeds, np.int32)
+        return np.asarray(build.sample_program(model, how, mesh)(params, seeds, seeds % 11))
+
+    return draw
+
+
+def test_sample_i_is_the_same_in_any_batch_and_on_any_devices(drawn):
+    """Batches of 1, 7 and 64; 1 and 8 devices; in any order: equal to f32 rounding."""
+    whole = drawn(range(64))
+    assert np.abs(whole - np.roll(whole, 1, axis=0)).max(axis=(1, 2, 3)).min() > 0.1  # they do differ from each other
+    for i in (0, 63):
+        np.testing.assert_allclose(drawn([i])[0], whole[i], atol=ROUNDING)
+    np.testing.assert_allclose(drawn(range(20, 27)), whole[20:27], atol=ROUNDING)
+    np.testing.assert_allclose(drawn(range(64), devices=8), whole, atol=ROUNDING)
+    np.testing.assert_allclose(drawn(range(63, -1, -1), devices=8)[::-1], whole, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "score(sigma_data=0.5)"])
+def test_noise_prediction_is_refused_where_the_schedule_ends_without_signal(prediction):
+    config = tiny.get_config()
+    config.schedule, config.prediction = "cosine | zero_snr", prediction
+    with pytest.raises(UserError, match="ends without signal; choose v, x0, edm or flow"):
+        build.model(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"guidance_rescale": 2.0, "guidance": 2.0}, "phi in [0, 1]"),
+        ({"guidance_rescale": 0.5}, "need a guidance other than 1"),
+        ({"guidance_interval": (1.0,), "guidance": 2.0}, "guidance_interval is (low, high)"),
+        ({"guidance_interval": (3.0, 1.0), "guidance": 2.0}, "0 <= low < high"),
+        ({"threshold": "dynamic(percentile=2.0)"}, "percentile in (0, 1]"),
+        ({"threshold": "static(low=1.0)"}, "low < high"),
+        ({"threshold": "hard"}, "unknown threshold 'hard'; choose from dynamic, none, static"),
+        ({"sampler": "heun(s_churn=-1.0)"}, "s_churn >= 0"),
+        ({"steps": 0}, "at least 1 step"),
+    ],
+)
+def test_bad_sampling_is_refused_before_anything_is_traced(change, message):
+    config = tiny.get_config()
+    how = dataclasses.replace(build.sampling(config), **change)
+    with pytest.raises(UserError, match=re.escape(message)):
+        build.sample_program(build.model(config), how, sharding.mesh())
+
+
+def test_guidance_needs_classes():
+    config = tiny.get_config()
+    config.model.num_classes = 0
+    how = dataclasses.replace(build.sampling(config), guidance=2.0)
+    with pytest.raises(UserError, match="guidance 2.0 needs a class-conditional model"):
+        build.sample_program(build.model(config), how, sharding.mesh())

@@ -1,0 +1,268 @@
+"""The commands as a user runs them: what they write, and what they say to bad input."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.cli.main import main
+from diffusion_jax.report.metrics import read_metrics
+from diffusion_jax.train.checkpoint import Checkpoints
+
+ROOT = Path(__file__).parents[2]
+TINY = f"--config={ROOT / 'configs/tiny.py'}"
+
+
+def train(workdir, *overrides):
+    return main(["train", TINY, f"--workdir={workdir}", *overrides])
+
+
+def sample(workdir, out, *flags):
+    return main(["sample", f"--workdir={workdir}", f"--out={out}", *flags])
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs") / "tiny"
+    assert train(root) == 0
+    return root
+
+
+def test_training_writes_all_it_promises(workdir):
+    records = read_metrics(workdir / "metrics.jsonl")
+    assert [record["step"] for record in records] == [5, 10, 15, 20]
+    assert all(np.isfinite(record["loss"]) and record["images_per_second"] > 0 for record in records)
+    assert json.loads((workdir / "config.json").read_text())["model"]["channels"] == 8
+    for picture in ("samples/00000010.png", "samples/00000020.png", "loss.png"):
+        assert Image.open(workdir / picture).size > (100, 100)
+    assert "conv_in/kernel" in (workdir / "parameters.txt").read_text()
+    assert list((workdir / "tensorboard").iterdir())
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["10", "20"]
+
+
+def test_sampling_needs_only_the_workdir(workdir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sample(workdir, "out", "--num=5", "--label=3", "--label=none", "--guidance=2.0", "--seed=7") == 0
+    out = tmp_path / "out"
+    names = [f"{i:06d}.png" for i in range(5)]
+    assert sorted(path.name for path in out.iterdir()) == [*names, "grid.png", "manifest.json", "samples.npz"]
+    arrays = np.load(out / "samples.npz")
+    assert arrays["images"].shape == (5, 8, 8, 1)
+    assert arrays["images"].dtype == np.uint8
+    assert arrays["labels"].tolist() == [3, 10, 3, 10, 3]
+    assert arrays["seeds"].tolist() == [7, 8, 9, 10, 11]
+    np.testing.assert_array_equal(np.asarray(Image.open(out / names[2])), arrays["images"][2, ..., 0])
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["checkpoint_step"] == 20
+    assert {key: manifest["sampling"][key] for key in ("sampler", "steps", "guidance", "threshold")} == {
+        "sampler": "ddim",
+        "steps": 5,
+        "guidance": 2.0,
+        "threshold": "static",
+    }
+    assert manifest["versions"]["jax"] == jax.__version__
+
+
+def test_a_sample_depends_on_its_seed_alone(workdir, tmp_path):
+    """Not on the batch it is drawn in, nor on where the run of seeds starts; classes are drawn from the seed too."""
+    assert sample(workdir, tmp_path / "a", "--num=24", "--batch=24") == 0
+    assert sample(workdir, tmp_path / "b", "--num=20", "--batch=8", "--seed=4") == 0
+    a, b = (np.load(tmp_path / name / "samples.npz") for name in "ab")
+    np.testing.assert_array_equal(a["labels"][4:], b["labels"])
+    difference = a["images"][4:].astype(int) - b["images"]
+    assert np.abs(difference).max() <= 1  # one level of 256: f32 rounding may tip a pixel
+
+
+def test_an_older_checkpoint_and_raw_parameters_can_be_chosen(workdir, tmp_path):
+    for name, flags in {"new": [], "old": ["--step=10"], "raw": ["--noema"]}.items():
+        assert sample(workdir, tmp_path / name, "--num=4", *flags) == 0
+    manifests = {name: json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("new", "old", "raw")}
+    assert manifests["old"]["checkpoint_step"] == 10
+    assert manifests["raw"]["weights"] == "params"
+    images = {name: np.load(tmp_path / name / "samples.npz")["images"] for name in manifests}
+    assert (images["new"] != images["old"]).any()
+    assert (images["new"] != images["raw"]).any()
+
+
+def test_overwrite_replaces_samples_and_nothing_else(workdir, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert sample(workdir, out, "--num=4") == 0
+    assert sample(workdir, out, "--num=2") == 2
+    assert "already has files" in capsys.readouterr().err
+    assert (out / "000003.png").exists()
+    assert sample(workdir, out, "--num=2", "--overwrite") == 0
+    assert not (out / "000003.png").exists()
+    (out / "manifest.json").unlink()
+    assert sample(workdir, out, "--num=2", "--overwrite") == 2
+    assert "not a folder of samples" in capsys.readouterr().err
+    assert (out / "000001.png").exists()
+
+
+def state_of(workdir, step):
+    """Every array of a checkpoint, as bytes."""
+    import orbax.checkpoint as ocp
+
+    from diffusion_jax.train.checkpoint import TREES
+
+    with ocp.CheckpointManager((workdir / "checkpoints").absolute(), item_names=TREES) as manager:
+        restored = manager.restore(step, args=ocp.args.Composite(**{t: ocp.args.StandardRestore() for t in TREES}))
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves([restored[tree] for tree in TREES])]
+
+
+def test_resumed_training_has_the_same_bits(tmp_path):
+    """Train 20 = train 10, stop, resume 10: dropout, flips, EMA, accumulation, dropped labels, learned times."""
+    overrides = ["--config.data.flip=True", "--config.train.accumulate=2", "--config.times=loss_second_moment"]
+    assert train_on_one_device(tmp_path / "whole", *overrides) == 0
+    assert train_on_one_device(tmp_path / "parts", *overrides, "--config.train.steps=10") == 0
+    assert train_on_one_device(tmp_path / "parts", *overrides, "--config.train.steps=20") == 0
+    whole, parts = (state_of(tmp_path / name, 20) for name in ("whole", "parts"))
+    assert len(whole) > 200
+    assert whole == parts
+    whole, parts = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
+    assert [(r["step"], r["loss"]) for r in whole] == [(r["step"], r["loss"]) for r in parts]
+
+
+def train_on_one_device(workdir, *overrides):
+    with pytest.MonkeyPatch.context() as patch:
+        devices = jax.devices()[:1]
+        patch.setattr(jax, "devices", lambda *_: devices)
+        return train(workdir, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--config.trian.steps=3"], "unknown config key: 'trian' Did you mean \"train\""),
+        (["--config.train.steps=many"], "invalid literal for int"),
+        (["--config.train.steps=0"], "train.steps=0 and train.steps_per_dispatch=1 are at least 1"),
+        (["--config.train.batch_size=12"], "train.batch_size=12 is not divisible by 8"),
+        (["--config.mesh.fsdp=3"], "does not fit 8 devices"),
+        (["--config.data.height=9"], "every side must be a multiple of 2; got 9 x 8"),
+        (["--config.model.groups=3"], "8 channels cannot be normalized in 3 groups"),
+        (["--config.model.num_classes=7"], "has 10 classes"),
+        (["--config.schedule=cosin"], "unknown schedule 'cosin'; choose from"),
+        (["--config.sample.sampler=ddim(eta=2)"], "eta in [0, 1]"),
+        (["--config.sample.steps=101"], "the schedule has 100 steps"),
+        (["--config.train.steps_per_dispatch=3"], "is not a multiple of train.steps_per_dispatch=3"),
+        (["--config.data.source=folder:/nowhere"], "/nowhere"),
+        (["--config.data.source=nowhere"], "nowhere"),
+        (["--config.optimizer.name=sgd"], "unknown optimizer.name 'sgd'"),
+        (["--config.model.dtype=float16"], "unknown model.dtype 'float16'"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--frobnicate=1"], "Unknown command line flag 'frobnicate'"),
+    ],
+)
+def test_bad_training_input_is_one_sentence_and_writes_nothing(tmp_path, capsys, overrides, message):
+    assert train(tmp_path / "run", *overrides) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def image_folder(root, *, size=(9, 9)):
+    """Three classes of four PNGs."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        path = root / "abc"[i % 3] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(path)
+    return root
+
+
+FOLDER = [
+    "--config.model.num_classes=0",
+    "--config.data.channels=3",
+    "--config.train.steps=2",
+    "--config.sample.every=0",
+]
+
+
+def test_a_corrupt_image_is_named(tmp_path, capsys):
+    """It is found while training, in the pipeline's threads, and still is one sentence."""
+    folder = image_folder(tmp_path / "images")
+    broken = folder / "b" / "4.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    assert train(tmp_path / "run", f"--config.data.source=folder:{folder}", *FOLDER) == 2
+    error = capsys.readouterr().err
+    assert "b/4.png" in error
+    assert error.count("\n") == 1
+
+
+def test_an_empty_folder_is_refused(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    assert train(tmp_path / "run", f"--config.data.source=folder:{tmp_path / 'images'}", *FOLDER) == 2
+    assert "images" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert train(tmp_path / "file" / "run") == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "file") in error
+    assert error.count("\n") == 1
+
+
+def test_a_workdir_of_another_network_is_left_as_it_is(workdir, capsys):
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    assert train(workdir, "--config.model.channels=16") == 2
+    error = capsys.readouterr().err
+    assert "is of another network: conv_in/bias is float32[8] in the checkpoint, float32[16] here" in error
+    assert error.count("\n") == 1
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--label=10"], "--label is a class from 0 to 9, or none; got 10"),
+        (["--label=cat"], "--label is a class from 0 to 9, or none; got cat"),
+        (["--steps=0"], "at least 1 step; got 0"),
+        (["--steps=1000"], "the schedule has 100 steps"),
+        (["--num=0"], "--num is at least 1; got 0"),
+        (["--batch=0"], "--batch is at least 1; got 0"),
+        (["--guidance_interval=low"], "--guidance_interval is two numbers"),
+        (["--guidance_rescale=3", "--guidance=2"], "phi in [0, 1]"),
+        (["--seed=-1"], "--seed is at least 0"),
+        (["--sampler=dpm"], "unknown sampler 'dpm'"),
+        (["--grid=log"], "unknown time grid 'log'"),
+        (["--step=15"], "no checkpoint of step 15"),
+        (["--num=many"], "many"),
+    ],
+)
+def test_bad_sampling_input_is_one_sentence_and_writes_nothing(workdir, tmp_path, capsys, flags, message):
+    assert sample(workdir, tmp_path / "out", *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_to_sample_from(workdir, tmp_path, capsys):
+    assert sample(tmp_path / "none", tmp_path / "out") == 2
+    assert "is not a workdir" in capsys.readouterr().err
+    (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "begun" / "config.json").write_text((workdir / "config.json").read_text())
+    assert sample(tmp_path / "begun", tmp_path / "out") == 2
+    assert "no checkpoint in" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_command_and_help(capsys):
+    assert main(["trian"]) == 2
+    assert "unknown command 'trian'; choose from train, sample" in capsys.readouterr().err
+    assert main([]) == 0
+    assert main(["sample", "--help"]) == 0
+    assert "--guidance" in capsys.readouterr().out
+    assert main(["sample"]) == 2
+
+
+def test_checkpoints_are_kept_by_number_and_interval(tmp_path):
+    overrides = ["--config.checkpoint.every=2", "--config.checkpoint.keep=2", "--config.checkpoint.keep_every=8"]
+    assert train(tmp_path / "run", *overrides, "--config.sample.every=0") == 0
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True)
+    assert checkpoints.steps() == [8, 16, 18, 20]

@@ -1,0 +1,75 @@
+"""Learning rates and optimizers against their formulas."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.train import ema, optimizer
+
+
+def test_warmup_rises_linearly_to_the_peak():
+    rate = optimizer.learning_rate(0.5, warmup=10, decay="constant", steps=100)
+    np.testing.assert_allclose([rate(n) for n in range(12)], 0.5 * np.minimum(np.arange(1, 13) / 10, 1), rtol=1e-6)
+
+
+def test_cosine_ends_at_zero_after_the_warmup():
+    rate = optimizer.learning_rate(0.5, warmup=10, decay="cosine", steps=110)
+    after = np.arange(0, 101)
+    expected = 0.5 * 0.5 * (1 + np.cos(np.pi * after / 100))
+    np.testing.assert_allclose([rate(10 + n) for n in after], expected, atol=1e-6)
+
+
+def test_adamw_step_is_the_papers():
+    """Decoupled weight decay, arXiv:1711.05101, algorithm 2, re-derived for the first step."""
+    p, g, rate, decay, eps = np.array([2.0, -3.0]), np.array([0.3, -0.1]), 0.1, 0.01, 1e-8
+    tx = optimizer.optimizer("adamw", lambda _: rate, b1=0.9, b2=0.99, eps=eps, weight_decay=decay, clip=0)
+    updates, _ = tx.update(jnp.array(g), tx.init(jnp.array(p)), jnp.array(p))
+    np.testing.assert_allclose(updates, -rate * (g / (np.abs(g) + eps) + decay * p), rtol=1e-5)
+
+
+def test_clipping_scales_the_global_norm():
+    tx = optimizer.optimizer("adam", lambda _: 1.0, b1=0.0, b2=0.0, eps=1e9, weight_decay=0.0, clip=1.0)
+    grads = {"a": jnp.array([30.0]), "b": jnp.array([40.0])}
+    updates, _ = tx.update(
+        grads, tx.init(grads), grads
+    )  # an enormous eps makes Adam's step proportional to the gradient
+    np.testing.assert_allclose([updates["a"][0] * -1e9, updates["b"][0] * -1e9], [0.6, 0.8], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"name": "sgd"}, "unknown optimizer.name 'sgd'; choose from adam, adamw"),
+        ({"weight_decay": 0.1}, "needs optimizer.name='adamw'"),
+    ],
+)
+def test_wrong_optimizers_are_named(wrong, message):
+    options = {"name": "adam", "b1": 0.9, "b2": 0.99, "eps": 1e-8, "weight_decay": 0.0, "clip": 0.0} | wrong
+    with pytest.raises(UserError, match=message):
+        optimizer.optimizer(options.pop("name"), lambda _: 0.1, **options)
+
+
+def test_average_is_the_weighted_sum_of_its_history():
+    history = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    average = jnp.array(history[0])
+    for p in history[1:]:
+        average = ema.update(average, jnp.array(p), jnp.float32(0.8))
+    weights = np.array([0.8**19] + [0.2 * 0.8 ** (19 - n) for n in range(1, 20)])
+    np.testing.assert_allclose(average, weights @ history, rtol=1e-5)
+
+
+def test_average_of_a_constant_is_exactly_the_constant():
+    p = jnp.array([0.1, 1e-7, 3e5])
+    assert (ema.update(p, p, jnp.float32(0.3)) == p).all()
+
+
+def test_warmup_forgets_the_initialisation():
+    """With warm-up the first parameters weigh 10! / (n + 10)! ...: under 1e-3 after 50 steps, against 0.99 without."""
+    with_warmup = without = 1.0
+    for n in range(50):
+        with_warmup *= float(ema.decay_at(jnp.int32(n), 0.9999, warmup=True))
+        without *= float(ema.decay_at(jnp.int32(n), 0.9999, warmup=False))
+    assert with_warmup < 1e-3
+    assert without > 0.99
+    assert float(ema.decay_at(jnp.int32(10**7), 0.9999, warmup=True)) == pytest.approx(0.9999)

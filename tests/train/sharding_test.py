@@ -1,0 +1,63 @@
+"""Meshes, and the rules from paths to layouts."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.train import sharding
+
+
+def test_minus_one_takes_the_rest():
+    assert dict(sharding.mesh(-1, 2, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(sharding.mesh(1, -1, 1).shape) == {"data": 1, "fsdp": 8, "tensor": 1}
+
+
+@pytest.mark.parametrize("sizes", [(-1, 3, 1), (-1, -1, 1), (3, 1, 1), (0, 1, 1), (16, 1, 1), (-2, 1, 1)])
+def test_a_mesh_that_does_not_fit_is_refused(sizes):
+    with pytest.raises(UserError, match="8 devices"):
+        sharding.mesh(*sizes)
+
+
+def test_a_batch_the_mesh_cannot_divide_is_refused():
+    mesh = sharding.mesh(4, 2, 1)
+    sharding.check_batch(mesh, 32, accumulate=4)
+    with pytest.raises(UserError, match=r"train.batch_size=12 is not divisible by 8 .mesh data 4 x fsdp 2 x"):
+        sharding.check_batch(mesh, 12)
+    with pytest.raises(UserError, match="not divisible by 32"):
+        sharding.check_batch(mesh, 8, accumulate=4)
+
+
+CASES = [
+    ("params/down_0/block_0/conv1/kernel", (3, 3, 64, 128), P(None, None, "fsdp", "tensor")),
+    ("params/down_0/block_0/conv2/kernel", (3, 3, 128, 256), P(None, None, "tensor", "fsdp")),
+    ("opt_state/1/0/mu/mid/block_0/conv1/kernel", (3, 3, 64, 128), P(None, None, "fsdp", "tensor")),
+    ("ema/mid/attention/query/kernel", (256, 256), P("fsdp", "tensor")),
+    ("ema/mid/attention/out/kernel", (256, 256), P("tensor", "fsdp")),
+    ("params/conv_in/kernel", (3, 3, 3, 1024), P(None, None, None, "fsdp")),
+    ("params/norm_out/scale", (128,), P(None)),
+    ("params/odd/conv1/kernel", (3, 3, 1001, 1003), P(None, None, None, None)),
+    ("step", (), P()),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "expected"), CASES)
+def test_rules(name, shape, expected):
+    assert sharding.partition(name, shape, sharding.mesh(2, 2, 2)) == expected
+
+
+def test_one_device_splits_nothing():
+    mesh = sharding.mesh(devices=jax.devices()[:1])
+    for name, shape, _ in CASES:
+        assert set(sharding.partition(name, shape, mesh)) <= {None}
+
+
+def test_gather_states_whole_arrays_but_for_tensor():
+    mesh = sharding.mesh(2, 2, 2)
+    kernel = np.ones((3, 3, 64, 128), np.float32)
+    tree = {"block_0": {"conv1": {"kernel": kernel}}, "conv_in": {"kernel": kernel}}
+    placed = jax.device_put(tree, sharding.tree_sharding(tree, mesh))
+    gathered = jax.jit(lambda t: sharding.gather(t, mesh))(placed)
+    assert gathered["block_0"]["conv1"]["kernel"].sharding.spec == P(None, None, None, "tensor")
+    assert gathered["conv_in"]["kernel"].sharding.is_fully_replicated

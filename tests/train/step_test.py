@@ -1,0 +1,176 @@
+"""The training step: what it may and may not depend on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny
+from diffusion_jax import build
+from diffusion_jax.train import sharding
+from diffusion_jax.train import step as steps
+
+
+def config_of(**changes):
+    config = tiny.get_config()
+    config.model.update(dropout=0.0, multipliers=(1,), attention=())  # half the compilation of the whole tiny net
+    config.optimizer.eps = 1e-3
+    config.train.batch_size = 16
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    return config
+
+
+def batch_of(n=16, seed=0):
+    rng = np.random.default_rng(seed)
+    image = rng.uniform(-1, 1, (n, 8, 8, 1)).astype(np.float32)
+    return {"image": image, "label": rng.integers(0, 10, n).astype(np.int32)}
+
+
+def run(config, count=3, devices=None):
+    """The state after `count` steps, the losses, and the state's layout."""
+    mesh = sharding.mesh(**config.mesh.to_dict(), devices=devices or jax.devices()[:1])
+    model = build.model(config)
+    state = build.initial_state(config, model, mesh)
+    step = build.compiled_step(config, model, mesh)
+    losses = []
+    for n in range(count):
+        batch = jax.device_put(batch_of(config.train.batch_size, n), sharding.batch_sharding(mesh))
+        state, metrics = step(state, batch, jax.random.key(0))
+        losses.append(float(metrics["loss"]))
+    return jax.device_get(state), losses, state
+
+
+def shifted(state):
+    """The state with a network whose output, unlike the initial one's, is not zero whatever its input."""
+    return state._replace(params=jax.tree.map(lambda p: p + 0.1, state.params))
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return run(config_of())
+
+
+def assert_trees_close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (4, 2, 1), (2, 2, 2)], ids=["data", "fsdp", "tensor"])
+def test_any_mesh_gives_the_same_step(alone, mesh, monkeypatch):
+    """Three steps from the same state; Adam's epsilon is large enough not to make steps of rounding noise."""
+    monkeypatch.setattr(sharding, "_SMALLEST_SPLIT", 1)  # split even the tiny net's arrays
+    data, fsdp, tensor = mesh
+    config = config_of(mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor)
+    state, losses, placed = run(config, devices=jax.devices())
+    np.testing.assert_allclose(losses, alone[1], rtol=1e-5)
+    assert_trees_close(state.params, alone[0].params, atol=1e-5)
+    assert_trees_close(state.ema, alone[0].ema, atol=1e-5)
+    specs = {str(a.sharding.spec) for a in jax.tree.leaves((placed.params, placed.opt_state))}
+    assert any("fsdp" in spec for spec in specs) == (fsdp > 1)
+    assert any("tensor" in spec for spec in specs) == (tensor > 1)
+
+
+def test_accumulation_equals_the_whole_batch(alone):
+    state, losses, _ = run(config_of(train__accumulate=4))
+    np.testing.assert_allclose(losses, alone[1], rtol=1e-5)
+    assert_trees_close(state.params, alone[0].params, atol=1e-5)
+
+
+def test_several_steps_in_one_dispatch_are_the_same_steps(alone):
+    config = config_of()
+    mesh = sharding.mesh(devices=jax.devices()[:1])
+    model = build.model(config)
+    several = jax.jit(steps.several(build.train_step(config, model, mesh)))
+    batches = jax.tree.map(lambda *arrays: np.stack(arrays), *(batch_of(seed=n) for n in range(3)))
+    state, metrics = several(build.initial_state(config, model, mesh), batches, jax.random.key(0))
+    np.testing.assert_allclose(metrics["loss"], alone[1], rtol=1e-6)
+    assert int(state.step) == 3
+
+
+@pytest.fixture(scope="module")
+def dropping():
+    """A step with dropout and half of the labels dropped, not donating, and a state to start from."""
+    config = config_of(model__dropout=0.3, label_dropout=0.5)
+    model = build.model(config)
+    mesh = sharding.mesh(devices=jax.devices()[:1])
+    return jax.jit(build.train_step(config, model, mesh)), shifted(build.initial_state(config, model, mesh))
+
+
+def test_a_step_depends_on_state_batch_and_seed_alone(dropping):
+    step, start = dropping
+    once, _ = step(start, batch_of(), jax.random.key(0))
+    again, _ = step(start, batch_of(), jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, once, again)
+    losses = {
+        float(step(state, batch, key)[1]["loss"])
+        for state, batch, key in [
+            (start, batch_of(), jax.random.key(0)),
+            (start._replace(step=jnp.int32(1)), batch_of(), jax.random.key(0)),
+            (start, batch_of(seed=1), jax.random.key(0)),
+            (start, batch_of(), jax.random.key(1)),
+        ]
+    }
+    assert len(losses) == 4
+
+
+def test_label_dropout_replaces_labels_by_the_null_class(dropping):
+    """At a rate of 1/2, changing one example's label changes the loss for about half of the examples, and no more."""
+    step, start = dropping
+    batch = batch_of()
+
+    def loss(labels):
+        return float(step(start, batch | {"label": labels}, jax.random.key(0))[1]["loss"])
+
+    changed = [np.where(np.arange(16) == i, (batch["label"] + 1) % 10, batch["label"]) for i in range(16)]
+    kept = sum(loss(labels) != loss(batch["label"]) for labels in changed)
+    assert 3 <= kept <= 13  # 16 fair coins: outside with probability 0.4%, and the seed is fixed
+
+
+def test_the_loss_falls():
+    config = config_of(train__batch_size=64, optimizer__learning_rate=5e-3)
+    mesh = sharding.mesh(devices=jax.devices()[:1])
+    model = build.model(config)
+    step = build.compiled_step(config, model, mesh)
+    state, losses = build.initial_state(config, model, mesh), []
+    batch = {"image": jnp.zeros((64, 8, 8, 1)) + 0.5, "label": jnp.zeros(64, jnp.int32)}
+    for _ in range(60):
+        state, metrics = step(state, batch, jax.random.key(0))
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-10:]) < 0.5 * losses[0]
+
+
+def test_importance_sampled_times_learn_where_the_loss_is():
+    """The history fills, is part of the state, and then draws times of larger loss more often, weighted down for it."""
+    config = config_of(schedule="cosine(steps=4)", times="loss_second_moment(history=2)", train__batch_size=64)
+    config.sample.steps = 4
+    mesh = sharding.mesh(devices=jax.devices()[:1])
+    model = build.model(config)
+    step = jax.jit(build.train_step(config, model, mesh))
+    state = build.initial_state(config, model, mesh)
+    for n in range(3):
+        state, metrics = step(state, batch_of(64, n), jax.random.key(0))
+    assert (np.asarray(state.times.counts) > 2).all()
+    assert np.asarray(state.times.losses).min() > 0
+    assert np.isfinite(float(metrics["loss"]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prediction": "v", "weighting": "min_snr(gamma=5.0)", "distance": "huber"},
+        {"prediction": "eps(learned_variance=True)"},
+        {"prediction": "eps(learned_variance=True)", "objective": "vlb", "times": "loss_second_moment"},
+        {"schedule": "linear(steps=100) | zero_snr", "prediction": "v"},
+        {"schedule": "edm", "prediction": "edm", "times": "log_normal", "weighting": "edm"},
+        {"schedule": "rectified_flow | time_shift(scale=3.0)", "prediction": "flow", "times": "logit_normal"},
+        {"schedule": "ve", "prediction": "score(sigma_data=0.5)", "times": "low_discrepancy", "weighting": "elbo"},
+    ],
+    ids=lambda changes: " ".join(changes.values()),
+)
+def test_each_formulation_takes_a_finite_step(changes):
+    config = config_of(**changes)
+    mesh = sharding.mesh(devices=jax.devices()[:1])
+    model = build.model(config)
+    state, metrics = jax.jit(build.train_step(config, model, mesh))(
+        build.initial_state(config, model, mesh), batch_of(), jax.random.key(0)
+    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, metrics)))
