@@ -18,8 +18,8 @@ def get_config() -> ConfigDict:
     )
     config.optimizer.update(learning_rate=1e-3, warmup=100, decay="cosine")
     config.ema.decay = 0.999
-    config.train.update(steps=1300, batch_size=64)
+    config.train.update(steps=1000, batch_size=64)
     config.log_every = 25
-    config.checkpoint.every = 325
-    config.sample.update(every=325, num=80, sampler="ddim", steps=50, guidance=2.0)
+    config.checkpoint.every = 250
+    config.sample.update(every=250, num=80, sampler="ddim", steps=50, guidance=2.0)
     return config
