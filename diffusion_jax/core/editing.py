@@ -1,0 +1,136 @@
+"""Editing a given image with any trained denoiser: start from it, keep a part of it, work in windows of it."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffusion_jax.core.denoisers import Denoiser
+from diffusion_jax.core.predictions import Prediction
+from diffusion_jax.core.process import diffuse, transition
+from diffusion_jax.core.samplers.loop import Plan, Sampler, integrate, steps_of
+from diffusion_jax.core.schedules import Schedule
+from diffusion_jax.errors import UserError
+
+
+def from_strength(times: np.ndarray, strength: float) -> np.ndarray:
+    """The times of a grid [N + 1] from t0 = strength on: SDEdit's start (arXiv:2108.01073); 1 keeps the grid.
+
+    The first kept is the last that is not below strength, so at least that much noise is added and one step is left.
+    """
+    if not 0 < strength <= 1:
+        raise UserError(f"strength is in (0, 1], where 1 keeps nothing of the image; got {strength}")
+    first = np.flatnonzero(times >= min(strength, times[0]) - 1e-6)[-1]
+    return times[min(first, len(times) - 2) :]
+
+
+def sample_from(
+    denoise: Denoiser, sampler: Sampler, schedule: Schedule, times: np.ndarray, seeds: Array, x0: Array
+) -> Array:
+    """SDEdit (arXiv:2108.01073): diffuses x0 [B, ...] to times[0] and integrates back along times; [B, ...].
+
+    Sample i depends on seeds[i] and x0[i] alone. Its noise is `sample`'s, so from times[0] = 1 on a schedule that ends
+    without signal it is that sample.
+    """
+    prior_key, keys = jax.vmap(jax.random.split, out_axes=1)(jax.vmap(jax.random.key)(seeds))
+    eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(prior_key)
+    x = diffuse(x0, eps, schedule.level(jnp.asarray(times[0], jnp.float32)))
+    return integrate(denoise, sampler, schedule, times, x, keys)
+
+
+def repaint(sampler: Sampler, known: Array, unknown: Array, resample: int = 1) -> Sampler:
+    """RePaint, algorithm 1 (arXiv:2201.09865): the sampler, with all but the unknown part put back at every step.
+
+    known broadcasts to x [B, ...], as does unknown, True where there is something to paint. After a step to s the
+    known part is alpha_s known + sigma_s z, so at the end it is known itself. Each step but the last is taken
+    `resample` times, each but the first from x_s diffused to t again: that is what makes the two parts agree, at
+    `resample` times the cost.
+    The sampler takes one evaluation a step and remembers nothing: ddpm, ddim, euler or euler_ancestral.
+    """
+    if resample < 1:
+        raise UserError(f"resample is at least 1; got {resample}")
+
+    def plan(schedule: Schedule, times: Array) -> Plan:
+        base = sampler.plan(schedule, times)
+        steps = len(times) - 1
+        if len(base.step) != steps or sampler.init is not Sampler._field_defaults["init"]:
+            raise UserError(
+                "keeping a part of an image needs a sampler of one evaluation a step that remembers nothing; "
+                "choose ddpm, ddim, euler or euler_ancestral"
+            )
+        # The last step ends at the known part itself, from which nothing can be diffused back to agree better.
+        times_taken = np.append(np.full(steps - 1, resample), 1)
+        step = np.repeat(np.arange(steps), times_taken)
+        turn = np.concatenate([np.arange(n) for n in times_taken])
+        t, s = steps_of(schedule, times)
+        ratio, variance = transition(s, t)
+        back = (ratio, jnp.sqrt(variance))
+        per_step = jax.tree.map(lambda a: jnp.asarray(a)[step], (base.coefficients, s, back, base.t))
+        coefficients, s, back, t_evaluated = per_step
+        again = jnp.asarray(turn < times_taken[step] - 1)
+        return Plan((coefficients, s, back, again, jnp.asarray(turn)), t_evaluated, step)
+
+    def update(denoise, x, t, coefficients, noise):
+        base, s, (ratio, std), again, turn = coefficients
+        # A base sampler draws 0 and 1 of a step; here a step has turns, each with draws of its own.
+        draw = lambda number=0: noise(4 * turn + number)  # noqa: E731
+        x = sampler.update(denoise, x, t, base, draw)
+        x = jnp.where(unknown, x, diffuse(jnp.broadcast_to(known, x.shape), draw(2), s))
+        if resample == 1:
+            return x
+        return jnp.where(again, ratio * x + std * draw(3), x)
+
+    return Sampler(plan, update)
+
+
+def windows(length: int, size: int, stride: int) -> np.ndarray:
+    """Where windows of `size` begin that cover `length`, int [n]: every stride, and one that ends at the end."""
+    if not 0 < stride <= size:
+        raise UserError(f"windows of {size} leave gaps unless their stride is from 1 to {size}; got {stride}")
+    if length < size:
+        raise UserError(f"windows of {size} do not fit into {length}")
+    return np.append(np.arange(0, length - size, stride), length - size)
+
+
+def in_windows(denoise: Denoiser, size: Sequence[int], stride: Sequence[int]) -> Denoiser:
+    """The denoiser of x [B, *S, C] larger than its own size [*size]: predictions of overlapping windows, averaged.
+
+    MultiDiffusion (arXiv:2302.08113, eq. 5). Weights fall linearly to a window's edges, so none is seen. A learned
+    variance is averaged too. The windows of a step are one call on a batch of n B.
+    """
+
+    def windowed(x: Array, t: Array) -> Prediction:
+        spatial = x.shape[1:-1]
+        starts = [windows(*lengths) for lengths in zip(spatial, size, stride, strict=True)]
+        places = [
+            tuple(map(int, place)) for place in np.stack(np.meshgrid(*starts, indexing="ij"), -1).reshape(-1, len(size))
+        ]
+        parts = [tuple(slice(p, p + n) for p, n in zip(place, size, strict=True)) for place in places]
+        weight = _tent(size)[..., None]
+        crops = jnp.stack([x[(slice(None), *part)] for part in parts], axis=1)  # [B, n, *size, C]
+        prediction = denoise(crops.reshape(-1, *crops.shape[2:]), jnp.repeat(t, len(parts)))
+        total = np.zeros((*spatial, 1), np.float32)
+        for part in parts:
+            total[part] += weight
+
+        def merge(a: Array) -> Array:
+            a = a.reshape(x.shape[0], len(parts), *a.shape[1:])
+            merged = jnp.zeros(x.shape, a.dtype)
+            for i, part in enumerate(parts):
+                merged = merged.at[(slice(None), *part)].add(weight * a[:, i])
+            return merged / total
+
+        return jax.tree.map(merge, prediction)
+
+    return windowed
+
+
+def _tent(size: Sequence[int]) -> np.ndarray:
+    """[*size] the product over axes of 1 at an edge, 2 beside it, ... up to the middle."""
+    weight = np.ones(tuple(size), np.float32)
+    for axis, n in enumerate(size):
+        ramp = np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32)
+        weight = weight * ramp.reshape([-1 if i == axis else 1 for i in range(len(size))])
+    return weight
