@@ -22,7 +22,7 @@ from diffusers import UNet2DModel
 from diffusion_jax.nets.unet import UNet
 
 NETS = {  # network, height and width, image channels, batch size, steps a turn
-    "digits": (UNet(1, channels=32, multipliers=(1, 2), blocks=2, attention=(2,), groups=8), 8, 1, 128, 5),
+    "digits": (UNet(1, channels=32, multipliers=(1, 2), blocks=1, attention=(2,), groups=8, dropout=0.1), 8, 1, 64, 5),
     "cifar10": (UNet(3, dropout=0.1), 32, 3, 8, 1),
 }
 

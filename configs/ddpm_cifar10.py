@@ -5,6 +5,8 @@
 
 Paper: FID 3.17 after 800,000 steps of batch 128 (102 M images; 21 steps/s on a TPU v3-8), T = 1000 ancestral steps.
 The network has the paper's 35,746,307 parameters.
+Run and seen: 50 steps of batch 16 from a zip of the images on a CPU (loss 0.99 to 0.12), resumed to 55, sampled. Never
+trained to the end. TFDS prepares its `cifar10` once where TensorFlow is installed, with --file_format=array_record.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,14 @@
 """Draws samples from a checkpoint; the workdir is all it needs.
 
 diffusion-jax sample --workdir=runs/digits --out=samples --num=64 --label=3 --guidance=2.0 --sampler=ddim --steps=50
+diffusion-jax sample --workdir=runs/digits --out=edited --init_image=a.png --strength=0.6
+diffusion-jax sample --workdir=runs/digits --out=painted --init_image=a.png --mask=mask.png --resample=8
+diffusion-jax sample --workdir=runs/digits --out=wider --init_image=a.png --expand=8,0,8,0
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -18,6 +22,15 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     flags.DEFINE_string("out", None, "Folder to write; new, or empty.", flag_values=values)
     sampling.define(values, num=64)
     flags.DEFINE_integer("batch", 64, "Samples drawn at once; changes no sample.", flag_values=values)
+    flags.DEFINE_string("init_image", None, "Image to edit; scaled and cropped unless expanded.", flag_values=values)
+    flags.DEFINE_float(
+        "strength", None, "How far --init_image is diffused, in (0, 1]; 0.6, or 1 where painted.", flag_values=values
+    )
+    flags.DEFINE_string("mask", None, "White where --init_image is painted, black where kept.", flag_values=values)
+    flags.DEFINE_list("expand", None, "left,top,right,bottom: pixels painted around --init_image.", flag_values=values)
+    flags.DEFINE_integer(
+        "resample", 4, "Turns of each step where a part is kept (RePaint); more fit better.", flag_values=values
+    )
     flags.DEFINE_bool("overwrite", False, "Replace the samples in --out.", flag_values=values)
 
 
@@ -27,5 +40,22 @@ def run(values: flags.FlagValues) -> None:
         raise UserError("sample needs --workdir=FOLDER and --out=FOLDER")
     from diffusion_jax.runs.sample import sample
 
-    options = sampling.arguments(values)
+    options = sampling.arguments(values) | {"given": _given(values)}
     sample(Path(values.workdir), Path(values.out), batch=values.batch, overwrite=values.overwrite, **options)
+
+
+def _given(values: flags.FlagValues) -> Any:
+    from diffusion_jax.runs.edit import Given
+
+    if not values.init_image:
+        if alone := [name for name in ("strength", "mask", "expand", "resample") if values[name].present]:
+            raise UserError(f"--{alone[0]} is of an image to edit; give its --init_image=FILE too")
+        return None
+    try:
+        expand = tuple(int(text) for text in values.expand or (0, 0, 0, 0))
+    except ValueError:
+        expand = ()
+    if len(expand) != 4:
+        raise UserError(f"--expand is left,top,right,bottom in pixels, as in 8,0,8,0; got {','.join(values.expand)}")
+    mask = Path(values.mask) if values.mask else None
+    return Given(Path(values.init_image), mask, expand, values.strength, values.resample)

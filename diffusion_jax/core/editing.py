@@ -27,7 +27,7 @@ def from_strength(times: np.ndarray, strength: float) -> np.ndarray:
 
 
 def sample_from(
-    denoise: Denoiser, sampler: Sampler, schedule: Schedule, times: np.ndarray, seeds: Array, x0: Array
+    denoise: Denoiser, sampler: Sampler, schedule: Schedule, times: Array, seeds: Array, x0: Array
 ) -> Array:
     """SDEdit (arXiv:2108.01073): diffuses x0 [B, ...] to times[0] and integrates back along times; [B, ...].
 
@@ -36,7 +36,7 @@ def sample_from(
     """
     prior_key, keys = jax.vmap(jax.random.split, out_axes=1)(jax.vmap(jax.random.key)(seeds))
     eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(prior_key)
-    x = diffuse(x0, eps, schedule.level(jnp.asarray(times[0], jnp.float32)))
+    x = diffuse(x0, eps, schedule.level(times[0]))
     return integrate(denoise, sampler, schedule, times, x, keys)
 
 

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -15,10 +15,13 @@ from diffusion_jax import build
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import pictures
 from diffusion_jax.report.progress import progress
-from diffusion_jax.runs.trained import labels_for, restore, seeds_from
+from diffusion_jax.runs.edit import Given, Prepared, prepare
+from diffusion_jax.runs.trained import Trained, labels_for, restore, seeds_from
 from diffusion_jax.train.checkpoint import versions
 
 _MANIFEST = "manifest.json"
+
+_COMPARED = 6  # samples beside the image that was given
 
 _GRID = 400  # samples in the picture of all; more could not be told apart
 
@@ -34,9 +37,12 @@ def sample(
     step: int | None,
     average: bool,
     overwrite: bool,
+    given: Given | None = None,
     **overrides: object,
 ) -> None:
     """Draws num samples from a checkpoint of the workdir root into the folder out, which appears whole or not at all.
+
+    With an image given each sample is an edit of it, and edit.png shows them beside it.
 
     Sample i has seed `seed` + i. labels are taken in turn ("none" is the null class); without any, each sample's class
     is drawn from its seed. step None is the newest checkpoint. overrides replace fields of the config's `Sampling`
@@ -48,7 +54,8 @@ def sample(
     _check_out(out, overwrite)
     trained = restore(root, step=step, average=average, overrides=overrides)
     classes = labels_for(seeds, labels, trained.model.num_classes)
-    program = build.sample_program(trained.model, trained.how, trained.mesh)
+    prepared = None if given is None else prepare(given, trained.model.shape)
+    program = _program(trained, prepared)
     size = -(-min(batch, num) // trained.share) * trained.share
     images = []
     with progress(num, description="sample", unit="samples") as bar:
@@ -63,12 +70,40 @@ def sample(
         "sampling": dataclasses.asdict(trained.how),
         "seeds": [int(seed), int(seed) + num - 1],
         "labels": list(labels),
-        "shape": list(trained.model.shape),
+        "shape": list(images[0].shape[1:]),
+        "edit": _edit_record(given, prepared),
         "device": jax.devices()[0].device_kind,
         "versions": versions(),
     }
-    _write(out, np.concatenate(images)[:num], classes, seeds, manifest)
+    drawn = np.concatenate(images)[:num]
+    _write(
+        out, drawn, classes, seeds, manifest, extra={} if prepared is None else {"edit.png": _compare(prepared, drawn)}
+    )
     print(f"{num} samples of step {trained.step}: {out / 'grid.png'}")
+
+
+def _program(trained: Trained, prepared: Prepared | None) -> Callable[..., jax.Array]:
+    """(params, seeds, labels) -> images."""
+    if prepared is None:
+        return build.sample_program(trained.model, trained.how, trained.mesh)
+    program = build.edit_program(trained.model, trained.how, trained.mesh, prepared.edit)
+    return lambda params, seeds, labels: program(params, seeds, labels, prepared.image, prepared.unknown)
+
+
+def _edit_record(given: Given | None, prepared: Prepared | None) -> dict | None:
+    if given is None or prepared is None:
+        return None
+    files = {"init_image": str(given.init_image), "mask": given.mask and str(given.mask), "expand": given.expand}
+    return files | dataclasses.asdict(prepared.edit)
+
+
+def _compare(prepared: Prepared, images: np.ndarray) -> np.ndarray:
+    """The image as given, what of it is kept (the rest gray), and the first samples."""
+    kept = np.where(prepared.unknown, 0.0, prepared.image)
+    before = [prepared.image, kept] if prepared.edit.inpaint else [prepared.image]
+    shown = np.concatenate([pictures.to_uint8(np.stack(before)), images[:_COMPARED]])
+    titles = ["given", "kept"][: len(before)] + [f"edit {i}" for i in range(len(images[:_COMPARED]))]
+    return pictures.labelled_grid(shown[None], columns=titles)
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
@@ -83,8 +118,15 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise UserError(f"--out={out} has files but no {_MANIFEST}, so it is not a folder of samples; give another")
 
 
-def _write(out: Path, images: np.ndarray, labels: np.ndarray, seeds: np.ndarray, manifest: dict) -> None:
-    """Writes everything beside out, then moves it there."""
+def _write(
+    out: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    seeds: np.ndarray,
+    manifest: dict,
+    extra: Mapping[str, np.ndarray],
+) -> None:
+    """Writes everything, and the extra pictures, beside out, then moves it there."""
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -92,6 +134,8 @@ def _write(out: Path, images: np.ndarray, labels: np.ndarray, seeds: np.ndarray,
         for i, image in enumerate(images):
             (unfinished / f"{i:06d}.png").write_bytes(pictures.encode_png(image))
         (unfinished / "grid.png").write_bytes(pictures.encode_png(pictures.grid(images[:_GRID])))
+        for name, picture in extra.items():
+            (unfinished / name).write_bytes(pictures.encode_png(picture))
         np.savez_compressed(unfinished / "samples.npz", images=images, labels=labels, seeds=seeds)
         (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=2))
         if out.exists():

@@ -1,0 +1,112 @@
+"""Editing an image from the command line: what is kept, what is written, and what bad input is told."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.cli.main import main
+
+TINY = f"--config={Path(__file__).parents[2] / 'configs/tiny.py'}"
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", TINY, f"--workdir={root}", "--config.sample.every=0", "--config.train.steps=10"]) == 0
+    return root
+
+
+@pytest.fixture
+def files(tmp_path):
+    """An image of the model's size, a larger one, and a mask of each; and one of three colours."""
+    rng = np.random.default_rng(0)
+    left = np.where(np.arange(8) < 3, 255, 0).astype(np.uint8)
+    arrays = {
+        "image": rng.integers(0, 256, (8, 8), np.uint8),
+        "mask": np.tile(left, (8, 1)),
+        "large": rng.integers(0, 256, (20, 30), np.uint8),
+        "gray": np.full((8, 8), 100, np.uint8),
+        "black": np.zeros((8, 8), np.uint8),
+        "small": rng.integers(0, 256, (4, 8), np.uint8),
+    }
+    for name, array in arrays.items():
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    (tmp_path / "text.png").write_text("no image")
+    return tmp_path
+
+
+def edit(workdir, out, *flags):
+    return main(["sample", f"--workdir={workdir}", f"--out={out}", "--num=3", *flags])
+
+
+def images(out):
+    return np.load(out / "samples.npz")["images"][..., 0]
+
+
+def test_inpainting_keeps_the_known_pixels_exactly(workdir, files):
+    out = files / "out"
+    assert edit(workdir, out, f"--init_image={files}/image.png", f"--mask={files}/mask.png", "--resample=2") == 0
+    given = np.asarray(Image.open(files / "image.png"))
+    assert (images(out)[:, :, 3:] == given[:, 3:]).all()
+    assert len({image[:, :3].tobytes() for image in images(out)}) == 3  # painted anew for each seed
+    record = json.loads((out / "manifest.json").read_text())["edit"]
+    assert record["inpaint"]
+    assert (record["strength"], record["resample"], record["canvas"]) == (1.0, 2, [8, 8])
+    width, height = Image.open(out / "edit.png").size
+    assert width > 3 * height  # given, kept and three edits in a row
+
+
+def test_less_strength_stays_nearer_to_the_image(workdir, files):
+    given = np.asarray(Image.open(files / "image.png")).astype(float)
+    distance = []
+    for strength in ("0.2", "1.0"):
+        out = files / strength
+        assert edit(workdir, out, f"--init_image={files}/image.png", f"--strength={strength}") == 0
+        distance.append(np.abs(images(out) - given).mean())
+    assert distance[0] < 0.7 * distance[1]
+
+
+def test_an_expanded_image_keeps_its_pixels_at_any_size(workdir, files):
+    out = files / "out"
+    assert edit(workdir, out, f"--init_image={files}/large.png", "--expand=1,2,3,5", "--resample=1", "--label=4") == 0
+    assert images(out).shape == (3, 27, 34)
+    assert (images(out)[:, 2:22, 1:31] == np.asarray(Image.open(files / "large.png"))).all()
+
+
+def test_an_image_of_another_size_is_scaled_and_the_user_told(workdir, files, capsys):
+    assert edit(workdir, files / "out", f"--init_image={files}/large.png") == 0
+    assert "20 x 30 scaled and cropped to 8 x 8" in capsys.readouterr().out
+    assert images(files / "out").shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mask=mask.png"], "--mask is of an image to edit; give its --init_image"),
+        (["--init_image=none.png"], "there is no image at"),
+        (["--init_image=text.png"], "is not an image of a known format"),
+        (["--init_image=image.png", "--strength=0"], "strength is in (0, 1]"),
+        (
+            ["--init_image=image.png", "--mask=large.png"],
+            "is 20 x 30 pixels and --init_image 8 x 8; give them one size",
+        ),
+        (["--init_image=image.png", "--mask=gray.png"], "it has gray 100"),
+        (["--init_image=image.png", "--mask=black.png"], "nothing to paint"),
+        (["--init_image=image.png", "--mask=mask.png", "--resample=0"], "resample is at least 1"),
+        (["--init_image=image.png", "--mask=mask.png", "--sampler=heun"], "choose ddpm, ddim"),
+        (["--init_image=image.png", "--sampler=ode"], "choose ddim"),
+        (["--init_image=image.png", "--expand=1,2"], "--expand is left,top,right,bottom"),
+        (["--init_image=image.png", "--expand=1,2,3,-4"], "none negative; got 1,2,3,-4"),
+        (["--init_image=small.png", "--expand=1,0,1,0"], "less than the model's 8 x 8"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(workdir, files, capsys, monkeypatch, flags, message):
+    monkeypatch.chdir(files)
+    assert edit(workdir, "out", *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not Path("out").exists()
