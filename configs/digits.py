@@ -3,8 +3,8 @@
 diffusion-jax train --config=configs/digits.py --workdir=runs/digits
 diffusion-jax sample --workdir=runs/digits --out=samples --num=64 --label=3
 
-Run and seen: 2 min 36 s on two CPU cores; at guidance 2, 99.6% of 500 samples are the digit that was asked for, none a copy
-of a real one (benchmarks/digits_quality.py).
+Run and seen: 2 min 36 s on two CPU cores; at guidance 2, 99.6% of 500 samples are the digit that was asked for, none a
+copy of a real one (benchmarks/digits_quality.py).
 """
 
 from ml_collections import ConfigDict
