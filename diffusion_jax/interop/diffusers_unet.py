@@ -1,8 +1,22 @@
-"""Weights of diffusers' `UNet2DModel` in and out of `nets.unet.UNet`, as {name: array} of numpy.
+"""Weights of diffusers' `UNet2DModel` and `UNet2DConditionModel` in and out of `nets.unet.UNet`, as {name: array}.
 
-Theirs are channels first, kernels [out, in, *S]; ours channels last, kernels [*S, in, out]. A `UNet2DModel` computes
-what our net does where its config says downsample_padding 0, flip_sin_to_cos False, freq_shift 1, norm_eps 1e-6 and
-attention_head_dim None (one head), as DDPM's published weights do; its class embedding has our num_classes + 1 rows.
+Theirs are channels first, kernels [out, in, *S]; ours channels last, kernels [*S, in, out]. Theirs computes what ours
+does where the configs say the same:
+
+| theirs | ours |
+|---|---|
+| flip_sin_to_cos False, freq_shift 1 | sinusoids "ddpm" |
+| flip_sin_to_cos True, freq_shift 0 | sinusoids "adm" |
+| downsample_padding 0 or 1 | padding "end" or "both" |
+| norm_eps | epsilon |
+| resnet_time_scale_shift "scale_shift", with attn_norm_num_groups = norm_num_groups | scale_shift True |
+| `Resnet(Down|Up)sampleBlock2D`, or downsample_type and upsample_type "resnet" | resample "block" |
+| attention_head_dim of `UNet2DModel`; None | head_channels; heads 1 |
+| attention_head_dim of `UNet2DConditionModel`, a number of heads | heads; in Stable Diffusion 2 head_channels 64 |
+| cross_attention_dim, transformer_layers_per_block | text_features, depth |
+| use_linear_projection | either: it is the same map, of which `to_diffusers` is told the layout |
+| num_class_embeds | num_classes + 1 |
+| class_embed_type "timestep" | levels with one name |
 """
 
 import re
@@ -39,24 +53,39 @@ PARTS = {
     "norm2": "norm2",
     "conv2": "conv2",
     "shortcut": "conv_shortcut",
+    "norm_in": "norm",
+    "project_in": "proj_in",
+    "project_out": "proj_out",
+    "norm_self": "norm1",
+    "norm_cross": "norm2",
+    "norm_feed": "norm3",
+    "self_attention": "attn1",
+    "cross_attention": "attn2",
+    "feed_forward": "ff",
+    "linear": "net.0.proj",
+    "gate": "net.0.proj",
+    "project": "net.2",
     "kernel": "weight",
     "scale": "weight",
     "embedding": "weight",
     "bias": "bias",
 }
 
+DENSE = ("shortcut", "project_in", "project_out")
+"""Dense layers that are 1 x 1 convolutions there; the projections only without use_linear_projection."""
+
 BEFORE_0_12 = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of the attention's layers in weights published before diffusers 0.12, DDPM's among them."""
 
 
 def from_diffusers(state: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of `like`, a net's params or their shapes, with the values of a `UNet2DModel` state dict as float32.
+    """The tree of `like`, a net's params or their shapes, with the values of their state dict as float32.
 
     Raises UserError, naming all of them, where arrays are missing, left over or of another shape.
     """
     state = {_renamed(name): value for name, value in state.items()}
     flat = _flatten(like)
-    names = {path: _name(path, _levels(flat)) for path in flat}
+    names = _names(flat)
     missing = sorted(set(names.values()) - set(state))
     extra = sorted(set(state) - set(names.values()))
     if missing or extra:
@@ -68,10 +97,31 @@ def from_diffusers(state: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> 
     return _unflatten(params)
 
 
-def to_diffusers(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The state dict of the `UNet2DModel` that computes what a rank 2 `UNet` with these params does; float32."""
+def to_diffusers(params: Mapping[str, Any], *, linear_projection: bool = False) -> dict[str, np.ndarray]:
+    """The state dict of their model that computes what a rank 2 `UNet` with these params does; float32.
+
+    `linear_projection` is their use_linear_projection: True for Stable Diffusion 2, False for 1.
+    """
     flat = _flatten(params)
-    return {_name(path, _levels(flat)): _theirs(path, np.asarray(value)) for path, value in flat.items()}
+    state = {}
+    for path, name in _names(flat).items():
+        value = np.asarray(flat[path])
+        if path[-2] == "linear":
+            value = np.concatenate([value, flat[*path[:-2], "gate", path[-1]]], axis=-1)
+        if path[-2] != "gate":
+            state[name] = _theirs(path, value, linear_projection)
+    return state
+
+
+def _names(flat: Mapping[Path, Any]) -> dict[Path, str]:
+    """Their name of every path; the two matrices of a GEGLU share one."""
+    embedded = sorted(
+        {path[0].rpartition("_")[0] or path[0] for path in flat if path[0].startswith(("label", "level_"))}
+    )
+    if len(embedded) > 1:
+        raise UserError(f"diffusers' U-Net embeds one label or level beside t; this net embeds {embedded}")
+    levels = len({path[0] for path in flat if path[0].startswith("down_")})
+    return {path: _name(path, levels) for path in flat}
 
 
 def _name(path: Path, levels: int) -> str:
@@ -88,6 +138,10 @@ def _name(path: Path, levels: int) -> str:
                 parts.append(f"resnets.{index}")
             case "attention":
                 parts.append(f"attentions.{index}")
+            case "layer":
+                parts.append(f"transformer_blocks.{index}")
+            case _ if kind.startswith("level_"):
+                parts.append(f"class_embedding.linear_{int(index) + 1}")
             case _:
                 parts.append(PARTS[part])
     return ".".join(parts)
@@ -99,23 +153,21 @@ def _renamed(name: str) -> str:
 
 def _ours(path: Path, value: np.ndarray) -> np.ndarray:
     value = np.asarray(value, np.float32)
-    if path[-1] != "kernel":
-        return value
-    value = np.moveaxis(value, (0, 1), (-1, -2))
-    # Their 1 x 1 convolution is a dense layer here.
-    return value.reshape(value.shape[-2:]) if path[-2] == "shortcut" else value
+    if path[-1] == "kernel":
+        value = np.moveaxis(value, (0, 1), (-1, -2))
+    if path[-2] in DENSE and set(value.shape[:-2]) == {1}:
+        value = value.reshape(value.shape[-2:])
+    if path[-2] in ("linear", "gate"):
+        value = np.split(value, [value.shape[-1] // 2], axis=-1)[path[-2] == "gate"]
+    return value
 
 
-def _theirs(path: Path, value: np.ndarray) -> np.ndarray:
+def _theirs(path: Path, value: np.ndarray, linear_projection: bool) -> np.ndarray:
     if path[-1] == "kernel":
         value = np.moveaxis(value, (-1, -2), (0, 1))
-    if path[-2:] == ("shortcut", "kernel"):
-        value = value[:, :, None, None]
+        if path[-2] in DENSE and not (linear_projection and path[-2] != "shortcut"):
+            value = value[:, :, None, None]
     return np.ascontiguousarray(value, np.float32)
-
-
-def _levels(flat: Mapping[Path, Any]) -> int:
-    return len({path[0] for path in flat if path[0].startswith("down_")})
 
 
 def _flatten(tree: Mapping[str, Any]) -> dict[Path, Any]:

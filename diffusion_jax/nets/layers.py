@@ -4,6 +4,7 @@ Parameters are float32 whatever the `dtype` of the computation; statistics and s
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +22,20 @@ INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 ZERO = nn.initializers.zeros_init()
 
 
-def time_embedding(t: Array, features: int) -> Array:
-    """[sin(t w_i), cos(t w_i)] with w_i = 10000^(-i / (h - 1)), i < h = features // 2: t [B] -> [B, features], float32.
+def time_embedding(t: Array, features: int, form: str = "ddpm") -> Array:
+    """Sines and cosines of t w_i, i < h = features // 2: t [B] -> [B, features], float32; an odd last feature is 0.
 
-    DDPM's form of the positional encoding of "Attention is all you need", section 3.5; an odd last feature is 0.
+    "ddpm", of DDPM's code: [sin, cos] with w_i = 10000^(-i / (h - 1)), as in "Attention is all you need", section 3.5.
+    "adm", of improved DDPM, ADM and Stable Diffusion: [cos, sin] with w_i = 10000^(-i / h).
     """
+    if form not in ("ddpm", "adm"):
+        raise UserError(f"the sinusoids of a time embedding are 'ddpm' or 'adm'; got {form!r}")
     half = features // 2
-    frequencies = np.exp(-math.log(10000.0) * np.arange(half) / max(half - 1, 1)).astype(np.float32)
+    last = max(half - 1, 1) if form == "ddpm" else half
+    frequencies = np.exp(-math.log(10000.0) * np.arange(half) / last).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * frequencies  # [B, h]
-    return jnp.pad(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1), ((0, 0), (0, features % 2)))
+    waves = [jnp.sin(angles), jnp.cos(angles)] if form == "ddpm" else [jnp.cos(angles), jnp.sin(angles)]
+    return jnp.pad(jnp.concatenate(waves, axis=-1), ((0, 0), (0, features % 2)))
 
 
 def upsample_nearest(x: Array) -> Array:
@@ -39,6 +45,12 @@ def upsample_nearest(x: Array) -> Array:
         x = jnp.broadcast_to(jnp.expand_dims(x, axis + 1), (*shape[: axis + 1], 2, *shape[axis + 1 :]))
         x = x.reshape(*shape[:axis], 2 * shape[axis], *shape[axis + 1 :])
     return x
+
+
+def average_pool(x: Array) -> Array:
+    """[B, *S, C] -> [B, *(S / 2), C], S even: the mean of every cell of two positions along each axis."""
+    cells = x.reshape(x.shape[0], *(n for s in x.shape[1:-1] for n in (s // 2, 2)), x.shape[-1])
+    return cells.mean(axis=tuple(range(2, cells.ndim - 1, 2)))
 
 
 def dropout(key: Array, x: Array, rate: float) -> Array:
@@ -53,30 +65,35 @@ def dropout(key: Array, x: Array, rate: float) -> Array:
 
 
 class Dense(nn.Module):
-    """A linear map of the channels and a bias: [..., C] -> [..., features]."""
+    """A linear map of the channels and, where asked, a bias: [..., C] -> [..., features]."""
 
     features: int
     dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = INIT
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[..., C] -> [..., features] of `dtype`."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", ZERO, (self.features,), jnp.float32)
         # As a matrix: of a dot with more axes, XLA's CPU compiler transposes the gradient's operands first.
-        rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        return (rows @ kernel.astype(self.dtype) + bias.astype(self.dtype)).reshape(*x.shape[:-1], -1)
+        rows = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
+        if self.bias:
+            rows += self.param("bias", ZERO, (self.features,), jnp.float32).astype(self.dtype)
+        return rows.reshape(*x.shape[:-1], self.features)
 
 
 class Conv(nn.Module):
     """A convolution of width 3 along every spatial axis, zero padded: [B, *S, C] -> [B, *(S / stride), features].
 
-    Stride 2 pads after the end alone, as TensorFlow, and so DDPM's code, does for even sizes.
+    Stride 2 pads after the end alone, as TensorFlow, and so DDPM's code, does for even sizes; or on both sides, as ADM
+    and Stable Diffusion do.
     """
 
     features: int
     stride: int = 1
+    padding: str = "end"
+    """Of stride 2: "end" or "both"."""
     dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = INIT
 
@@ -86,6 +103,11 @@ class Conv(nn.Module):
         shape = (*(3 for _ in x.shape[1:-1]), x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = self.param("bias", ZERO, (self.features,), jnp.float32)
+        if self.padding not in ("end", "both"):
+            raise UserError(f"a convolution of stride 2 pads the 'end' or 'both' sides; got {self.padding!r}")
+        if self.stride == 2 and self.padding == "both":
+            # `conv` adds the zero after the end, which an even size then leaves unread.
+            x = jnp.pad(x, ((0, 0), *((1, 0) for _ in x.shape[1:-1]), (0, 0)))
         return conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride) + bias.astype(self.dtype)
 
 
@@ -136,42 +158,61 @@ class Upsample(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[B, *S, C] -> [B, *(2 S), C]."""
+    def __call__(self, x: Array, emb: Array | None = None, train: bool = False) -> Array:
+        """[B, *S, C] -> [B, *(2 S), C]; emb and train are for the ResBlock that may stand in its place."""
         return Conv(x.shape[-1], dtype=self.dtype, name="conv")(upsample_nearest(x))
 
 
 class Downsample(nn.Module):
     """Halves every spatial axis by a convolution of stride 2: [B, *S, C] -> [B, *(S / 2), C]."""
 
+    padding: str = "end"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[B, *S, C] -> [B, *(S / 2), C]; S even."""
-        return Conv(x.shape[-1], stride=2, dtype=self.dtype, name="conv")(x)
+    def __call__(self, x: Array, emb: Array | None = None, train: bool = False) -> Array:
+        """[B, *S, C] -> [B, *(S / 2), C]; S even; emb and train are for the ResBlock that may stand in its place."""
+        return Conv(x.shape[-1], stride=2, padding=self.padding, dtype=self.dtype, name="conv")(x)
 
 
 class ResBlock(nn.Module):
     """DDPM's residual block: (norm, SiLU, conv), plus the embedding, (norm, SiLU, dropout, conv), plus the input.
 
     The second convolution starts at zero, so the block starts as its shortcut: the identity, or a dense layer where the
-    number of channels changes.
+    number of channels changes. ADM (arXiv:2105.05233, section 3) adds two options: adaptive group norm, where the
+    embedding scales and shifts what the second norm gives, h (1 + scale) + shift, and resampling inside the block.
     """
 
     channels: int
     groups: int
     dropout: float = 0.0
+    scale_shift: bool = False
+    resample: Callable[[Array], Array] | None = None
+    """Of both branches, before the first convolution: `average_pool` or `upsample_nearest`."""
+    epsilon: float = 1e-6
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, emb: Array, train: bool) -> Array:
-        """x [B, *S, C], emb [B, E] -> [B, *S, channels]; randomness "dropout" where train."""
-        h = nn.silu(GroupNorm(self.groups, dtype=self.dtype, name="norm1")(x))
-        h = Conv(self.channels, dtype=self.dtype, name="conv1")(h)  # [B, *S, channels]
-        shift = Dense(self.channels, dtype=self.dtype, name="emb")(nn.silu(emb))
-        h += jnp.expand_dims(shift, range(1, x.ndim - 1))
-        h = nn.silu(GroupNorm(self.groups, dtype=self.dtype, name="norm2")(h))
+        """x [B, *S, C], emb [B, E] -> [B, *S', channels]; randomness "dropout" where train."""
+
+        def norm(name: str, x: Array) -> Array:
+            return GroupNorm(self.groups, self.epsilon, dtype=self.dtype, name=name)(x)
+
+        def project(features: int) -> Array:
+            y = Dense(features, dtype=self.dtype, name="emb")(nn.silu(emb))
+            return jnp.expand_dims(y, range(1, x.ndim - 1))
+
+        h = nn.silu(norm("norm1", x))
+        if self.resample:
+            x, h = self.resample(x), self.resample(h)
+        h = Conv(self.channels, dtype=self.dtype, name="conv1")(h)  # [B, *S', channels]
+        if self.scale_shift:
+            scale, shift = jnp.split(project(2 * self.channels), 2, axis=-1)
+            h = norm("norm2", h) * (1 + scale) + shift
+        else:
+            h = norm("norm2", h + project(self.channels))
+        h = nn.silu(h)
         if train and self.dropout:
             h = dropout(self.make_rng("dropout"), h, self.dropout)
         h = Conv(self.channels, dtype=self.dtype, kernel_init=ZERO, name="conv2")(h)
@@ -180,9 +221,53 @@ class ResBlock(nn.Module):
         return x + h
 
 
-def attend(query: Array, key: Array, value: Array, implementation: str | None = None) -> Array:
-    """softmax(q k^T / sqrt(D)) v, the softmax in float32: q [B, N, heads, D], k, v [B, M, heads, D] -> like q."""
-    return jax.nn.dot_product_attention(query, key, value, implementation=implementation)  # type: ignore[arg-type]
+def attend(
+    query: Array, key: Array, value: Array, mask: Array | None = None, implementation: str | None = None
+) -> Array:
+    """softmax(q k^T / sqrt(D)) v, the softmax in float32: q [B, N, heads, D], k, v [B, M, heads, D] -> like q.
+
+    Attended to is where mask [B or 1, heads or 1, N or 1, M] is True; a query with no such key gives 0.
+    """
+    out = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)  # type: ignore[arg-type]
+    return out if mask is None else jnp.where(jnp.moveaxis(mask.any(axis=-1, keepdims=True), 1, 2), out, 0)
+
+
+def attention_heads(channels: int, heads: int, head_channels: int = 0) -> int:
+    """The number of heads, `heads` or channels / head_channels; UserError where channels cannot be split so."""
+    if head_channels:
+        if channels % head_channels:
+            raise UserError(
+                f"{channels} channels cannot be split into attention heads of {head_channels}; "
+                "head_channels must divide them"
+            )
+        return channels // head_channels
+    if channels % heads:
+        raise UserError(f"{channels} channels cannot be split over {heads} attention heads; heads must divide them")
+    return heads
+
+
+def multi_head(
+    x: Array,
+    context: Array,
+    heads: int,
+    *,
+    mask: Array | None = None,
+    bias: bool = True,
+    dtype: DTypeLike = jnp.float32,
+) -> Array:
+    """What x attends to in context, before the output projection: x [B, N, C], context [B, M, D] -> [B, N, C].
+
+    The mask [B, M] is True where context may be attended to. The layers "query", "key" and "value" belong to the
+    compact module that calls this.
+    """
+    channels = x.shape[-1]
+
+    def project(name: str, y: Array) -> Array:
+        y = Dense(channels, bias=bias, dtype=dtype, name=name)(y)
+        return y.reshape(*y.shape[:2], heads, channels // heads)
+
+    allowed = None if mask is None else mask[:, None, None]  # [B, 1, 1, M]
+    return attend(project("query", x), project("key", context), project("value", context), allowed).reshape(x.shape)
 
 
 class SelfAttention(nn.Module):
@@ -193,21 +278,15 @@ class SelfAttention(nn.Module):
 
     heads: int
     groups: int
+    epsilon: float = 1e-6
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[B, *S, C] -> [B, *S, C]."""
         batch, channels = x.shape[0], x.shape[-1]
-        if channels % self.heads:
-            raise UserError(
-                f"{channels} channels cannot be split over {self.heads} attention heads; heads must divide them"
-            )
-        h = GroupNorm(self.groups, dtype=self.dtype, name="norm")(x).reshape(batch, -1, channels)  # [B, N, C]
-
-        def project(name: str) -> Array:
-            y = Dense(channels, dtype=self.dtype, name=name)(h)
-            return y.reshape(batch, -1, self.heads, channels // self.heads)
-
-        h = attend(project("query"), project("key"), project("value")).reshape(x.shape)
+        heads = attention_heads(channels, self.heads)
+        h = GroupNorm(self.groups, self.epsilon, dtype=self.dtype, name="norm")(x)
+        h = h.reshape(batch, -1, channels)  # [B, N, C]
+        h = multi_head(h, h, heads, dtype=self.dtype).reshape(x.shape)
         return x + Dense(channels, dtype=self.dtype, kernel_init=ZERO, name="out")(h)

@@ -1,7 +1,11 @@
-"""The U-Net of DDPM (arXiv:2006.11239, appendix B), for spatial rank 1, 2 or 3; dimension key B *S C, channels last."""
+"""The U-Net of DDPM (arXiv:2006.11239, appendix B), for spatial rank 1, 2 or 3; dimension key B *S C, channels last.
+
+Options make it ADM's (arXiv:2105.05233) or the latent, text-conditional one of Stable Diffusion (arXiv:2112.10752).
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,8 +13,9 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.nets import layers
 from diffusion_jax.nets.layers import ZERO, Conv, Dense, Downsample, GroupNorm, ResBlock, SelfAttention, Upsample
-from diffusion_jax.nets.layers import time_embedding as sinusoids
+from diffusion_jax.nets.transformer import SpatialTransformer
 
 
 class Down(nn.Module):
@@ -22,16 +27,16 @@ class Down(nn.Module):
     downsample: Callable[..., nn.Module] | None
 
     @nn.compact
-    def __call__(self, x: Array, emb: Array, train: bool) -> tuple[Array, list[Array]]:
-        """x [B, *S, C], emb [B, E] -> x [B, *(S / 2), C'], skips."""
+    def __call__(self, x: Array, emb: Array, train: bool, text: tuple[Any, ...] = ()) -> tuple[Array, list[Array]]:
+        """x [B, *S, C], emb [B, E], text () or (tokens [B, N, D], mask [B, N] | None) -> x [B, *(S / 2), C'], skips."""
         skips = []
         for i in range(self.blocks):
             x = self.block(name=f"block_{i}")(x, emb, train)
             if self.attention:
-                x = self.attention(name=f"attention_{i}")(x)
+                x = self.attention(name=f"attention_{i}")(x, *text)
             skips.append(x)
         if self.downsample:
-            x = self.downsample(name="downsample")(x)
+            x = self.downsample(name="downsample")(x, emb, train)
             skips.append(x)
         return x, skips
 
@@ -43,10 +48,10 @@ class Mid(nn.Module):
     attention: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: Array, emb: Array, train: bool) -> Array:
-        """x [B, *S, C], emb [B, E] -> [B, *S, C]."""
+    def __call__(self, x: Array, emb: Array, train: bool, text: tuple[Any, ...] = ()) -> Array:
+        """x [B, *S, C], emb [B, E], text as for `Down` -> [B, *S, C]."""
         x = self.block(name="block_0")(x, emb, train)
-        x = self.attention(name="attention")(x)
+        x = self.attention(name="attention")(x, *text)
         return self.block(name="block_1")(x, emb, train)
 
 
@@ -58,13 +63,38 @@ class Up(nn.Module):
     upsample: Callable[..., nn.Module] | None
 
     @nn.compact
-    def __call__(self, x: Array, skips: list[Array], emb: Array, train: bool) -> Array:
-        """x [B, *S, C], skips each [B, *S, ...], emb [B, E] -> [B, *(2 S), C']."""
+    def __call__(self, x: Array, skips: list[Array], emb: Array, train: bool, text: tuple[Any, ...] = ()) -> Array:
+        """x [B, *S, C], skips each [B, *S, ...], emb [B, E], text as for `Down` -> [B, *(2 S), C']."""
         for i, skip in enumerate(reversed(skips)):
             x = self.block(name=f"block_{i}")(jnp.concatenate([x, skip], axis=-1), emb, train)
             if self.attention:
-                x = self.attention(name=f"attention_{i}")(x)
-        return self.upsample(name="upsample")(x) if self.upsample else x
+                x = self.attention(name=f"attention_{i}")(x, *text)
+        return self.upsample(name="upsample")(x, emb, train) if self.upsample else x
+
+
+def embed_level(level: Array, channels: int, form: str, dtype: DTypeLike, name: str) -> Array:
+    """Sinusoids of level [B] through two dense layers of the calling module, name_0 and name_1: [B, 4 channels]."""
+    emb = layers.time_embedding(level, channels, form)  # [B, channels]
+    emb = Dense(4 * channels, dtype=dtype, name=f"{name}_0")(emb)
+    return Dense(4 * channels, dtype=dtype, name=f"{name}_1")(nn.silu(emb))
+
+
+def check_sizes(x: Array, t: Array, multipliers: tuple[int, ...], attention: tuple[int, ...]) -> None:
+    """Raises UserError where x and t do not fit the levels, or attention is not at one of them."""
+    if not 3 <= x.ndim <= 5:
+        raise UserError(f"x is [B, *spatial, C] with one to three spatial axes; got shape {x.shape}")
+    if t.shape != x.shape[:1]:
+        raise UserError(f"t holds one value for each of {x.shape[0]} examples, shape {x.shape[:1]}; got {t.shape}")
+    factors = [2**i for i in range(len(multipliers))]
+    size, least = x.shape[1:-1], factors[-1]
+    if any(n % least for n in size):
+        raise UserError(
+            f"{len(factors)} levels halve the image {len(factors) - 1} times, so every side must be a multiple of "
+            f"{least}; got {' x '.join(map(str, size))}; the nearest that fits is "
+            f"{' x '.join(str(max(round(n / least), 1) * least) for n in size)}"
+        )
+    if absent := set(attention) - set(factors):
+        raise UserError(f"attention is at downsampling factors of the levels, {factors}; got {sorted(absent)}")
 
 
 class UNet(nn.Module):
@@ -88,75 +118,134 @@ class UNet(nn.Module):
     dtype: DTypeLike = jnp.float32
     """Of the computation: parameters and output are float32 always."""
     remat: bool = False
-    """Keeps no activation inside a residual block for the gradient: less memory, one more forward pass of the block."""
+    """Keeps no activation inside a residual block or transformer for the gradient: less memory, one more forward pass
+    of it."""
+    scale_shift: bool = False
+    """Adaptive group norm: the embedding scales and shifts, instead of being added (ADM)."""
+    resample: str = "conv"
+    """Between levels: "conv", or "block", a residual block that pools or repeats inside (ADM)."""
+    head_channels: int = 0
+    """Channels of an attention head, their number being channels / head_channels; 0 leaves it to `heads`."""
+    epsilon: float = 1e-6
+    """Of the group norms but the transformers', which is 1e-6; 1e-5 in ADM and Stable Diffusion."""
+    sinusoids: str = "ddpm"
+    """Form of the time embedding, "ddpm" or "adm", as `layers.time_embedding`; "adm" in Stable Diffusion too."""
+    padding: str = "end"
+    """Of the stride-2 convolution: "end", or "both" sides in ADM and Stable Diffusion."""
+    text_features: int | None = None
+    """Width D of cond["text"] [B, N, D], to which spatial transformers in place of the attention attend (latent
+    diffusion); the optional cond["text_mask"] [B, N] is True where a token counts. None: no text."""
+    depth: int = 1
+    """Transformer layers of each spatial transformer."""
+    concat: tuple[str, ...] = ()
+    """Entries of cond, each [B, *S, C'], whose channels follow those of x, in this order."""
+    levels: tuple[str, ...] = ()
+    """Entries of cond, each [B], embedded as t is and added: levels of noise augmentation (arXiv:2106.15282)."""
 
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False) -> Array:
         """x [B, *S, C], t [B] the schedule's conditioning value, cond["label"] [B] int32 -> [B, *S, out_channels].
 
-        Randomness "dropout" where train and dropout > 0. Raises UserError where the sizes or cond do not fit the net.
+        The fields `text_features`, `concat` and `levels` say what else cond holds. Randomness "dropout" where train and
+        dropout > 0. Raises UserError where the sizes or cond do not fit the net.
         """
         cond = cond or {}
-        self._check(x, t, cond)
+        check_sizes(x, t, self.multipliers, self.attention)
+        self._check(x, cond)
         block = partial(
             nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock,
             groups=self.groups,
             dropout=self.dropout,
+            scale_shift=self.scale_shift,
+            epsilon=self.epsilon,
             dtype=self.dtype,
         )
-        attention = partial(SelfAttention, heads=self.heads, groups=self.groups, dtype=self.dtype)
+        text = () if self.text_features is None else (cond["text"], cond.get("text_mask"))
         last = len(self.multipliers) - 1
 
-        emb = sinusoids(t, self.channels)  # [B, channels]
-        emb = Dense(4 * self.channels, dtype=self.dtype, name="time_0")(emb)
-        emb = Dense(4 * self.channels, dtype=self.dtype, name="time_1")(nn.silu(emb))
+        emb = embed_level(t, self.channels, self.sinusoids, self.dtype, "time")  # [B, 4 channels]
         if self.num_classes is not None:
             table = nn.Embed(self.num_classes + 1, 4 * self.channels, dtype=self.dtype, name="label")
-            emb += table(cond["label"])  # [B, 4 channels]
+            emb += table(cond["label"])
+        for name in self.levels:
+            emb += embed_level(cond[name], self.channels, self.sinusoids, self.dtype, f"level_{name}")
 
+        x = jnp.concatenate([x, *(cond[name] for name in self.concat)], axis=-1)
         x = Conv(self.channels, dtype=self.dtype, name="conv_in")(x)
         skips = [x]
         for i, multiplier in enumerate(self.multipliers):
+            channels = self.channels * multiplier
             x, more = Down(
                 blocks=self.blocks,
-                block=partial(block, self.channels * multiplier),
-                attention=attention if 2**i in self.attention else None,
-                downsample=partial(Downsample, dtype=self.dtype) if i < last else None,
+                block=partial(block, channels),
+                attention=self._attention(channels) if 2**i in self.attention else None,
+                downsample=self._downsample(partial(block, channels)) if i < last else None,
                 name=f"down_{i}",
-            )(x, emb, train)
+            )(x, emb, train, text)
             skips += more
-        x = Mid(partial(block, x.shape[-1]), attention, name="mid")(x, emb, train)
+        x = Mid(partial(block, x.shape[-1]), self._attention(x.shape[-1]), name="mid")(x, emb, train, text)
         for i, multiplier in reversed(list(enumerate(self.multipliers))):
+            channels = self.channels * multiplier
             read = self.blocks + 1
             x = Up(
-                block=partial(block, self.channels * multiplier),
-                attention=attention if 2**i in self.attention else None,
-                upsample=partial(Upsample, dtype=self.dtype) if i else None,
+                block=partial(block, channels),
+                attention=self._attention(channels) if 2**i in self.attention else None,
+                upsample=self._upsample(partial(block, channels)) if i else None,
                 name=f"up_{i}",
-            )(x, skips[-read:], emb, train)
+            )(x, skips[-read:], emb, train, text)
             del skips[-read:]
-        x = nn.silu(GroupNorm(self.groups, dtype=self.dtype, name="norm_out")(x))
+        x = nn.silu(GroupNorm(self.groups, self.epsilon, dtype=self.dtype, name="norm_out")(x))
         return Conv(self.out_channels, kernel_init=ZERO, name="conv_out")(x.astype(jnp.float32))
 
-    def _check(self, x: Array, t: Array, cond: Mapping[str, Array]) -> None:
-        """Raises UserError where x, t and cond do not fit the net."""
-        if not 3 <= x.ndim <= 5:
-            raise UserError(f"x is [B, *spatial, C] with one to three spatial axes; got shape {x.shape}")
-        if t.shape != x.shape[:1]:
-            raise UserError(f"t holds one value for each of {x.shape[0]} examples, shape {x.shape[:1]}; got {t.shape}")
-        factors = [2**i for i in range(len(self.multipliers))]
-        size, least = x.shape[1:-1], factors[-1]
-        if any(n % least for n in size):
+    def _attention(self, channels: int) -> Callable[..., nn.Module]:
+        heads = layers.attention_heads(channels, self.heads, self.head_channels)
+        if self.text_features is None:
+            return partial(SelfAttention, heads, self.groups, self.epsilon, dtype=self.dtype)
+        transformer = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
+        return partial(transformer, heads, self.groups, self.depth, dtype=self.dtype)
+
+    def _downsample(self, block: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        if self.resample == "block":
+            return partial(block, resample=layers.average_pool)
+        return partial(Downsample, self.padding, dtype=self.dtype)
+
+    def _upsample(self, block: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        if self.resample == "block":
+            return partial(block, resample=layers.upsample_nearest)
+        return partial(Upsample, dtype=self.dtype)
+
+    def _check(self, x: Array, cond: Mapping[str, Array]) -> None:
+        """Raises UserError where the options, or cond, do not fit the net."""
+        if self.resample not in ("conv", "block"):
+            raise UserError(f"resample is 'conv' or 'block'; got {self.resample!r}")
+        # Of each entry of cond: its shape, None where a size is free.
+        entries: dict[str, tuple[int | None, ...]] = {}
+        options = [f"num_classes={self.num_classes}"]
+        if self.num_classes is not None:
+            entries["label"] = x.shape[:1]
+        if self.text_features is not None:
+            options.append(f"text_features={self.text_features}")
+            entries["text"] = (x.shape[0], None, self.text_features)
+        for name in self.concat:
+            entries[name] = (*x.shape[:-1], None)
+        for name in self.levels:
+            entries[name] = x.shape[:1]
+        options += [f"{n}={names}" for n, names in [("concat", self.concat), ("levels", self.levels)] if names]
+        optional = {"text_mask"} if "text" in entries else set()
+        missing, superfluous = sorted(set(entries) - set(cond)), sorted(set(cond) - set(entries) - optional)
+        if missing or superfluous:
             raise UserError(
-                f"{len(factors)} levels halve the image {len(factors) - 1} times, so every side must be a multiple of "
-                f"{least}; got {' x '.join(map(str, size))}; the nearest that fits is "
-                f"{' x '.join(str(max(round(n / least), 1) * least) for n in size)}"
-            )
-        if absent := set(self.attention) - set(factors):
-            raise UserError(f"attention is at downsampling factors of the levels, {factors}; got {sorted(absent)}")
-        wanted = [] if self.num_classes is None else ["label"]
-        if sorted(cond) != wanted:
-            raise UserError(
-                f"a net with num_classes={self.num_classes} takes {f'cond {wanted}' if wanted else 'no cond'}; "
+                f"a net with {', '.join(options)} takes {f'cond {sorted(entries)}' if entries else 'no cond'}; "
                 f"got {sorted(cond) or 'none'}"
+                + (f"; missing {missing}" if missing else "")
+                + (f"; superfluous {superfluous}" if superfluous else "")
             )
+        if "text_mask" in cond:
+            entries["text_mask"] = cond["text"].shape[:2]
+            if cond["text_mask"].dtype != bool:
+                raise UserError(f"cond['text_mask'] is bool, True where a token counts; got {cond['text_mask'].dtype}")
+        for name, shape in entries.items():
+            got = cond[name].shape
+            if len(got) != len(shape) or any(n not in (None, m) for n, m in zip(shape, got, strict=True)):
+                wanted = ", ".join("any" if n is None else str(n) for n in shape)
+                raise UserError(f"cond[{name!r}] must have shape ({wanted}); got {got}")

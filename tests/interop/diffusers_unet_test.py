@@ -78,3 +78,53 @@ def test_every_other_shape_is_told(shapes, state):
         UserError, match=r"conv_in.weight \(3, 3, 4, 8\), not \(3, 3, 3, 8\); conv_out.bias \(4,\), not"
     ):
         from_diffusers(state, shapes)
+
+
+class TestTextConditional:
+    NET = UNet(
+        4, channels=8, multipliers=(1, 2), blocks=1, attention=(1,), groups=4, text_features=6, levels=("noise",)
+    )
+
+    @pytest.fixture
+    def shapes(self):
+        cond = {"text": jnp.zeros((1, 5, 6)), "noise": jnp.zeros(1)}
+        return jax.eval_shape(self.NET.init, jax.random.key(0), jnp.zeros((1, 8, 8, 4)), jnp.zeros(1), cond)["params"]
+
+    @pytest.fixture
+    def params(self, shapes):
+        rng = np.random.default_rng(0)
+        return jax.tree.map(lambda s: rng.standard_normal(s.shape, np.float32), shapes)
+
+    @pytest.mark.parametrize("linear_projection", [False, True])
+    def test_there_and_back_is_exact(self, params, shapes, linear_projection):
+        state = to_diffusers(params, linear_projection=linear_projection)
+        projection = state["mid_block.attentions.0.proj_in.weight"]
+        assert projection.shape == ((16, 16) if linear_projection else (16, 16, 1, 1))
+        jax.tree.map(np.testing.assert_array_equal, from_diffusers(state, shapes), params)
+
+    def test_names_and_layouts_are_theirs(self, params):
+        state = to_diffusers(params)
+        ours = params["down_0"]["attention_0"]["layer_0"]
+        theirs = "down_blocks.0.attentions.0.transformer_blocks.0."
+        # Their GEGLU is one matrix: the linear half first, the gate after.
+        geglu = np.concatenate([ours["feed_forward"]["linear"]["kernel"], ours["feed_forward"]["gate"]["kernel"]], 1)
+        np.testing.assert_array_equal(state[theirs + "ff.net.0.proj.weight"], geglu.T)
+        np.testing.assert_array_equal(state[theirs + "attn2.to_k.weight"], ours["cross_attention"]["key"]["kernel"].T)
+        np.testing.assert_array_equal(state[theirs + "norm3.bias"], ours["norm_feed"]["bias"])
+        noise = params["level_noise_1"]["kernel"]
+        np.testing.assert_array_equal(state["class_embedding.linear_2.weight"], noise.T)
+        assert theirs + "attn1.to_q.bias" not in state
+
+    def test_every_missing_and_left_over_name_is_told(self, params, shapes):
+        state = to_diffusers(params)
+        del state["mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj.weight"]
+        state["mid_block.attentions.0.transformer_blocks.1.norm1.weight"] = np.zeros(16, np.float32)
+        with pytest.raises(UserError) as error:
+            from_diffusers(state, shapes)
+        assert "missing ['mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj.weight']" in str(error.value)
+        assert "left over ['mid_block.attentions.0.transformer_blocks.1.norm1.weight']" in str(error.value)
+
+    def test_two_embeddings_beside_t_have_no_place_there(self, params):
+        both = {**params, "label": {"embedding": np.zeros((3, 32), np.float32)}}
+        with pytest.raises(UserError, match=r"one label or level beside t; this net embeds \['label', 'level_noise'\]"):
+            to_diffusers(both)

@@ -22,13 +22,14 @@ def randomized(params, seed=1, scale=0.3):
 
 
 @pytest.mark.parametrize("features", [8, 9, 128])
-def test_time_embedding_is_the_formula_in_float64(features):
+@pytest.mark.parametrize(("form", "first", "second", "less"), [("ddpm", np.sin, np.cos, 1), ("adm", np.cos, np.sin, 0)])
+def test_time_embedding_is_the_formula_in_float64(features, form, first, second, less):
     t = np.array([0.0, 0.5, 1.0, 37.0, 999.0, 3999.0])
     half = features // 2
-    angles = t[:, None] * 10000.0 ** (-np.arange(half) / (half - 1))
+    angles = t[:, None] * 10000.0 ** (-np.arange(half) / (half - less))
     expected = np.zeros((len(t), features))
-    expected[:, :half], expected[:, half : 2 * half] = np.sin(angles), np.cos(angles)
-    got = layers.time_embedding(jnp.asarray(t, jnp.float32), features)
+    expected[:, :half], expected[:, half : 2 * half] = first(angles), second(angles)
+    got = layers.time_embedding(jnp.asarray(t, jnp.float32), features, form)
     # The angles are float32: off by up to 4000 x 2^-24.
     np.testing.assert_allclose(got, expected, atol=5e-4)
     assert got.dtype == jnp.float32
@@ -41,11 +42,19 @@ def test_upsampling_is_nearest_neighbour(shape):
     np.testing.assert_array_equal(layers.upsample_nearest(x), jax.image.resize(x, doubled, "nearest"))
 
 
+@pytest.mark.parametrize("shape", [(2, 6, 3), (2, 6, 4, 3), (1, 2, 4, 6, 2)])
+def test_average_pooling_is_that_of_flax_and_undoes_upsampling(shape):
+    x, width = normal(*shape), (2,) * (len(shape) - 2)
+    np.testing.assert_allclose(layers.average_pool(x), nn.avg_pool(x, width, width), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(layers.average_pool(layers.upsample_nearest(x)), x, rtol=1e-6)
+
+
 def test_conv_and_resampling_are_those_of_flax():
     x = normal(2, 6, 8, 3)
     for ours, theirs, seen in [
         (Conv(5), nn.Conv(5, (3, 3)), x),
         (Downsample(), nn.Conv(3, (3, 3), strides=(2, 2), padding=((0, 1), (0, 1))), x),
+        (Downsample("both"), nn.Conv(3, (3, 3), strides=(2, 2), padding=1), x),
         (Upsample(), nn.Conv(3, (3, 3)), np.repeat(np.repeat(x, 2, 1), 2, 2)),
     ]:
         params = randomized(ours.init(jax.random.key(0), x)["params"])
@@ -144,6 +153,31 @@ class TestSelfAttention:
             SelfAttention(heads=3, groups=4).init(jax.random.key(0), jnp.zeros((1, 4, 8)))
 
 
+class TestMask:
+    """True is where a key may be attended to."""
+
+    def draw(self):
+        q, k, v = normal(2, 3, 2, 4), normal(2, 5, 2, 4, seed=1), normal(2, 5, 2, 4, seed=2)
+        return q, k, v, np.array([[1, 0, 1, 1, 0], [0, 0, 0, 1, 1]], bool)
+
+    def test_it_leaves_the_attention_to_the_other_keys(self):
+        q, k, v, mask = self.draw()
+        got = layers.attend(q, k, v, mask[:, None, None])
+        for i, kept in enumerate(mask):
+            alone = layers.attend(q[i : i + 1], k[i : i + 1, kept], v[i : i + 1, kept])
+            np.testing.assert_allclose(got[i : i + 1], alone, rtol=1e-5, atol=1e-6)
+
+    def test_without_a_key_the_result_is_zero_and_the_gradient_finite(self):
+        q, k, v, mask = self.draw()
+        mask[0] = False
+        out, back = jax.vjp(lambda *qkv: layers.attend(*qkv, mask[:, None, None]), q, k, v)
+        np.testing.assert_array_equal(out[0], 0.0)
+        for g in back(out):
+            np.testing.assert_array_equal(g[0], 0.0)
+            assert np.isfinite(g).all()
+            assert np.abs(g[1]).max() > 0
+
+
 class TestResBlock:
     def test_it_starts_as_its_shortcut(self):
         x, emb = normal(2, 4, 4, 6), normal(2, 8, seed=1)
@@ -164,6 +198,35 @@ class TestResBlock:
         assert np.abs(run(True, 0) - run(True, 1)).max() > 0.1
         without = ResBlock(6, groups=3).apply({"params": params}, x, emb, True)
         np.testing.assert_array_equal(run(False, 0), without)
+
+    def test_adaptive_group_norm_is_the_formula(self):
+        x, emb = normal(2, 4, 4, 6), normal(2, 8, seed=1)
+        block = ResBlock(6, groups=3, scale_shift=True)
+        p = randomized(block.init(jax.random.key(0), x, emb, False)["params"])
+        h = nn.silu(GroupNorm(3).apply({"params": p["norm1"]}, x))
+        h = GroupNorm(3).apply({"params": p["norm2"]}, Conv(6).apply({"params": p["conv1"]}, h))
+        scale, shift = np.split((nn.silu(emb) @ p["emb"]["kernel"] + p["emb"]["bias"])[:, None, None], 2, axis=-1)
+        expected = x + Conv(6).apply({"params": p["conv2"]}, nn.silu(h * (1 + scale) + shift))
+        np.testing.assert_allclose(block.apply({"params": p}, x, emb, False), expected, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("resample", [layers.average_pool, layers.upsample_nearest])
+    def test_resampling_block_starts_as_its_resampling(self, resample):
+        x, emb = normal(2, 4, 6, 6), normal(2, 8, seed=1)
+        out, _ = ResBlock(6, groups=3, resample=resample).init_with_output(jax.random.key(0), x, emb, False)
+        np.testing.assert_array_equal(out, resample(x))
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda: layers.time_embedding(jnp.zeros(1), 8, "sd"), "'ddpm' or 'adm'; got 'sd'"),
+        (lambda: Downsample("same").init(jax.random.key(0), jnp.zeros((1, 4, 8))), "'end' or 'both' sides; got 'same'"),
+        (lambda: layers.attention_heads(48, 1, 32), "48 channels cannot be split into attention heads of 32"),
+    ],
+)
+def test_an_option_that_is_none_is_refused(layer, message):
+    with pytest.raises(UserError, match=message):
+        layer()
 
 
 def test_initial_weights_have_the_variance_of_ddpm():

@@ -13,6 +13,19 @@ from diffusion_jax.nets.unet import UNet
 
 TINY = UNet(2, channels=8, multipliers=(1, 2), blocks=1, attention=(2,), groups=4, num_classes=3, dropout=0.3)
 
+SD_1_5 = UNet(
+    4,
+    channels=320,
+    multipliers=(1, 2, 4, 4),
+    attention=(1, 2, 4),
+    heads=8,
+    epsilon=1e-5,
+    sinusoids="adm",
+    padding="both",
+    text_features=768,
+)
+TEXT = UNet(2, channels=8, multipliers=(1,), blocks=1, attention=(), groups=4, text_features=6, head_channels=4)
+
 
 def shapes_of(net, x, **cond):
     t = jax.ShapeDtypeStruct(x[:1], jnp.float32)
@@ -67,6 +80,11 @@ class TestSize:
     def test_a_class_costs_one_row_and_the_null_class_one_more(self):
         without = size(shapes_of(UNet(3, channels=32), (1, 8, 8, 3)))
         assert size(shapes_of(UNet(3, channels=32, num_classes=10), (1, 8, 8, 3), label=0)) == without + 11 * 4 * 32
+
+    def test_stable_diffusion_1_5_has_the_published_number_of_parameters(self):
+        x, t, text = jnp.zeros((1, 64, 64, 4)), jnp.zeros(1), jnp.zeros((1, 77, 768))
+        params = jax.eval_shape(SD_1_5.init, jax.random.key(0), x, t, {"text": text})["params"]
+        assert size(params) == 859_520_964
 
     def test_names_of_parameters(self):
         params = shapes_of(TINY, (1, 8, 8, 2), label=0)
@@ -130,14 +148,95 @@ class TestOutput:
         assert np.abs(run(params, *batch, train=True, seed=0) - run(params, *batch, train=True, seed=1)).max() > 1e-3
 
 
-def test_remat_changes_no_parameter_output_or_gradient():
+@pytest.fixture(scope="module")
+def text_batch():
+    rng = np.random.default_rng(1)
+    x, text = rng.standard_normal((3, 4, 6, 2), np.float32), rng.standard_normal((3, 5, 6), np.float32)
+    return x, np.float32([0.0, 10.0, 999.0]), {"text": text, "text_mask": np.arange(5) < np.array([[5], [3], [0]])}
+
+
+@pytest.fixture(scope="module")
+def text_params(text_batch):
+    return perturbed(jax.jit(TEXT.init)(jax.random.key(0), *text_batch)["params"])
+
+
+class TestText:
+    def test_only_tokens_that_count_change_the_output_of_their_example(self, run, text_params, text_batch):
+        x, t, cond = text_batch
+        text, mask = cond["text"], cond["text_mask"]
+        out = run(text_params, x, t, cond, net=TEXT)
+        assert np.isfinite(out).all()
+        other = np.where(mask[..., None], text, 1e4)
+        np.testing.assert_array_equal(run(text_params, x, t, cond | {"text": other}, net=TEXT), out)
+        other = np.where(mask[..., None], text + 0.5, text)
+        changed = np.abs(run(text_params, x, t, cond | {"text": other}, net=TEXT) - out).max(axis=(1, 2, 3))
+        assert (changed[:2] > 1e-4).all()
+        assert changed[2] == 0
+
+    def test_no_mask_is_a_mask_of_ones(self, run, text_params, text_batch):
+        x, t, cond = text_batch
+        ones = run(text_params, x, t, cond | {"text_mask": np.ones((3, 5), bool)}, net=TEXT)
+        np.testing.assert_allclose(run(text_params, x, t, {"text": cond["text"]}, net=TEXT), ones, rtol=1e-5, atol=1e-5)
+
+    def test_bfloat16_computes_between_float32_parameters_and_output(self, run, text_params, text_batch):
+        net = TEXT.clone(dtype=jnp.bfloat16)
+        assert {p.dtype for p in jax.tree.leaves(jax.eval_shape(net.init, jax.random.key(0), *text_batch))} == {
+            jnp.dtype("float32")
+        }
+        exact, out = run(text_params, *text_batch, net=TEXT), run(text_params, *text_batch, net=net)
+        assert out.dtype == jnp.float32
+        assert 0 < np.square(out - exact).mean() < 0.02**2 * np.square(exact).mean()
+        text = str(jax.make_jaxpr(partial(run, net=net))(text_params, *text_batch))
+        products = [line for line in text.splitlines() if "dot_general[" in line and ":f32" in line]
+        # The logits of the one layer's two attentions.
+        assert len(products) == 2, products
+
+    def test_every_pair_of_matrices_is_named_for_tensor_parallelism(self, text_params):
+        layer = text_params["mid"]["attention"]["layer_0"]
+        shapes = {p: {name: w["kernel"].shape for name, w in layer[p].items()} for p in layer if "norm" not in p}
+        same, wide = (8, 8), (8, 32)
+        assert shapes == {
+            "self_attention": {"query": same, "key": same, "value": same, "out": same},
+            "cross_attention": {"query": same, "key": (6, 8), "value": (6, 8), "out": same},
+            "feed_forward": {"linear": wide, "gate": wide, "project": (32, 8)},
+        }
+
+
+class TestConditions:
+    NET = UNet(2, channels=4, multipliers=(1,), blocks=1, attention=(), groups=2)
+
+    def test_concatenated_entries_follow_x_in_their_order(self, run):
+        rng = np.random.default_rng(0)
+        x, a, b = (rng.standard_normal((2, 6, c), np.float32) for c in (2, 1, 3))
+        t = np.float32([1.0, 2.0])
+        whole = np.concatenate([x, b, a], axis=-1)
+        params = perturbed(jax.jit(self.NET.init)(jax.random.key(0), whole, t)["params"])
+        got = run(params, x, t, {"a": a, "b": b}, net=self.NET.clone(concat=("b", "a")))
+        np.testing.assert_array_equal(got, run(params, whole, t, None, net=self.NET))
+
+    def test_every_level_has_an_embedding_of_its_own(self, run):
+        x, t = np.random.default_rng(0).standard_normal((2, 6, 2), np.float32), np.float32([1.0, 2.0])
+        net, zero = self.NET.clone(levels=("low", "high")), np.zeros(2, np.float32)
+        cond = {"low": zero, "high": zero}
+        params = perturbed(jax.jit(net.init)(jax.random.key(0), x, t, cond)["params"])
+        assert {"level_low_0", "level_low_1", "level_high_0", "level_high_1"} <= set(params)
+        out = run(params, x, t, cond, net=net)
+        low = run(params, x, t, cond | {"low": np.float32([0.0, 7.0])}, net=net)
+        high = run(params, x, t, cond | {"high": np.float32([0.0, 7.0])}, net=net)
+        np.testing.assert_array_equal(low[0], out[0])
+        assert min(np.abs(a[1] - b[1]).max() for a, b in [(low, out), (high, out), (low, high)]) > 1e-4
+
+
+@pytest.mark.parametrize("options", [{}, {"text_features": 3, "scale_shift": True}])
+def test_remat_changes_no_parameter_output_or_gradient(options):
     x, t = np.random.default_rng(0).standard_normal((2, 4, 2), np.float32), np.float32([1.0, 2.0])
-    plain = UNet(2, channels=4, multipliers=(1,), blocks=1, attention=(), groups=2, dropout=0.3)
-    params = perturbed(jax.jit(plain.init)(jax.random.key(0), x, t)["params"])
+    cond = {"text": x[:, :, [0, 1, 1]]} if options else None
+    plain = UNet(2, channels=4, multipliers=(1,), blocks=1, attention=(), groups=2, dropout=0.3).clone(**options)
+    params = perturbed(jax.jit(plain.init)(jax.random.key(0), x, t, cond)["params"])
 
     def gradient(net):
         def loss(params):
-            out = net.apply({"params": params}, x, t, train=True, rngs={"dropout": jax.random.key(0)})
+            out = net.apply({"params": params}, x, t, cond, train=True, rngs={"dropout": jax.random.key(0)})
             return jnp.square(out).mean()
 
         assert ("remat" in str(jax.make_jaxpr(loss)(params))) == net.remat
@@ -169,13 +268,41 @@ def test_bfloat16_computes_between_float32_parameters_and_output(run, params, ba
         (UNet(3, attention=(2, 16)), (1, 32, 32, 3), {}, r"downsampling factors .*\[1, 2, 4, 8\]; got \[16\]"),
         (UNet(3), (1, 32, 32, 3), {"label": 0}, r"num_classes=None takes no cond; got \['label'\]"),
         (UNet(3, num_classes=10), (1, 32, 32, 3), {}, r"num_classes=10 takes cond \['label'\]; got none"),
-        (UNet(3, num_classes=10), (1, 32, 32, 3), {"label": 0, "text": 0}, r"got \['label', 'text'\]"),
+        (
+            UNet(3, num_classes=10),
+            (1, 32, 32, 3),
+            {"label": 0, "text": 0},
+            r"got \['label', 'text'\]; superfluous \['text'\]",
+        ),
+        (UNet(3, head_channels=96), (1, 32, 32, 3), {}, "256 channels cannot be split into attention heads of 96"),
+        (UNet(3, resample="pool"), (1, 32, 32, 3), {}, "resample is 'conv' or 'block'; got 'pool'"),
+        (UNet(3, text_features=5), (1, 32, 32, 3), {}, r"text_features=5 takes cond \['text'\]; got none; missing"),
+        (
+            UNet(3, text_features=5),
+            (1, 32, 32, 3),
+            {"text": 0},
+            r"cond\['text'\] must have shape \(1, any, 5\); got \(1,\)",
+        ),
+        (UNet(3), (1, 32, 32, 3), {"text_mask": 0}, r"takes no cond; got \['text_mask'\]"),
+        (
+            UNet(3, concat=("mask",), levels=("noise",)),
+            (1, 32, 32, 3),
+            {"noise": 0},
+            r"concat=\('mask',\), levels=\('noise',\) takes cond \['mask', 'noise'\]; got \['noise'\]; missing",
+        ),
+        (UNet(3, concat=("mask",)), (2, 32, 16, 3), {"mask": 0}, r"cond\['mask'\] must have shape \(2, 32, 16, any\)"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(net, x, cond, message):
     with pytest.raises(UserError, match=message) as error:
         shapes_of(net, x, **cond)
     assert "\n" not in str(error.value)
+
+
+def test_a_mask_of_numbers_is_refused():
+    cond = {"text": jnp.zeros((1, 5, 6)), "text_mask": jnp.ones((1, 5))}
+    with pytest.raises(UserError, match=r"cond\['text_mask'\] is bool, True where a token counts; got float32"):
+        TEXT.init(jax.random.key(0), jnp.zeros((1, 4, 4, 2)), jnp.zeros(1), cond)
 
 
 def test_one_time_for_all_is_refused():

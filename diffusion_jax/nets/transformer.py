@@ -1,0 +1,83 @@
+"""The spatial transformer of latent diffusion (arXiv:2112.10752, appendix E.2.1): positions attend to text.
+
+Dimension key B *S C and N tokens of width D. Its parameters carry the names that Megatron's pairing of matrices needs:
+`*_attention/{query,key,value}` before `out`, and `feed_forward/{gate,linear}` before `project`.
+"""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from diffusion_jax.nets.layers import ZERO, Dense, GroupNorm, attention_heads, multi_head
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x to a context; query, key and value have no bias: [B, N, C] -> [B, N, C]."""
+
+    heads: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array, mask: Array | None = None) -> Array:
+        """x [B, N, C], context [B, M, D], mask [B, M] True where it may be attended to -> [B, N, C]."""
+        h = multi_head(x, context, self.heads, mask=mask, bias=False, dtype=self.dtype)
+        return Dense(x.shape[-1], dtype=self.dtype, name="out")(h)
+
+
+class FeedForward(nn.Module):
+    """GEGLU (arXiv:2002.05202, eq. 6): (x V * GELU(x W)) W_2 with an inner width of 4 C and the exact GELU."""
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, N, C] -> [B, N, C]."""
+        channels = x.shape[-1]
+        linear = Dense(4 * channels, dtype=self.dtype, name="linear")(x)
+        gate = Dense(4 * channels, dtype=self.dtype, name="gate")(x)  # [B, N, 4 C]
+        return Dense(channels, dtype=self.dtype, name="project")(linear * nn.gelu(gate, approximate=False))
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention, attention to the text, feed-forward; each after a layer norm and added to its input."""
+
+    heads: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, text: Array, mask: Array | None = None) -> Array:
+        """x [B, N, C], text [B, M, D], mask [B, M] -> [B, N, C]."""
+
+        def norm(name: str, x: Array) -> Array:
+            return nn.LayerNorm(1e-5, dtype=self.dtype, use_fast_variance=False, name=name)(x)
+
+        h = norm("norm_self", x)
+        x += Attention(self.heads, dtype=self.dtype, name="self_attention")(h, h)
+        x += Attention(self.heads, dtype=self.dtype, name="cross_attention")(norm("norm_cross", x), text, mask)
+        return x + FeedForward(dtype=self.dtype, name="feed_forward")(norm("norm_feed", x))
+
+
+class SpatialTransformer(nn.Module):
+    """`depth` transformer layers over the positions of x, between two projections, added to x: [B, *S, C] -> like x.
+
+    The last projection starts at zero, so the block starts as the identity. Stable Diffusion 1 writes the projections
+    as 1 x 1 convolutions, 2 as dense layers; they are the same map.
+    """
+
+    heads: int
+    groups: int
+    depth: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, text: Array, mask: Array | None = None) -> Array:
+        """x [B, *S, C], text [B, M, D], mask [B, M] True where a token counts -> [B, *S, C]."""
+        batch, channels = x.shape[0], x.shape[-1]
+        heads = attention_heads(channels, self.heads)
+        h = GroupNorm(self.groups, 1e-6, dtype=self.dtype, name="norm_in")(x).reshape(batch, -1, channels)
+        h = Dense(channels, dtype=self.dtype, name="project_in")(h)  # [B, N, C]
+        for i in range(self.depth):
+            h = TransformerLayer(heads, dtype=self.dtype, name=f"layer_{i}")(h, text, mask)
+        h = Dense(channels, dtype=self.dtype, kernel_init=ZERO, name="project_out")(h)
+        return x + h.reshape(x.shape)
