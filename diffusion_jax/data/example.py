@@ -10,6 +10,7 @@ class Example(TypedDict):
     name: str  # the file or record, for errors
     label: NotRequired[int]  # in [0, num_classes)
     caption: NotRequired[str]
+    map: NotRequired[bytes]  # an image of the same size, encoded, whose values are classes
 
 
 class Source(Protocol):

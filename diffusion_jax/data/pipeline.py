@@ -12,21 +12,26 @@ of the global batch, and with it the noise that each image meets, would depend o
 
 import dataclasses
 import functools
+import re
 import sys
 import threading
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import grain
 import numpy as np
 from absl import flags
 
-from diffusion_jax.data import transforms
-from diffusion_jax.data.example import Source
+from diffusion_jax.data import masks, transforms
+from diffusion_jax.data.example import Example, Source
 from diffusion_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
+Encode = Callable[[Sequence[str]], np.ndarray]
 
 MAX_CACHE = 2**32  # bytes of decoded pixels
+
+_SIDED = re.compile(r"\b(left|right)", re.IGNORECASE)
 
 
 def _key(seed: int, purpose: int) -> np.ndarray:
@@ -56,43 +61,77 @@ def coins(seed: int, first: int, count: int) -> np.ndarray:
     return raw[::4] >> np.uint64(63) == 1
 
 
+class _Examples(NamedTuple):
+    """Examples as they were decoded, before what chance does to them."""
+
+    images: np.ndarray  # uint8 [B, H, W, C]
+    labels: np.ndarray  # int32 [B], arbitrary where the source has none
+    captions: np.ndarray  # of str [B], or of None where they are not asked for
+    maps: np.ndarray  # int32 [B, H, W], or [B, 0, 0] where they are not asked for
+
+    def take(self, rows: np.ndarray) -> "_Examples":
+        return _Examples(self.images[rows], self.labels[rows], self.captions[rows], self.maps[rows])
+
+    def put(self, row: int, image: np.ndarray, label: int, caption: str | None, map: np.ndarray | None) -> None:
+        self.images[row], self.labels[row], self.captions[row] = image, label, caption
+        if map is not None:
+            self.maps[row] = map
+
+
 class _Decoded:
-    """The examples of a source as uint8 [H, W, C], optionally held in memory once they were read."""
+    """The examples of a source, decoded, optionally held in memory once they were read."""
 
-    def __init__(self, source: Source, image_size: tuple[int, int], channels: int, cache: bool):
-        self._source, self._shape, self._cache = source, (*image_size, channels), cache
-        self._allocate()
+    def __init__(self, source: Source, shape: tuple[int, int, int], asked: frozenset[str], cache: bool):
+        self._source, self._shape, self._asked, self._cache = source, shape, asked, cache
+        self._hold()
 
-    def _allocate(self) -> None:
+    def _hold(self) -> None:
         size = len(self._source) if self._cache else 0
-        self._images = np.empty((size, *self._shape), np.uint8)
-        self._labels = np.empty(size, np.int32)
-        self._held = np.zeros(size, bool)
+        self._examples, self._held = self._room(size), np.zeros(size, bool)
+
+    def _room(self, size: int) -> _Examples:
+        height, width, _ = self._shape
+        maps = np.empty((size, height, width) if "map" in self._asked else (size, 0, 0), np.int32)
+        images, labels = np.empty((size, *self._shape), np.uint8), np.empty(size, np.int32)
+        return _Examples(images, labels, np.empty(size, object), maps)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_source": self._source, "_shape": self._shape, "_cache": self._cache}
+        return {key: self.__dict__[key] for key in ("_source", "_shape", "_asked", "_cache")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._allocate()
+        self._hold()
 
-    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 [B, H, W, C] and labels int32 [B] (arbitrary where the source has none)."""
+    def read(self, indices: np.ndarray) -> _Examples:
+        """The examples at indices [B]; raises UserError that names one that lacks what is asked for."""
         if not self._cache:
-            images, labels = np.empty((len(indices), *self._shape), np.uint8), np.empty(len(indices), np.int32)
+            examples = self._room(len(indices))
             for row, index in enumerate(indices):
-                images[row], labels[row] = self._read_one(int(index))
-            return images, labels
+                examples.put(row, *self._read_one(int(index)))
+            return examples
         for index in np.unique(indices[~self._held[indices]]):
-            self._images[index], self._labels[index] = self._read_one(int(index))
+            self._examples.put(index, *self._read_one(int(index)))
             self._held[index] = True  # last: another thread may be looking
-        return self._images[indices], self._labels[indices]
+        return self._examples.take(indices)
 
-    def _read_one(self, index: int) -> tuple[np.ndarray, int]:
+    def _read_one(self, index: int) -> tuple[np.ndarray, int, str | None, np.ndarray | None]:
         height, width, channels = self._shape
         example = self._source[index]
-        image = transforms.decode(example["image"], channels=channels, name=example["name"])
-        return transforms.resize_crop(image, height, width), example.get("label", 0)
+        name = example["name"]
+        image = transforms.decode(example["image"], channels=channels, name=name)
+        caption = _require(example, "caption") if "caption" in self._asked else None
+        map = None
+        if "map" in self._asked:
+            map = masks.read_map(_require(example, "map"), image.shape[:2], height, width, name=name)
+        return transforms.resize_crop(image, height, width), example.get("label", 0), caption, map
+
+
+def _require(example: Example, key: Literal["caption", "map"]) -> Any:
+    if key not in example:
+        raise UserError(
+            f"{example['name']} has no {key}, which the model is trained on; use data with a {key} for each"
+        )
+    return example[key]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,17 +143,31 @@ class _Rows:
     labelled: bool
     seed: int
     flip: bool
+    encode: Encode | None
+    map: bool
+    mask: bool
     offset: int  # of the first of our rows in the global batch
     count: int
 
     def __call__(self, start: int) -> Batch:
         first = start + self.offset
         index = example_indices(self.seed, self.size, first, self.count)
-        images, labels = self.decoded.read(index)
+        images, labels, captions, maps = self.decoded.read(index)
         if self.flip:
-            images = transforms.mirror(images, coins(self.seed, first, self.count))
+            where = coins(self.seed, first, self.count)
+            if self.encode:
+                where &= [_SIDED.search(caption) is None for caption in captions]
+            images, maps = transforms.mirror(images, where), transforms.mirror(maps, where)
         batch = {"image": transforms.to_float(images), "index": index}
-        return batch | {"label": labels} if self.labelled else batch
+        if self.labelled:
+            batch["label"] = labels
+        if self.encode:
+            batch["tokens"] = np.asarray(self.encode(captions.tolist()), np.int32)
+        if self.map:
+            batch["map"] = maps
+        if self.mask:
+            batch["mask"] = masks.random_masks(self.seed, first, self.count, *images.shape[1:3])
+        return batch
 
 
 class TrainBatches:
@@ -180,6 +233,9 @@ def train_batches(
     seed: int,
     flip: bool = False,
     cache: bool = False,
+    encode: Encode | None = None,
+    map: bool = False,
+    mask: bool = False,
     process_index: int = 0,
     process_count: int = 1,
     threads: int = 4,
@@ -188,9 +244,13 @@ def train_batches(
     """Batches of source for ever, this process's rows of each: batch n is a function of seed and n alone.
 
     A batch holds "image" float32 [b, H, W, C] in [-1, 1], "index" int64 [b], the examples' places in source, and
-    "label" int32 [b] where source has labels; b = batch_size / process_count. With flip, half of the images are
-    mirrored, at random. cache keeps decoded images in memory. threads run in each of workers processes, or in this one
-    if workers is 0. Raises UserError for numbers that don't fit together.
+    "label" int32 [b] where source has labels; b = batch_size / process_count. With encode, which must be picklable if
+    there are workers, "tokens" int32 [b, N] is what it makes of the captions [b]. With map, "map" int32 [b, H, W] is
+    the semantic map, with the image's crop and mirroring; with mask, "mask" bool [b, H, W] is one of
+    `masks.random_masks`. With flip, half of the images are mirrored, at random, but none whose caption is encoded and
+    says left or right, which would be false of its mirror image. cache keeps decoded images in memory. threads run in
+    each of workers processes, or in this one if workers is 0. Raises UserError for numbers that don't fit together, and
+    for a source that lacks what is asked for.
     """
     size = len(source)
     height, width = image_size
@@ -210,15 +270,25 @@ def train_batches(
         raise UserError(f"channels={channels} must be 1 (gray), 3 (RGB) or 4 (RGBA)")
     if not size:
         raise UserError("the data source has no examples; check its split")
-    if cache and (needed := size * height * width * channels) > MAX_CACHE:
+    if mask and min(image_size) < 2:
+        raise UserError(f"masks need images of at least 2 x 2 pixels, not {height} x {width}")
+    if cache and (needed := size * height * width * (channels + 4 * map)) > MAX_CACHE:
         raise UserError(f"cache=True would hold {needed:,} bytes of pixels, more than {MAX_CACHE:,}; set cache=False")
+    if encode is not None:
+        _require(source[0], "caption")
+    if map:
+        _require(source[0], "map")
+    asked = frozenset(key for key, wanted in (("caption", encode is not None), ("map", map)) if wanted)
     count = batch_size // process_count
     rows = _Rows(
-        decoded=_Decoded(source, image_size, channels, cache),
+        decoded=_Decoded(source, (height, width, channels), asked, cache),
         size=size,
         labelled=source.num_classes is not None,
         seed=seed,
         flip=flip,
+        encode=encode,
+        map=map,
+        mask=mask,
         offset=process_index * count,
         count=count,
     )

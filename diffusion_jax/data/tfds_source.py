@@ -1,4 +1,4 @@
-"""Data sets of TFDS, read without TensorFlow; scikit-learn's digits as one of them."""
+"""Data sets of TFDS, read without TensorFlow; scikit-learn's digits and drawn shapes as two of them."""
 
 import contextlib
 import dataclasses
@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from diffusion_jax.data import shapes
 from diffusion_jax.data.example import Example
 from diffusion_jax.errors import UserError
 
@@ -40,9 +41,53 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder):
 
         data = load_digits()
         for i, (image, label) in enumerate(zip(data.images, data.target, strict=True)):
-            png = io.BytesIO()  # encoded here: TFDS would need TensorFlow to encode an array
-            Image.fromarray(np.round(image * 255 / 16).astype(np.uint8)).save(png, "PNG")
-            yield i, {"image": png.getvalue(), "label": int(label)}
+            yield i, {"image": _png(np.round(image * 255 / 16).astype(np.uint8)), "label": int(label)}
+
+
+@dataclasses.dataclass(kw_only=True)
+class ShapesConfig(tfds.core.BuilderConfig):
+    """The side of the pictures in pixels, and how many there are to train on."""
+
+    size: int
+    count: int
+
+
+class DrawnShapes(tfds.core.GeneratorBasedBuilder):
+    """`shapes.picture`s as images of any size, with label, caption and semantic map; 1,000 more as the test split."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    code_path = None
+    builder_config: ShapesConfig
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        size = self.builder_config.size
+        features = {
+            "image": tfds.features.Image(shape=(size, size, 3)),
+            "label": tfds.features.ClassLabel(names=list(shapes.SHAPES)),
+            "caption": tfds.features.Text(),
+            "map": tfds.features.Image(shape=(size, size, 1)),
+        }
+        # Unshuffled, so that record i is picture i.
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        counts = {"train": self.builder_config.count, "test": 1000}
+        return {split: self._generate_examples(split, count) for split, count in counts.items()}
+
+    def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        for i in range(count):
+            picture = shapes.picture(split, i)
+            image, classes = shapes.draw(picture, self.builder_config.size)
+            yield i, {"image": _png(image), "label": picture.label, "caption": picture.caption, "map": _png(classes)}
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """Encoded here: TFDS would need TensorFlow to encode an array."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +100,8 @@ class TfdsSource:
     label_key: str | None
     num_classes: int | None
     class_names: tuple[str, ...] | None
+    caption_key: str | None = None
+    map_key: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -80,6 +127,13 @@ class TfdsSource:
             if not 0 <= label < self.num_classes:
                 raise UserError(f"{name} has label {label}, but a label must lie in [0, {self.num_classes})")
             example["label"] = label
+        if self.caption_key is not None:
+            caption = record[self.caption_key]
+            if not isinstance(caption, bytes | str):  # COCO's five of them: {"text": [...]}
+                caption = caption["text"][0]
+            example["caption"] = caption.decode() if isinstance(caption, bytes) else str(caption)
+        if self.map_key is not None:
+            example["map"] = record[self.map_key]
         return example
 
 
@@ -90,6 +144,19 @@ def digits(split: str = "train", *, data_dir: str | None = None) -> TfdsSource:
     return tfds_source(SklearnDigits.name, split, data_dir=data_dir)
 
 
+def drawn_shapes(
+    split: str = "train", *, size: int = 32, count: int = 20_000, data_dir: str | None = None
+) -> TfdsSource:
+    """count pictures of shapes of size x size, written to data_dir (None: TFDS's default) on first use; no network.
+
+    Raises UserError for a size under 8 or a count under 1.
+    """
+    if size < 8 or count < 1:
+        raise UserError(f"shapes need a size of at least 8 and a count of at least 1; got {size} and {count}")
+    config = ShapesConfig(name=f"{size}_{count}", size=size, count=count)
+    return tfds_source(DrawnShapes.name, split, data_dir=data_dir, config=config)
+
+
 def tfds_source(
     name: str,
     split: str = "train",
@@ -97,12 +164,14 @@ def tfds_source(
     data_dir: str | None = None,
     image_key: str = "image",
     label_key: str | None = None,
+    config: tfds.core.BuilderConfig | None = None,
 ) -> TfdsSource:
     """A TFDS data set by name, downloaded and prepared on first use; label_key None takes "label" if that is a class.
 
+    An example's caption is the text "caption" or "text", or the first of COCO's "captions"; its map is the image "map".
     Raises UserError for an unknown name, split or key, and for a data set that can't be prepared or read here.
     """
-    builder = _prepared(name, data_dir)
+    builder = _prepared(name, data_dir, config)
     features = builder.info.features
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     classes = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
@@ -135,17 +204,32 @@ def tfds_source(
         label_key=label_key,
         num_classes=label.num_classes if label else None,
         class_names=tuple(label.names) if label else None,
+        caption_key=_caption_key(features),
+        map_key="map" if "map" in images else None,
     )
 
 
-def _prepared(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+def _caption_key(features: tfds.features.FeaturesDict) -> str | None:
+    for key in ("caption", "text"):
+        if key in features and isinstance(features[key], tfds.features.Text):
+            return key
+    several = features["captions"] if "captions" in features else None  # noqa: SIM401 (it has no `get`)
+    if isinstance(several, tfds.features.Sequence) and isinstance(several.feature, tfds.features.FeaturesDict):
+        return "captions" if "text" in several.feature else None
+    return None
+
+
+def _prepared(
+    name: str, data_dir: str | None, config: tfds.core.BuilderConfig | None = None
+) -> tfds.core.DatasetBuilder:
     """The builder of a data set whose files are there, after downloading and preparing them if need be."""
+    chosen = {} if config is None else {"config": config}  # a name with a configuration in it allows no other, nor None
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR")  # TFDS looks at it only when it is imported
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
+        builder = tfds.builder(name, data_dir=data_dir, **chosen)
         if builder.is_prepared():
             return builder
-        builder = tfds.builder(name, data_dir=data_dir, file_format=_FORMAT)
+        builder = tfds.builder(name, data_dir=data_dir, **chosen, file_format=_FORMAT)
     except tfds.core.DatasetNotFoundError:
         close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False))
         raise UserError(
@@ -164,7 +248,7 @@ def _prepared(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         raise UserError(
             f"{builder.data_dir} holds something else than a whole TFDS data set; delete it and start again"
         )
-    return tfds.builder(name, data_dir=data_dir)
+    return tfds.builder(name, data_dir=data_dir, **chosen)
 
 
 def _unprepared(name: str, data_dir: str, error: Exception) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.data import pipeline
+from diffusion_jax.data import masks, pipeline
 from diffusion_jax.data.pipeline import train_batches
 from diffusion_jax.data.sources import open_source
 from diffusion_jax.errors import UserError
@@ -44,6 +44,27 @@ class Ramps:
         data = file.getvalue()[: 50 if index == self.broken else None]
         example = {"image": data, "name": f"ramp {index}"}
         return example | {"label": index} if self.labelled else example
+
+
+@dataclasses.dataclass(frozen=True)
+class Described(Ramps):
+    """Ramps of which the odd ones lie in a caption to the left; the map of each says its columns, 10 to 13."""
+
+    mapped: bool = True
+
+    def __getitem__(self, index):
+        file = io.BytesIO()
+        Image.fromarray(np.tile(10 + np.arange(4, dtype=np.uint8), (2, 1))).save(file, "PNG")
+        example = super().__getitem__(index)
+        example["caption"] = f"ramp {index}, {'Leftmost' if index % 2 else 'bright'}"
+        return example | {"map": file.getvalue()} if self.mapped else example
+
+
+def lengths_and_numbers(captions):
+    return np.array([[len(caption), int(caption.split()[1].strip(","))] for caption in captions])
+
+
+EVERYTHING = {"encode": lengths_and_numbers, "map": True, "mask": True}
 
 
 def ramp(index):
@@ -289,6 +310,64 @@ def test_digits_go_on_exactly_in_the_middle_of_an_epoch(tmp_path):
     restored = digits()
     restored.set_state(batches.get_state())
     assert_same(take(restored, 3), take(batches, 3))
+
+
+def test_captions_maps_and_masks_come_where_asked():
+    (batch,) = take(stream(Described(10), **EVERYTHING), 1)
+    plain = {"image": "float32", "index": "int64", "label": "int32"}
+    assert {k: v.dtype.name for k, v in batch.items()} == plain | {"tokens": "int32", "map": "int32", "mask": "bool"}
+    assert (batch["map"].shape, batch["mask"].shape) == ((4, 2, 4), (4, 2, 4))
+    np.testing.assert_array_equal(batch["tokens"][:, 1], batch["index"])
+    np.testing.assert_array_equal(batch["mask"], masks.random_masks(0, 0, 4, 2, 4))
+    assert set(take(stream(Described(10)), 1)[0]) == set(plain)
+    # What is asked for beside changes nothing of the images and their order.
+    asked, alone = (take(stream(Described(10), **o), 8) for o in ({"map": True, "mask": True}, {}))
+    assert_same([{key: batch[key] for key in plain} for batch in asked], alone)
+
+
+def test_maps_are_mirrored_with_their_images():
+    batch = together(take(stream(Described(10), map=True), 20))
+    flipped = batch["map"][:, 0, 0] > batch["map"][:, 0, 3]
+    np.testing.assert_array_equal(flipped, flips(batch))
+    np.testing.assert_array_equal(np.sort(batch["map"], axis=2), np.tile(np.arange(10, 14), (80, 2, 1)))
+
+
+def test_captions_of_sides_keep_their_images_as_they_are():
+    batch = together(take(stream(Described(10), encode=lengths_and_numbers), 50))
+    sided = batch["index"] % 2 == 1
+    assert not flips(batch)[sided].any()
+    free = flips(together(take(stream(Described(10)), 50)))  # captions that nobody reads do not count
+    np.testing.assert_array_equal(flips(batch)[~sided], free[~sided])
+    assert free[sided].any()
+
+
+@pytest.mark.parametrize("options", [{"cache": True}, {"threads": 0}, {"workers": 1, "cache": True}])
+def test_cache_threads_and_workers_change_nothing_of_what_is_asked(options):
+    expected = take(stream(Described(10), **EVERYTHING), 8)
+    assert_same(take(stream(Described(10), **EVERYTHING, **options), 8), expected)
+
+
+def test_processes_and_positions_change_nothing_of_what_is_asked():
+    def share(i):
+        return stream(Described(10), batch_size=8, process_index=i, process_count=2, **EVERYTHING)
+
+    whole = take(stream(Described(10), batch_size=8, **EVERYTHING), 5)
+    resumed = share(0)
+    resumed.set_state({"position": 24, "source": Described(10).fingerprint})
+    halves = list(zip(take(share(0), 5)[3:], take(share(1), 5)[3:], strict=True))
+    assert_same([together(half) for half in halves], whole[3:])
+    assert_same(take(resumed, 2), [half[0] for half in halves])
+
+
+def test_data_that_lacks_what_is_asked_is_refused():
+    with pytest.raises(UserError, match="ramp 0 has no caption, which"):
+        stream(Ramps(4), encode=lengths_and_numbers)
+    with pytest.raises(UserError, match="ramp 0 has no map, which"):
+        stream(Described(4, mapped=False), map=True)
+    with pytest.raises(UserError, match="masks need images of at least 2 x 2 pixels"):
+        stream(image_size=(1, 4), mask=True)
+    with pytest.raises(UserError, match=r"would hold 16,200,000,000 bytes"):
+        stream(Described(10), map=True, cache=True, image_size=(18_000, 18_000))
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,25 @@ class Toy(tfds.core.GeneratorBasedBuilder):
             yield i, {"image": png(i), "mask": png(100 + i), "label": i % 3, "rest": i % 3 - 1, "text": "x"}
 
 
+class ToyTold(Toy):
+    """Five captions for each image, as COCO has, and a semantic map."""
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(4, 6, 1)),
+            "map": tfds.features.Image(shape=(4, 6, 1)),
+            "captions": tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()}),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            captions = [{"id": k, "text": f"{i} ½ {k}"} for k in range(5)]
+            yield i, {"image": png(i), "map": png(50 + i), "captions": captions}
+
+
 class ToyArrays(Toy):
     """Arrays, which TFDS encodes with TensorFlow, as its own MNIST and CIFAR-10 do."""
 
@@ -149,6 +168,14 @@ def test_any_data_set_of_encoded_images(data_dir):
     assert decoded(source[0]).shape == (4, 6)
 
 
+def test_captions_and_maps_come_with_their_images(data_dir):
+    toy, told = (tfds_source(name, data_dir=data_dir) for name in ("toy", "toy_told"))
+    assert (toy[2]["caption"], "map" in toy[2]) == ("x", False)
+    assert [told[i]["caption"] for i in range(12)] == [f"{i} ½ 0" for i in range(12)]
+    assert [decoded({"image": e["map"], "name": ""})[0, 0] for e in told] == list(range(50, 62))
+    assert "caption" not in open_source("digits", data_dir=data_dir)[0]
+
+
 def test_splits_and_their_slices(data_dir):
     test = tfds_source("toy", "test", data_dir=data_dir)
     end = tfds_source("toy", "train[75%:]", data_dir=data_dir)
@@ -223,7 +250,9 @@ def test_cifar10_as_tfds_defines_it_is_read_without_tensorflow(tmp_path, monkeyp
 
 
 def test_unknown_names():
-    with pytest.raises(UserError, match="unknown data source 'mnist'; write digits, tfds:NAME or folder:PATH"):
+    with pytest.raises(
+        UserError, match="unknown data source 'mnist'; write digits, shapes:SIZE,COUNT, tfds:NAME or folder:PATH"
+    ):
         open_source("mnist")
     for spec in ("tfds", "tfds:", "folder:", "digits:8"):
         with pytest.raises(UserError, match=f"unknown data source '{spec}'"):

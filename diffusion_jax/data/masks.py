@@ -1,0 +1,108 @@
+"""Pixel masks: which pixels inpainting has to fill, and the class that each pixel of a semantic map shows."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from diffusion_jax.data import transforms
+from diffusion_jax.errors import UserError
+
+_BLOCKS = 6  # of four Philox numbers, that each position of the stream owns
+_BENDS = 8  # in the longest brush stroke
+_LEAST, _MOST = 0.05, 0.9  # of the pixels, that strokes may cover
+
+
+def random_masks(seed: int, first: int, count: int, height: int, width: int) -> np.ndarray:
+    """A mask for each of the positions [first, first + count), bool [count, H, W], True where pixels are unknown.
+
+    Half of them are brush strokes, in the manner of Yu et al. 2019 (arXiv:1806.03589), 3 in 10 boxes, and 2 in 10 a
+    side of the image, as for outpainting. Some pixels are unknown, and some known, in each. A mask is a function of
+    seed and its position alone. Raises UserError for images of one row or column, which have no part to hide.
+    """
+    if min(height, width) < 2:
+        raise UserError(f"masks need images of at least 2 x 2 pixels, not {height} x {width}")
+    key = np.random.SeedSequence([seed, 2]).generate_state(2, np.uint64)  # 0 and 1 are order and flips
+    raw = np.random.Philox(key=key, counter=_BLOCKS * first).random_raw(4 * _BLOCKS * count)
+    draws = ((raw >> np.uint64(11)) * 2.0**-53).reshape(count, -1)  # uniform in [0, 1)
+    masks = np.zeros((count, height, width), bool)
+    for mask, (kind, *rest) in zip(masks, draws, strict=True):
+        if kind < 0.5:
+            mask[:] = _strokes(rest, height, width)
+            if not _LEAST <= mask.mean() <= _MOST:
+                mask[:] = _side(rest, height, width)
+        else:
+            mask[:] = (_box if kind < 0.8 else _side)(rest, height, width)
+    return masks
+
+
+def _strokes(draws: list[float], height: int, width: int) -> np.ndarray:
+    """One brush stroke with 4 to 8 bends, as thick as a 10th to a 4th of the shorter side."""
+    number, thickness, *places = draws
+    bends = 4 + int(number * (_BENDS - 3))
+    points = [(places[2 * i] * width, places[2 * i + 1] * height) for i in range(bends)]
+    radius = max((0.1 + 0.15 * thickness) * min(height, width) / 2, 0.5)
+    canvas = Image.new("1", (width, height))
+    brush = ImageDraw.Draw(canvas)
+    brush.line(points, fill=1, width=max(round(2 * radius), 1))
+    for x, y in points:
+        brush.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1)
+    return np.asarray(canvas)
+
+
+def _box(draws: list[float], height: int, width: int) -> np.ndarray:
+    """A box anywhere, its sides 0.4 to 0.8 of the image's."""
+    mask = np.zeros((height, width), bool)
+    tall, wide = (_part(0.4 + 0.4 * draw, side) for draw, side in zip(draws[:2], (height, width), strict=True))
+    top, left = int(draws[2] * (height - tall + 1)), int(draws[3] * (width - wide + 1))
+    mask[top : top + tall, left : left + wide] = True
+    return mask
+
+
+def _side(draws: list[float], height: int, width: int) -> np.ndarray:
+    """The part of the image, 0.25 to 0.65 of it, at one of its four sides."""
+    mask = np.zeros((height, width), bool)
+    which = int(4 * draws[0])
+    rows = mask if which < 2 else mask.T
+    rows[: _part(0.25 + 0.4 * draws[1], len(rows))] = True
+    return mask[::-1, ::-1] if which % 2 else mask
+
+
+def _part(share: float, side: int) -> int:
+    """So many of the pixels of a side, but neither none nor all."""
+    return min(max(round(share * side), 1), side - 1)
+
+
+def read_map(data: bytes, image_size: tuple[int, int], height: int, width: int, *, name: str) -> np.ndarray:
+    """A semantic map for the image of image_size (h, w), brought to height x width as `transforms.resize_crop` does.
+
+    The classes, int32 [height, width], are the values of a gray image of 8 or 16 bits, or the indices of one with a
+    palette; each pixel takes that of the nearest. Raises UserError that names the map if it is none for the image.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=transforms.FORMATS) as image:
+            mode, size = image.mode, (image.height, image.width)
+            fits = size == image_size and (mode in ("1", "L", "P") or mode.startswith("I"))
+            classes = np.asarray(image).astype(np.int32) if fits else None
+    except Exception as error:  # broken data makes Pillow's decoders raise nearly anything
+        raise UserError(f"the map of {name} can't be decoded ({error}); replace it") from error
+    if size != image_size:
+        raise UserError(
+            f"the map of {name} is {size[1]} x {size[0]}, but its image {image_size[1]} x {image_size[0]}; "
+            "draw it at the size of the image"
+        )
+    if classes is None:
+        raise UserError(f"the map of {name} holds colours ({mode}); save it in gray or with a palette, a class a value")
+    rows, columns = _nearest(image_size, height, width)
+    return classes[np.ix_(rows, columns)]
+
+
+def _nearest(image_size: tuple[int, int], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The row and the column in which the centre of each pixel lies, once scaled to just cover and cropped."""
+    scale = max(height / image_size[0], width / image_size[1])
+    indices = []
+    for side, new in zip(image_size, (height, width), strict=True):
+        before = max(side - new / scale, 0) / 2
+        centres = before + (np.arange(new) + 0.5) * (side - 2 * before) / new
+        indices.append(np.minimum(centres.astype(np.int64), side - 1))
+    return indices[0], indices[1]
