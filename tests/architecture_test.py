@@ -17,6 +17,7 @@ ROOMS = {
     "data": set(),
     "report": set(),
     "train": {"core"},
+    "evals": {"core"},
     "interop": set(),
     "build": {"spec", "config", "core", "nets", "data", "train", "interop"},
     "runs": {"build", "config", "core", "data", "train", "report", "interop"},
@@ -30,7 +31,7 @@ LIBRARIES = {
     "flax": {"nets", "build"},
     "optax": {"train", "build"},
     "orbax": {"train"},
-    "jax": {"core", "nets", "train", "interop", "build", "runs"},
+    "jax": {"core", "nets", "train", "evals", "interop", "build", "runs"},
     "grain": {"data"},
     "tensorflow_datasets": {"data"},
     "sklearn": {"data"},
@@ -39,9 +40,12 @@ LIBRARIES = {
     "matplotlib": {"report"},
     "tensorboardX": {"report"},
     "rich": {"report"},
+    "tokenizers": {"data"},
+    "safetensors": {"nets", "interop"},
     "tensorflow": set(),
     "torch": set(),
     "diffusers": set(),
+    "transformers": set(),
 }
 
 
