@@ -18,6 +18,7 @@ from sklearn.metrics import pairwise_distances
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import SVC
 
+from diffusion_jax.runs.conditions import Asked
 from diffusion_jax.runs.sample import sample
 
 
@@ -54,7 +55,7 @@ def main() -> None:
             Path(folder, "out"),
             num=arguments.num,
             seed=10_000,
-            labels=[str(label) for label in range(10)],
+            asked=Asked([str(label) for label in range(10)]),
             batch=250,
             step=None,
             average=True,

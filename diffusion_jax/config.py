@@ -15,9 +15,11 @@ def base() -> ConfigDict:
     """Every key with its default, locked: an unknown key or other type raises. `from_spec` reads those marked spec."""
     config = ConfigDict(
         {
+            "task": "diffusion",  # diffusion | autoencoder | classifier: what is trained
             "seed": 0,
+            "init_from": "",  # workdir whose averaged parameters a new run starts with
             "data": {
-                "source": "digits",  # digits | tfds:NAME | folder:PATH (a folder or a zip of one)
+                "source": "digits",  # digits | shapes:SIZE,COUNT | tfds:NAME | folder:PATH (a folder or a zip)
                 "split": "train",
                 "data_dir": "",  # where TFDS keeps its data sets; "" is its own default
                 "height": 8,
@@ -47,8 +49,38 @@ def base() -> ConfigDict:
                 "num_classes": 0,  # 0: unconditional
                 "dtype": "float32",  # of the computation; parameters are float32 always
                 "remat": False,
+                "scale_shift": False,  # adaptive group norm (ADM)
+                "resample": "conv",  # conv | block: residual blocks between levels (ADM)
+                "head_channels": 0,  # channels of an attention head; 0 leaves it to `heads`
+                "depth": 1,  # layers of each spatial transformer, where there is text
+                "epsilon": 1e-6,  # of the group norms; 1e-5 in ADM and Stable Diffusion
+                "sinusoids": "ddpm",  # ddpm | adm: form of the time embedding; adm in Stable Diffusion too
+                "padding": "end",  # end | both: of the stride-2 convolution; both in ADM and Stable Diffusion
             },
-            "label_dropout": 0.1,  # probability of the null class in training, for classifier-free guidance
+            "text": "",  # spec, build/text.py: transformer(...), trained along, or huggingface(folder=...), frozen
+            "spatial": (),  # specs, core/conditions.py: low_resolution(...), inpaint(...), map(...)
+            "condition_dropout": 0.1,  # probability of no class and no caption in training, for guidance
+            "latent": "",  # workdir of an autoencoder, in whose latent space the model works; "": in pixels
+            "autoencoder": {  # of task autoencoder
+                "channels": 128,
+                "latent_channels": 4,
+                "multipliers": (1, 2, 4, 4),  # f = 2^(levels - 1)
+                "blocks": 2,
+                "attention": (),  # downsampling factors
+                "mid_attention": True,
+                "groups": 32,
+                "quant_convs": True,
+                "dtype": "float32",
+                "distance": "l1",  # l1 | l2
+                "kl_weight": 1e-6,
+                "perceptual": "",  # file of LPIPS weights; "": no perceptual loss
+                "perceptual_sha256": "",
+                "perceptual_weight": 1.0,
+                "adversarial_weight": 0.5,  # times the adaptive weight
+                "adversarial_start": -1,  # step from which the discriminator counts; -1: never
+                "discriminator_channels": 64,
+                "discriminator_layers": 3,
+            },
             "optimizer": {
                 "name": "adam",  # adam | adamw
                 "learning_rate": 2e-4,
@@ -66,6 +98,9 @@ def base() -> ConfigDict:
                 "batch_size": 128,  # global, whatever the mesh
                 "accumulate": 1,  # micro-batches a step
                 "steps_per_dispatch": 1,  # steps in one call to the device
+                "nonfinite_limit": 10,  # steps in a row without a finite loss before a roll-back to a checkpoint
+                "nonfinite_rollbacks": 2,  # roll-backs before the run gives up
+                "hang_seconds": 0,  # a phase that takes longer ends the run (sampling, compiling: ten times); 0: none
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # sizes; -1 takes the rest
             "log_every": 50,  # steps, as all that follow
@@ -80,6 +115,8 @@ def base() -> ConfigDict:
                 "guidance_rescale": 0.0,  # phi of arXiv:2305.08891
                 "guidance_interval": (),  # (low, high) of sigma / alpha; () is everywhere
                 "threshold": "static",  # of x0 at every step: none | static | dynamic, a spec, core/denoisers.py
+                "decode_tile": 0,  # latents on a side of what is decoded at once; 0: all
+                "prompts": (),  # of the grid in training; (): captions of the data
             },
         }
     )

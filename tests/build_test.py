@@ -26,18 +26,39 @@ def test_every_config_builds(name):
     """Its keys are known, and one training step of its network can be traced; nothing is allocated or compiled."""
     config = configs.check(importlib.import_module(f"configs.{name}").get_config())
     assert importlib.import_module(f"configs.{name}").__doc__
-    model = build.model(config)
-    state = build.abstract_state(config, model)
     mesh = sharding.mesh(devices=jax.devices()[:1])
+    n, size = config.train.batch_size, (config.data.height, config.data.width)
     batch = {
-        "image": jax.ShapeDtypeStruct((config.train.batch_size, *model.shape), np.float32),
-        "label": jax.ShapeDtypeStruct((config.train.batch_size,), np.int32),
+        "image": jax.ShapeDtypeStruct((n, *size, config.data.channels), np.float32),
+        "label": jax.ShapeDtypeStruct((n,), np.int32),
+        "map": jax.ShapeDtypeStruct((n, *size), np.int32),
+        "mask": jax.ShapeDtypeStruct((n, *size), bool),
     }
-    after, metrics = jax.eval_shape(build.train_step(config, model, mesh), state, batch, jax.random.key(0))
+    if config.task == "diffusion":
+        model, frozen = build.model(config, *autoencoder_of(config)), {}
+        if model.autoencoder is not None:
+            frozen = {"autoencoder": model.autoencoder.params}
+        if model.text is not None:
+            batch["tokens"] = jax.ShapeDtypeStruct((n, model.text.length), np.int32)
+        state = build.abstract_state(config, model)
+        step = lambda *args: build.train_step(config, model, mesh, args[3])(*args[:3])  # noqa: E731
+        build.sample_program(model, build.sampling(config), mesh)
+    else:
+        part = {"autoencoder": build.autoencoder, "classifier": build.classifier}[config.task]
+        state, step, frozen = part.abstract_state(config), lambda *args: part.train_step(config, mesh)(*args[:3]), {}
+    after, metrics = jax.eval_shape(step, state, batch, jax.random.key(0), frozen)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype(np.float32)}
     assert metrics["loss"].shape == ()
-    build.sample_program(model, build.sampling(config), mesh)
+
+
+def autoencoder_of(config):
+    """The autoencoder of the config that `latent` is named after, its parameters as shapes; none for one in pixels."""
+    if not config.latent:
+        return []
+    other = importlib.import_module(f"configs.{Path(config.latent).name}").get_config()
+    params = build.autoencoder.abstract_state(other).ema["autoencoder"]
+    return [build.Autoencoder(build.autoencoder.network(other), params, 1.0)]
 
 
 def test_the_cifar10_network_has_the_papers_size():
@@ -56,7 +77,7 @@ def drawn():
     def draw(seeds, devices=1):
         mesh = sharding.mesh(devices=jax.devices()[:devices])
         seeds = np.asarray(seeds, np.int32)
-        return np.asarray(build.sample_program(model, how, mesh)(params, seeds, seeds % 11))
+        return np.asarray(build.sample_program(model, how, mesh)(params, {}, seeds, {"label": seeds % 11}))
 
     return draw
 

@@ -1,9 +1,12 @@
 """From a config to objects; the only reader of a config. Everything below takes plain arguments."""
 
-from diffusion_jax.build.data import batches, source
+from diffusion_jax.build import autoencoder, classifier
+from diffusion_jax.build.classifier import Classifier
+from diffusion_jax.build.data import batches, source, tokenizer
 from diffusion_jax.build.editing import Edit, edit_program
+from diffusion_jax.build.latent import Autoencoder
 from diffusion_jax.build.model import Model, model, schedule
-from diffusion_jax.build.sampling import Sampling, guidance, sample_program, sampling, trajectory_program
+from diffusion_jax.build.sampling import Sampling, guided, sample_program, sampling, trajectory_program
 from diffusion_jax.build.training import (
     abstract_state,
     compiled_step,
@@ -15,14 +18,18 @@ from diffusion_jax.build.training import (
 )
 
 __all__ = [
+    "Autoencoder",
+    "Classifier",
     "Edit",
     "Model",
     "Sampling",
     "abstract_state",
+    "autoencoder",
     "batches",
+    "classifier",
     "compiled_step",
     "edit_program",
-    "guidance",
+    "guided",
     "initial_state",
     "mesh",
     "model",
@@ -32,6 +39,7 @@ __all__ = [
     "schedule",
     "source",
     "time_sampling",
+    "tokenizer",
     "train_step",
     "trajectory_program",
 ]

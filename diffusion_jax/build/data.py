@@ -1,10 +1,16 @@
 """The data of a config."""
 
+from functools import partial
+
 import jax
 from ml_collections import ConfigDict
 
+from diffusion_jax.build.model import Model
 from diffusion_jax.data import pipeline, sources
+from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
+
+_CAPTIONS = 20_000  # read to learn a tokenizer
 
 
 def source(config: ConfigDict) -> sources.Source:
@@ -20,8 +26,17 @@ def source(config: ConfigDict) -> sources.Source:
     return built
 
 
-def batches(config: ConfigDict, data: sources.Source) -> pipeline.TrainBatches:
-    """Endless training batches, this process's slice of each."""
+def batches(
+    config: ConfigDict,
+    data: sources.Source,
+    model: Model | None = None,
+    tokenizer: Tokenizer | None = None,
+    *,
+    split: bool = True,
+) -> pipeline.TrainBatches:
+    """Endless training batches, with what the model's conditions are made of; split: this process's slice of each."""
+    reads = {entry for condition in model.spatial for entry in condition.reads} if model else set()
+    encode = partial(model.text.encode, tokenizer) if model and model.text and tokenizer else None
     return pipeline.train_batches(
         data,
         image_size=(config.data.height, config.data.width),
@@ -32,6 +47,17 @@ def batches(config: ConfigDict, data: sources.Source) -> pipeline.TrainBatches:
         cache=config.data.cache,
         threads=config.data.threads,
         workers=config.data.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=jax.process_index() if split else 0,
+        process_count=jax.process_count() if split else 1,
+        encode=encode,
+        map="map" in reads,
+        mask="mask" in reads,
     )
+
+
+def tokenizer(model: Model, data: sources.Source) -> Tokenizer | None:
+    """The tokenizer of the model's text encoder, learned from the captions unless published; None without text."""
+    if model.text is None:
+        return None
+    examples = (data[i] for i in range(min(len(data), _CAPTIONS)))
+    return model.text.learn_tokenizer(example["caption"] for example in examples if "caption" in example)

@@ -1,17 +1,20 @@
 """Drawing a part of a given image, or all of it from some noise on."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from diffusion_jax.build.classifier import Classifier
 from diffusion_jax.build.model import Model
-from diffusion_jax.build.sampling import Sampling, guidance
+from diffusion_jax.build.sampling import Sampling, guided
 from diffusion_jax.core import editing
+from diffusion_jax.core.conditions import inpaint
+from diffusion_jax.core.denoisers import Condition, Denoiser
 from diffusion_jax.core.grids import GRIDS
 from diffusion_jax.core.samplers import SAMPLERS, AdaptiveSampler
 from diffusion_jax.errors import UserError
@@ -30,32 +33,57 @@ class Edit:
     canvas: tuple[int, int]  # H W of the image; larger than the model's is drawn in windows of the model's
 
 
-def edit_program(model: Model, how: Sampling, mesh: Mesh, edit: Edit) -> Any:
-    """(params, seeds [B], labels [B], image [H, W, C], unknown bool [H, W, 1]) -> edited images [B, H, W, C].
+def edit_program(model: Model, how: Sampling, mesh: Mesh, edit: Edit, classifier: Classifier | None = None) -> Any:
+    """(params, frozen, seeds [B], cond, image [H, W, C], unknown bool [H, W, 1]) -> edited images [B, H, W, C].
 
-    With edit.inpaint the pixels that are not unknown come back as they are. Otherwise as `sample_program`.
+    With edit.inpaint the pixels that are not unknown come back as they are; a model trained to inpaint is told them,
+    any other is held to them at every step. Otherwise as `sample_program`, the spatial entries of cond as large as the
+    image.
     """
     sampler = from_spec(how.sampler, SAMPLERS, "sampler")
     if isinstance(sampler, AdaptiveSampler):
         raise UserError(f"sampler {how.sampler!r} takes steps of its own, which an edit cannot follow; choose ddim")
     times = editing.from_strength(from_spec(how.grid, GRIDS, "time grid")(model.schedule, how.steps), edit.strength)
-    guide = guidance(model, how)
-    window = model.shape[:2]
+    told = any(condition.name == "inpaint" for condition in model.spatial)
+    hold = edit.inpaint and not told
+    if hold:  # a sampler that cannot keep a part raises here
+        held = editing.repaint(sampler, jnp.zeros(1), jnp.ones(1, bool), edit.resample)
+        held.plan(model.schedule, jnp.asarray(times))
+    guide = guided(model, how, classifier)
+    factor = 1
+    if model.autoencoder is not None:
+        model.autoencoder.latent_shape((*edit.canvas, model.shape[2]))  # raises where the canvas does not fit
+        factor = model.autoencoder.network.factor
+    window = model.x_shape[:2]
     strides = tuple(max(n // 2, 1) for n in window)
-    count = int(np.prod([len(editing.windows(*n)) for n in zip(edit.canvas, window, strides, strict=True)]))
+    canvas = tuple(n // factor for n in edit.canvas)
 
-    def program(params: Params, seeds: Array, labels: Array, image: Array, unknown: Array) -> Array:
-        if count == 1:
-            denoise = guide(model.denoiser(params), labels)
-        else:
-            denoise = editing.in_windows(guide(model.denoiser(params), jnp.repeat(labels, count)), window, strides)
-        method = editing.repaint(sampler, image, unknown, edit.resample) if edit.inpaint else sampler
-        x0 = jnp.broadcast_to(image, (len(seeds), *image.shape))
-        return editing.sample_from(denoise, method, model.schedule, jnp.asarray(times), seeds, x0)
+    def denoiser(params: Params, frozen: Mapping[str, Params], cond: Condition) -> Denoiser:
+        if canvas == window:
+            return guide(params, frozen, cond)
+        # Every window of an example is told the same, and of what is spread over the canvas its own part.
+        count = editing.count_windows(canvas, window, strides)
+        pixels = tuple(n * factor for n in window), tuple(n * factor for n in strides)
+        parts = {
+            name: editing.crops(a, *pixels) if a.ndim == 4 else jnp.repeat(a, count, axis=0) for name, a in cond.items()
+        }
+        return editing.in_windows(guide(params, frozen, parts), window, strides)
 
-    if edit.inpaint:  # a sampler that cannot keep a part raises here
-        editing.repaint(sampler, jnp.zeros(1), jnp.ones(1, bool), edit.resample).plan(
-            model.schedule, jnp.asarray(times)
-        )
+    def program(
+        params: Params, frozen: Mapping[str, Params], seeds: Array, cond: Condition, image: Array, unknown: Array
+    ) -> Array:
+        images = jnp.broadcast_to(image, (len(seeds), *image.shape))
+        masks = jnp.broadcast_to(unknown, (len(seeds), *unknown.shape))
+        if told:
+            cond = {**cond, **inpaint().parts({"image": images, "mask": masks[..., 0]})}
+        x0, hidden = images, masks
+        if model.autoencoder is not None:
+            x0 = model.autoencoder.encode(frozen["autoencoder"], images)[0]
+            hidden = model.autoencoder.shrink(masks.astype(jnp.float32)) > 0
+        method = editing.repaint(sampler, x0, hidden, edit.resample) if hold else sampler
+        x = editing.sample_from(denoiser(params, frozen, cond), method, model.schedule, jnp.asarray(times), seeds, x0)
+        drawn = model.decode(frozen, x, how.decode_tile)
+        return editing.blend(images, drawn, unknown, border=0 if factor == 1 else factor) if edit.inpaint else drawn
+
     split = sharding.batch_sharding(mesh)
-    return jax.jit(program, in_shardings=(None, split, split, None, None), out_shardings=split)
+    return jax.jit(program, in_shardings=(None, None, split, split, None, None), out_shardings=split)

@@ -1,6 +1,8 @@
 """The model of a config: a network together with what gives its output a meaning."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,10 @@ from flax import linen as nn
 from jax import Array
 from ml_collections import ConfigDict
 
+from diffusion_jax.build.latent import Autoencoder
+from diffusion_jax.build.text import DTYPES, Text, text
 from diffusion_jax.core import denoisers
+from diffusion_jax.core.conditions import SPATIAL, Spatial
 from diffusion_jax.core.denoisers import Condition, ConditionalDenoiser
 from diffusion_jax.core.predictions import PREDICTIONS, Parameterization
 from diffusion_jax.core.schedules import MODIFIERS, SCHEDULES, Schedule
@@ -20,26 +25,59 @@ from diffusion_jax.train.state import Params
 NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet}
 
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A network together with what gives its output a meaning: schedule, prediction, image shape and classes."""
+    """A network together with what gives its output a meaning: schedule, prediction, image shape and conditions.
+
+    It is told label [B], tokens [B, N] and the entries of its spatial conditions [B, H, W, C'], as `cond`. Weights that
+    are not its own, of an autoencoder or of a published text encoder, are `frozen`, and handed over beside params.
+    """
 
     network: nn.Module
     schedule: Schedule
     parameterization: Parameterization
     shape: tuple[int, int, int]  # H W C of one image
     num_classes: int  # 0: unconditional
+    text: Text | None = None
+    spatial: tuple[Spatial, ...] = ()
+    autoencoder: Autoencoder | None = None  # x is an image's latent
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """The shape of one x: an image, or its latent."""
+        return self.autoencoder.latent_shape(self.shape) if self.autoencoder else self.shape
+
+    @property
+    def frozen(self) -> dict[str, Params]:
+        """The weights that training leaves as they are, on the host."""
+        weights = {} if self.autoencoder is None else {"autoencoder": self.autoencoder.params}
+        return weights if self.text is None or self.text.trained else weights | {"text": self.text.params}
 
     def init(self, key: Array) -> Params:
-        """Random parameters."""
-        x = jnp.zeros((1, *self.shape))
-        return self.network.init(key, x, jnp.zeros(1), self.null(1))["params"]
+        """Random parameters: the U-Net's or, where a text encoder is trained along, {"unet", "text"}."""
+        x = jnp.zeros((1, *self.x_shape))
+        cond: dict[str, Array] = {"label": jnp.zeros(1, jnp.int32)} if self.num_classes else {}
+        if self.text:
+            cond["text"] = jnp.zeros((1, self.text.length, self.text.width))
+        channels = x.shape[-1]
+        for condition in self.spatial:
+            cond |= {name: jnp.zeros((1, *x.shape[1:-1], c)) for name, c in condition.channels(channels).items()}
+            cond |= {name: jnp.zeros(1) for name in condition.levels}
+        params = self.network.init(key, x, jnp.zeros(1), cond)["params"]
+        if self.text is None or not self.text.trained:
+            return params
+        tokens = jnp.zeros((1, self.text.length), jnp.int32)
+        return {"unet": params, "text": self.text.network.init(jax.random.fold_in(key, 1), tokens)["params"]}
 
     def apply(self, params: Params, x: Array, t: Array, cond: Condition, dropout: Array | None = None) -> Array:
-        """The network's output for x [B, H, W, C] and conditioning t [B]; with a dropout key, as in training."""
+        """The network's output for x [B, *x_shape] and conditioning t [B]; with a dropout key, as in training.
+
+        cond is as x is (`encode_images`), and has its text encoded or, of an encoder that is trained along, "tokens".
+        """
+        if "tokens" in cond:
+            cond = self.encode_text(params["text"], cond, dropout)
+        if self.text is not None and self.text.trained:
+            params = params["unet"]
         rngs = None if dropout is None else {"dropout": dropout}
         return self.network.apply({"params": params}, x, t, cond, train=dropout is not None, rngs=rngs)  # type: ignore[return-value]
 
@@ -48,9 +86,43 @@ class Model:
         apply = lambda x, t, cond: self.apply(params, x, t, cond)  # noqa: E731
         return denoisers.from_network(apply, self.schedule, self.parameterization)
 
-    def null(self, batch: int) -> Condition:
-        """The condition that says nothing: the null class, or none at all."""
-        return {"label": jnp.full(batch, self.num_classes, jnp.int32)} if self.num_classes else {}
+    def encode_images(self, frozen: Mapping[str, Params], cond: Condition) -> Condition:
+        """The entries of spatial conditions as x is: images as latents, masks and maps at their size."""
+        if self.autoencoder is None:
+            return cond
+        changed = dict(cond)
+        for condition in self.spatial:
+            for name in set(condition.channels(1)) & set(cond):
+                if name in condition.images:
+                    changed[name] = self.autoencoder.encode(frozen["autoencoder"], cond[name])[0]
+                else:
+                    changed[name] = self.autoencoder.shrink(cond[name])
+        return changed
+
+    def null(self, cond: Condition) -> Condition:
+        """What guidance leads away from: no class and no caption; where cond has neither, no spatial condition."""
+        changed = dict(cond)
+        if "label" in cond:
+            changed["label"] = jnp.full_like(cond["label"], self.num_classes)
+        if "tokens" in cond:
+            assert self.text is not None
+            changed["tokens"] = jnp.broadcast_to(self.text.null, cond["tokens"].shape)
+        if not {"label", "tokens"} & set(cond):
+            changed = jax.tree.map(jnp.zeros_like, changed)
+        return changed
+
+    def decode(self, frozen: Mapping[str, Params], x: Array, tile: int = 0) -> Array:
+        """x as images."""
+        return x if self.autoencoder is None else self.autoencoder.decode(frozen["autoencoder"], x, tile)
+
+    def encode_text(self, params: Params, cond: Condition, dropout: Array | None = None) -> Condition:
+        """cond with its tokens encoded, by the text encoder's own parameters."""
+        assert self.text is not None
+        rngs = None if dropout is None else {"dropout": jax.random.fold_in(dropout, 1)}
+        train = dropout is not None
+        encoded: Any = self.text.network.apply({"params": params}, cond["tokens"], train=train, rngs=rngs)
+        rest = {name: value for name, value in cond.items() if name != "tokens"}
+        return rest | {"text": encoded.hidden, "text_mask": encoded.mask}
 
 
 def schedule(text: str) -> Schedule:
@@ -62,8 +134,14 @@ def schedule(text: str) -> Schedule:
     return built
 
 
-def model(config: ConfigDict) -> Model:
-    """The network, schedule and prediction of config; raises UserError where sizes do not fit together."""
+def model(config: ConfigDict, autoencoder: Autoencoder | None = None, text_folder: str = "") -> Model:
+    """The network, schedule and prediction of config; raises UserError where sizes do not fit together.
+
+    autoencoder is the one of the workdir that config.latent names; text_folder a copy of a published text encoder, to
+    be read instead of the config's.
+    """
+    if bool(config.latent) != (autoencoder is not None):
+        raise ValueError("a config with `latent` needs the autoencoder of that workdir, and no other config does")
     options = config.model.to_dict()
     name, dtype, num_classes = options.pop("name"), options.pop("dtype"), options.pop("num_classes")
     if name not in NETWORKS:
@@ -71,19 +149,24 @@ def model(config: ConfigDict) -> Model:
     if dtype not in DTYPES:
         raise UserError(f"unknown model.dtype {dtype!r}; choose from {', '.join(DTYPES)}")
     parameterization = from_spec(config.prediction, PREDICTIONS, "prediction")
+    shape = (config.data.height, config.data.width, config.data.channels)
+    x_channels = autoencoder.latent_shape(shape)[-1] if autoencoder else config.data.channels
+    encoder = text(config.text, text_folder)
+    spatial = tuple(from_spec(spec, SPATIAL, "spatial condition") for spec in config.spatial)
     network = NETWORKS[name](
-        out_channels=config.data.channels * (2 if parameterization.learned_variance else 1),
+        out_channels=x_channels * (2 if parameterization.learned_variance else 1),
         num_classes=num_classes or None,
+        text_features=encoder.width if encoder else None,
+        concat=tuple(entry for condition in spatial for entry in condition.channels(1)),
+        levels=tuple(level for condition in spatial for level in condition.levels),
         dtype=DTYPES[dtype],
         **options,
     )
     built = Model(
-        network,
-        schedule(config.schedule),
-        parameterization,
-        (config.data.height, config.data.width, config.data.channels),
-        num_classes,
+        network, schedule(config.schedule), parameterization, shape, num_classes, encoder, spatial, autoencoder
     )
+    if len({condition.name for condition in spatial}) < len(spatial):
+        raise UserError(f"each spatial condition is given once; got {', '.join(config.spatial)}")
     if float(built.schedule.alpha(jnp.float32(1.0))) == 0 and config.prediction.partition("(")[0] in ("eps", "score"):
         raise UserError(
             f"prediction {config.prediction!r} says nothing of the image where schedule {config.schedule!r} "

@@ -1,7 +1,7 @@
 """Drawing from a model: one compiled program for all of it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,9 +12,10 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from diffusion_jax.build.classifier import Classifier
 from diffusion_jax.build.model import Model
 from diffusion_jax.core import denoisers
-from diffusion_jax.core.denoisers import ConditionalDenoiser, Denoiser
+from diffusion_jax.core.denoisers import Condition, Denoiser
 from diffusion_jax.core.grids import GRIDS
 from diffusion_jax.core.samplers import SAMPLERS, sample
 from diffusion_jax.core.schedules import Schedule
@@ -32,7 +33,7 @@ THRESHOLDS: dict[str, Callable[..., Callable[[Denoiser, Schedule], Denoiser]]] =
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How to draw samples: the keys of config.sample, all but how many and when."""
+    """How to draw samples: the keys of config.sample, all but how many, of what and when."""
 
     sampler: str
     grid: str
@@ -41,6 +42,7 @@ class Sampling:
     guidance_rescale: float
     guidance_interval: tuple[float, ...]
     threshold: str
+    decode_tile: int
 
 
 def sampling(config: ConfigDict) -> Sampling:
@@ -48,40 +50,47 @@ def sampling(config: ConfigDict) -> Sampling:
     return Sampling(**{field.name: config.sample[field.name] for field in dataclasses.fields(Sampling)})
 
 
-def sample_program(model: Model, how: Sampling, mesh: Mesh) -> Any:
-    """(params, seeds [B], labels [B]) -> images [B, H, W, C] in about [-1, 1], one compiled program for all of it.
+Guided = Callable[[Params, Mapping[str, Params], Condition], Denoiser]
+"""(params, frozen, cond) -> the denoiser with its conditions, guidance and threshold."""
 
-    A label of num_classes is the null class; labels of an unconditional model are ignored. B is a multiple of the
+
+def sample_program(model: Model, how: Sampling, mesh: Mesh, classifier: Classifier | None = None) -> Any:
+    """(params, frozen, seeds [B], cond) -> images [B, H, W, C] in about [-1, 1], one compiled program for all of it.
+
+    cond holds, of what the model is told, "label" [B] (num_classes is the null class), "tokens" [B, N] and, if guidance
+    is to lead away from another than the empty caption, "negative" [B, N]; and the entries of spatial conditions at the
+    image's size. frozen is the model's on the devices, and "classifier" where there is one. B is a multiple of the
     mesh's data x fsdp. Raises UserError, before anything is traced, for what the model cannot do.
     """
     sampler = from_spec(how.sampler, SAMPLERS, "sampler")
     times = from_spec(how.grid, GRIDS, "time grid")(model.schedule, how.steps)
-    guide = guidance(model, how)
+    guide = guided(model, how, classifier)
 
-    def program(params: Params, seeds: Array, labels: Array) -> Array:
-        denoise = guide(model.denoiser(params), labels)
-        return sample(denoise, sampler, model.schedule, jnp.asarray(times), seeds, model.shape)
+    def program(params: Params, frozen: Mapping[str, Params], seeds: Array, cond: Condition) -> Array:
+        denoise = guide(params, frozen, cond)
+        x = sample(denoise, sampler, model.schedule, jnp.asarray(times), seeds, model.x_shape)
+        return model.decode(frozen, x, how.decode_tile)
 
     split = sharding.batch_sharding(mesh)
-    return jax.jit(program, in_shardings=(None, split, split), out_shardings=split)
+    return jax.jit(program, in_shardings=(None, None, split, split), out_shardings=split)
 
 
 def trajectory_program(model: Model, how: Sampling, mesh: Mesh, *, columns: int) -> tuple[Any, np.ndarray]:
-    """((params, seeds [B], labels [B]) -> (x, x0), times [K]): `sample_program`'s trajectory in one program.
+    """((params, frozen, seeds [B], cond) -> (x, x0), times [K]): `sample_program`'s trajectory in one program.
 
     x [K, B, H, W, C] is the sampler's state at K of its times, evenly spaced in steps, from noise to the samples; x0
-    is the denoiser's prediction there, guided and thresholded as the sampler sees it, and at t = 0 the sample. All
-    N + 1 states are held in the device's memory.
+    is the denoiser's prediction there, guided and thresholded as the sampler sees it, and at t = 0 the sample; both
+    decoded where they are latents. All N + 1 states are held in the device's memory.
     """
     sampler = from_spec(how.sampler, SAMPLERS, "sampler")
     grid = from_spec(how.grid, GRIDS, "time grid")(model.schedule, how.steps)
-    guide = guidance(model, how)
+    guide = guided(model, how)
     shown = np.linspace(0, len(grid) - 1, min(columns, len(grid))).round().astype(int)
     times = grid[shown]
 
-    def program(params: Params, seeds: Array, labels: Array) -> tuple[Array, Array]:
-        denoise = guide(model.denoiser(params), labels)
-        path = sample(denoise, sampler, model.schedule, jnp.asarray(grid), seeds, model.shape, trajectory=True)
+    def program(params: Params, frozen: Mapping[str, Params], seeds: Array, cond: Condition) -> tuple[Array, Array]:
+        denoise = guide(params, frozen, cond)
+        path = sample(denoise, sampler, model.schedule, jnp.asarray(grid), seeds, model.x_shape, trajectory=True)
         x = path[shown]
 
         def predict(inputs: tuple[Array, Array]) -> Array:
@@ -89,30 +98,47 @@ def trajectory_program(model: Model, how: Sampling, mesh: Mesh, *, columns: int)
             return denoise(x, jnp.full(len(seeds), t)).x0
 
         x0 = jax.lax.map(predict, (x[:-1], jnp.asarray(times[:-1], x.dtype)))
-        return x, jnp.concatenate([x0, x[-1:]])
+        decode = lambda x: model.decode(frozen, x, how.decode_tile)  # noqa: E731
+        return jax.lax.map(decode, x), jax.lax.map(decode, jnp.concatenate([x0, x[-1:]]))
 
     split = sharding.batch_sharding(mesh)
-    return jax.jit(program, in_shardings=(None, split, split)), times
+    return jax.jit(program, in_shardings=(None, None, split, split)), times
 
 
-def guidance(model: Model, how: Sampling) -> Callable[[ConditionalDenoiser, Array], Denoiser]:
-    """(denoiser, labels [B]) -> the denoiser with its labels, guidance and threshold, in the order `core` documents."""
-    if how.guidance != 1 and not model.num_classes:
-        raise UserError(f"guidance {how.guidance} needs a class-conditional model; this one has no classes")
+def guided(model: Model, how: Sampling, classifier: Classifier | None = None) -> Guided:
+    """What makes the denoiser that is sampled, wrapped in the order that `core.denoisers` documents."""
+    if how.guidance != 1 and not (model.num_classes or model.text or model.spatial):
+        raise UserError(f"guidance {how.guidance} needs a conditional model; this one has no conditions")
     if (how.guidance_rescale or how.guidance_interval) and how.guidance == 1:
         raise UserError("guidance_rescale and guidance_interval need a guidance other than 1")
     if len(how.guidance_interval) not in (0, 2):
         raise UserError(f"guidance_interval is (low, high) of sigma / alpha, or (); got {how.guidance_interval}")
+    if model.autoencoder is not None and how.threshold == "static":
+        raise UserError("threshold static clips to [-1, 1], which latents exceed; choose none")
+    if classifier is not None:
+        classifier.check(model.num_classes, model.shape)
     scale: denoisers.Scale = how.guidance
     if how.guidance_interval:
         scale = denoisers.interval(how.guidance, model.schedule, *how.guidance_interval)
     rescale = denoisers.std_rescale(how.guidance_rescale, model.schedule) if how.guidance_rescale else None
     threshold = from_spec(how.threshold, THRESHOLDS, "threshold")
+    threshold(lambda x, t: denoisers.Prediction(x, x), model.schedule)  # bad options raise here
 
-    def guide(denoise: ConditionalDenoiser, labels: Array) -> Denoiser:
-        cond = {"label": labels} if model.num_classes else {}
-        guided = denoisers.classifier_free(denoise, cond, model.null(len(labels)), scale, rescale)
-        return threshold(guided, model.schedule)
+    def guide(params: Params, frozen: Mapping[str, Params], cond: Condition) -> Denoiser:
+        cond = dict(cond)
+        negative = cond.pop("negative", None)
+        label = cond.get("label") if model.num_classes else cond.pop("label", None)
+        cond = dict(model.encode_images(frozen, cond))
+        null = dict(model.null(cond))
+        if negative is not None:
+            null["tokens"] = negative
+        if model.text is not None:
+            own = params["text"] if model.text.trained else frozen["text"]
+            cond, null = (dict(model.encode_text(own, c)) for c in (cond, null))
+        denoise = denoisers.classifier_free(model.denoiser(params), cond, null, scale, rescale)
+        if classifier is not None and label is not None:
+            log_prob = classifier.log_prob(frozen["classifier"], label, model.schedule)
+            denoise = denoisers.classifier_guidance(denoise, log_prob, model.schedule, classifier.scale)
+        return threshold(denoise, model.schedule)
 
-    guide(lambda x, t, cond: denoisers.Prediction(x, x), jnp.zeros(1, jnp.int32))  # bad options raise here
     return guide

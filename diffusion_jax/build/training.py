@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax.build.model import Model
-from diffusion_jax.core import losses
+from diffusion_jax.core import conditions, losses
+from diffusion_jax.core.autoencoding import sample_posterior
 from diffusion_jax.core.times import ADAPTIVE_TIMES, TIMES, AdaptiveTimes, TimeSampler
 from diffusion_jax.core.weightings import WEIGHTINGS
 from diffusion_jax.errors import UserError
@@ -21,6 +22,9 @@ from diffusion_jax.train import optimizer as optimizers
 from diffusion_jax.train import sharding
 from diffusion_jax.train import step as steps
 from diffusion_jax.train.state import Params, TrainState, create
+
+FROZEN: Mapping[str, Params] = {}
+"""Of a model all of whose weights are trained."""
 
 
 def time_sampling(text: str) -> TimeSampler | AdaptiveTimes:
@@ -48,21 +52,22 @@ def mesh(config: ConfigDict) -> Mesh:
     return built
 
 
-def train_step(config: ConfigDict, model: Model, mesh: Mesh) -> steps.Step:
-    """The step of config, not yet compiled: its loss at its times, labels dropped for classifier-free guidance."""
+def train_step(config: ConfigDict, model: Model, mesh: Mesh, frozen: Mapping[str, Params] = FROZEN) -> steps.Step:
+    """The step of config, not yet compiled: its loss at its times, conditions dropped for classifier-free guidance.
+
+    A batch holds "image", or "mean" and "logvar" of its latents, and what `batches` adds for the model's conditions;
+    frozen is the model's, on the devices.
+    """
     sampling = time_sampling(config.times)
     objective = _objective(config, model)
 
-    def draw(key: Array, batch: Mapping[str, Array], history: Any) -> steps.Examples:
-        t_key, eps_key, label_key = jax.random.split(key, 3)
-        x0 = batch["image"]
+    def draw(key: Array, batch: Mapping[str, Array], state: TrainState) -> steps.Examples:
+        t_key, eps_key, cond_key = jax.random.split(key, 3)
+        x0 = _x0(model, jax.random.fold_in(key, 3), batch, frozen)
         n = x0.shape[0]
-        cond = model.null(n)
-        if model.num_classes:
-            dropped = jax.random.bernoulli(label_key, config.label_dropout, (n,))
-            cond = {"label": jnp.where(dropped, cond["label"], batch["label"])}
+        cond = _conditions(model, cond_key, batch, frozen, dropout=config.condition_dropout)
         if isinstance(sampling, AdaptiveTimes):
-            t, weight = sampling.draw(t_key, n, model.schedule, history)
+            t, weight = sampling.draw(t_key, n, model.schedule, state.times)
         else:
             t, weight = sampling(t_key, n, model.schedule), jnp.ones(n)
         return steps.Examples(x0, cond, t, jax.random.normal(eps_key, x0.shape), weight)
@@ -85,6 +90,39 @@ def train_step(config: ConfigDict, model: Model, mesh: Mesh) -> steps.Step:
     return steps.several(step) if config.train.steps_per_dispatch > 1 else step
 
 
+def _x0(model: Model, key: Array, batch: Mapping[str, Array], frozen: Mapping[str, Params]) -> Array:
+    """The images, or samples of their latents: the same whether these are encoded here or were stored."""
+    if model.autoencoder is None:
+        return batch["image"]
+    if "mean" in batch:
+        mean, logvar = batch["mean"], batch["logvar"]
+    else:
+        mean, logvar = model.autoencoder.encode(frozen["autoencoder"], batch["image"])
+    return sample_posterior(mean, logvar, jax.random.normal(key, mean.shape))
+
+
+def _conditions(
+    model: Model, key: Array, batch: Mapping[str, Array], frozen: Mapping[str, Params], *, dropout: float
+) -> dict[str, Array]:
+    """What the network is told of each example, or not: class and caption are left out together."""
+    cond: dict[str, Any] = {}
+    if model.num_classes:
+        cond["label"] = batch["label"]
+    if model.text:
+        cond["tokens"] = batch["tokens"]
+    if cond:
+        out = jax.random.bernoulli(key, dropout, (len(next(iter(cond.values()))),))
+        null = model.null(cond)
+        cond = {name: jnp.where(out.reshape(-1, *(1,) * (a.ndim - 1)), null[name], a) for name, a in cond.items()}
+    if model.text and not model.text.trained:
+        cond = dict(model.encode_text(frozen["text"], cond))
+    for i, condition in enumerate(model.spatial):
+        augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, i))
+        parts = dict(model.encode_images(frozen, condition.parts(batch)))
+        cond |= conditions.dropped(dropout_key, condition.augment(augment_key, parts), condition.dropout)
+    return cond
+
+
 def _objective(config: ConfigDict, model: Model) -> Callable[..., Array]:
     if config.objective == "simple":
         return partial(
@@ -98,14 +136,23 @@ def _objective(config: ConfigDict, model: Model) -> Callable[..., Array]:
     raise UserError(f"unknown objective {config.objective!r}; choose from simple, vlb")
 
 
-def compiled_step(config: ConfigDict, model: Model, mesh: Mesh) -> steps.Step:
-    """`train_step` jitted over the mesh; the state that it is given is donated."""
-    layout = sharding.tree_sharding(abstract_state(config, model), mesh)
+def compiled_step(config: ConfigDict, model: Model, mesh: Mesh) -> Any:
+    """`train_step` jitted over the mesh, with frozen as its fourth argument; the state that it is given is donated."""
+    return compile_step(
+        config, mesh, abstract_state(config, model), lambda frozen: train_step(config, model, mesh, frozen)
+    )
+
+
+def compile_step(
+    config: ConfigDict, mesh: Mesh, abstract: TrainState, make: Callable[[Mapping[str, Params]], steps.Step]
+) -> Any:
+    """(state, batch, seed, frozen) -> make(frozen)(state, batch, seed), jitted over the mesh; the state is donated."""
+    layout = sharding.tree_sharding(abstract, mesh)
     everywhere = sharding.replicated(mesh)
     batch = sharding.batch_sharding(mesh, leading=int(config.train.steps_per_dispatch > 1))
     return jax.jit(
-        train_step(config, model, mesh),
-        in_shardings=(layout, batch, everywhere),
+        lambda state, batch, seed, frozen: make(frozen)(state, batch, seed),
+        in_shardings=(layout, batch, everywhere, everywhere),
         out_shardings=(layout, everywhere),
         donate_argnums=0,
     )

@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a config, or go on with it: --config=configs/digits.py --workdir=runs/digits",
     "sample": "draw samples from a workdir: --workdir=runs/digits --out=samples --num=64",
     "figures": "draw schedules, the forward process, a checkpoint's trajectory: --out=figures [--workdir=runs/digits]",
+    "checkpoint verify": "find what is damaged of a workdir's checkpoints: --workdir=runs/digits [--step=1000]",
 }
 
 DONE, BAD_INPUT, NON_FINITE = 0, 2, 3
@@ -26,14 +27,16 @@ def entry() -> None:
 def main(arguments: Sequence[str]) -> int:
     """Runs one command; returns its exit status: 0 done, 2 bad input, 3 a loss that is not finite."""
     name, *rest = arguments or ["--help"]
+    if rest and f"{name} {rest[0]}" in COMMANDS:
+        name, rest = f"{name} {rest[0]}", rest[1:]
     if name in ("--help", "-h", "help"):
-        print(__doc__, *(f"  {command:8} {text}" for command, text in COMMANDS.items()), sep="\n")
+        print(__doc__, *(f"  {command:17} {text}" for command, text in COMMANDS.items()), sep="\n")
         return DONE
     if name not in COMMANDS:
         return _fail(f"unknown command {name!r}; choose from {', '.join(COMMANDS)}")
     from diffusion_jax.train.loop import NonFiniteLossError  # imports jax: not for --help
 
-    command = importlib.import_module(f"diffusion_jax.cli.{name}")
+    command = importlib.import_module(f"diffusion_jax.cli.{name.partition(' ')[0]}")
     logging.set_verbosity(logging.ERROR)  # orbax explains its defaults in warnings
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "Show these flags.", short_name="h", flag_values=values)

@@ -1,6 +1,8 @@
 """Draws samples from a checkpoint; the workdir is all it needs.
 
 diffusion-jax sample --workdir=runs/digits --out=samples --num=64 --label=3 --guidance=2.0 --sampler=ddim --steps=50
+diffusion-jax sample --workdir=runs/shapes_text --out=samples --prompt='a small red circle' --negative_prompt='a square'
+diffusion-jax sample --workdir=runs/shapes_upscale --out=large --low_res=small.png
 diffusion-jax sample --workdir=runs/digits --out=edited --init_image=a.png --strength=0.6
 diffusion-jax sample --workdir=runs/digits --out=painted --init_image=a.png --mask=mask.png --resample=8
 diffusion-jax sample --workdir=runs/digits --out=wider --init_image=a.png --expand=8,0,8,0
@@ -31,6 +33,8 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     flags.DEFINE_integer(
         "resample", 4, "Turns of each step where a part is kept (RePaint); more fit better.", flag_values=values
     )
+    flags.DEFINE_string("classifier", None, "Workdir of a classifier that guides to --label.", flag_values=values)
+    flags.DEFINE_float("classifier_scale", 1.0, "How strongly it guides.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace the samples in --out.", flag_values=values)
 
 
@@ -40,7 +44,11 @@ def run(values: flags.FlagValues) -> None:
         raise UserError("sample needs --workdir=FOLDER and --out=FOLDER")
     from diffusion_jax.runs.sample import sample
 
+    if values["classifier_scale"].present and not values.classifier:
+        raise UserError("--classifier_scale is of a classifier; give its --classifier=WORKDIR too")
+    guide = Path(values.classifier) if values.classifier else None
     options = sampling.arguments(values) | {"given": _given(values)}
+    options |= {"classifier": guide, "classifier_scale": values.classifier_scale}
     sample(Path(values.workdir), Path(values.out), batch=values.batch, overwrite=values.overwrite, **options)
 
 

@@ -1,5 +1,6 @@
 """The flags of every command that samples."""
 
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -9,7 +10,10 @@ from diffusion_jax.errors import UserError
 OVERRIDES = ("sampler", "grid", "steps", "guidance", "guidance_rescale", "guidance_interval", "threshold")
 """Flags that replace a key of the config's sampling."""
 
-FLAGS = (*OVERRIDES, "num", "seed", "label", "ema", "step")
+ASKED = ("label", "prompt", "prompts", "negative_prompt", "low_res", "augment", "map")
+"""Flags that say what samples are to be of."""
+
+FLAGS = (*OVERRIDES, *ASKED, "num", "seed", "ema", "step")
 
 
 def define(values: flags.FlagValues, *, num: int) -> None:
@@ -22,6 +26,12 @@ def define(values: flags.FlagValues, *, num: int) -> None:
         "Class, or none for the null class; several are taken in turn. Random if left out.",
         flag_values=values,
     )
+    flags.DEFINE_multi_string("prompt", [], "Caption; several are taken in turn.", flag_values=values)
+    flags.DEFINE_string("prompts", None, "File of captions, one a line, to be taken in turn.", flag_values=values)
+    flags.DEFINE_string("negative_prompt", None, "Caption that guidance leads away from.", flag_values=values)
+    flags.DEFINE_string("low_res", None, "Image to enlarge, or folder of samples.", flag_values=values)
+    flags.DEFINE_float("augment", 0.0, "Level of noise added to what is enlarged, in [0, 1).", flag_values=values)
+    flags.DEFINE_string("map", None, "Semantic map: a gray or palette PNG with a class a pixel.", flag_values=values)
     flags.DEFINE_string("sampler", None, "Sampler, such as ddpm or 'ddim(eta=0.5)'.", flag_values=values)
     flags.DEFINE_string("grid", None, "Time grid, such as trailing.", flag_values=values)
     flags.DEFINE_integer("steps", None, "Steps of the sampler.", flag_values=values)
@@ -44,5 +54,18 @@ def arguments(values: flags.FlagValues) -> dict[str, Any]:
             chosen["guidance_interval"] = tuple(float(text) for text in interval)
         except ValueError as error:
             raise UserError(f"--guidance_interval is two numbers, as in 0.2,1.5; got {','.join(interval)}") from error
-    rest = {"num": values.num, "seed": values.seed, "labels": values.label, "step": values.step, "average": values.ema}
+    rest = {"num": values.num, "seed": values.seed, "asked": _asked(values), "step": values.step, "average": values.ema}
     return chosen | rest
+
+
+def _asked(values: flags.FlagValues) -> Any:
+    from diffusion_jax.runs.conditions import Asked
+
+    prompts = list(values.prompt)
+    if values.prompts:
+        if not Path(values.prompts).is_file():
+            raise UserError(f"there is no file {values.prompts}; check --prompts")
+        lines = Path(values.prompts).read_text(encoding="utf-8").splitlines()
+        prompts += [line.strip() for line in lines if line.strip()]
+    low_res, semantic = (Path(path) if path else None for path in (values.low_res, values.map))
+    return Asked(values.label, prompts, values.negative_prompt, low_res, values.augment, semantic)

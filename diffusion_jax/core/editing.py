@@ -103,14 +103,9 @@ def in_windows(denoise: Denoiser, size: Sequence[int], stride: Sequence[int]) ->
 
     def windowed(x: Array, t: Array) -> Prediction:
         spatial = x.shape[1:-1]
-        starts = [windows(*lengths) for lengths in zip(spatial, size, stride, strict=True)]
-        places = [
-            tuple(map(int, place)) for place in np.stack(np.meshgrid(*starts, indexing="ij"), -1).reshape(-1, len(size))
-        ]
-        parts = [tuple(slice(p, p + n) for p, n in zip(place, size, strict=True)) for place in places]
+        parts = _places(spatial, size, stride)
         weight = _tent(size)[..., None]
-        crops = jnp.stack([x[(slice(None), *part)] for part in parts], axis=1)  # [B, n, *size, C]
-        prediction = denoise(crops.reshape(-1, *crops.shape[2:]), jnp.repeat(t, len(parts)))
+        prediction = denoise(crops(x, size, stride), jnp.repeat(t, len(parts)))
         total = np.zeros((*spatial, 1), np.float32)
         for part in parts:
             total[part] += weight
@@ -125,6 +120,40 @@ def in_windows(denoise: Denoiser, size: Sequence[int], stride: Sequence[int]) ->
         return jax.tree.map(merge, prediction)
 
     return windowed
+
+
+def count_windows(canvas: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> int:
+    """How many windows of [*size] cover a canvas [*S]."""
+    return len(_places(canvas, size, stride))
+
+
+def crops(x: Array, size: Sequence[int], stride: Sequence[int]) -> Array:
+    """The n windows of each example of x [B, *S, C], an example's beside one another: [B n, *size, C]."""
+    windows = [x[(slice(None), *part)] for part in _places(x.shape[1:-1], size, stride)]
+    return jnp.stack(windows, axis=1).reshape(-1, *size, x.shape[-1])
+
+
+def blend(image: Array, drawn: Array, unknown: Array, border: int = 0) -> Array:
+    """drawn where it is unknown, the image elsewhere; within `border` pixels of what is known, some of both.
+
+    All [B, H, W, C], unknown broadcasting. The share of drawn rises linearly from the border inwards, so what is known
+    comes back as it is.
+    """
+    share = jnp.broadcast_to(unknown, (*drawn.shape[:3], 1)).astype(drawn.dtype)
+    if border:
+        known = 1 - share
+        near = [known]  # after k rounds, 1 within k pixels of what is known
+        for _ in range(border - 1):
+            near.append(jax.lax.reduce_window(near[-1], 0.0, jax.lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME"))
+        share = 1 - jnp.mean(jnp.stack(near), axis=0)
+    return jnp.where(share > 0, share * drawn + (1 - share) * image, image)
+
+
+def _places(canvas: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> list[tuple[slice, ...]]:
+    """The windows' slices of the spatial axes."""
+    starts = [windows(*lengths) for lengths in zip(canvas, size, stride, strict=True)]
+    places = np.stack(np.meshgrid(*starts, indexing="ij"), -1).reshape(-1, len(size))
+    return [tuple(slice(int(p), int(p) + n) for p, n in zip(place, size, strict=True)) for place in places]
 
 
 def _tent(size: Sequence[int]) -> np.ndarray:

@@ -180,6 +180,20 @@ def read_picture(image: np.ndarray) -> list[Seen]:
     A pixel has the colour whose hue is nearest, and of it a share, the length of its projection on that colour. A
     region with more than half is taken for the shape whose drawing, of the same area and centre, overlaps it best.
     """
+    return [seen for seen, _ in _read(image)]
+
+
+def read_map(image: np.ndarray) -> np.ndarray:
+    """The semantic map of image, uint8 [H, W, 3], from its pixels alone, as `draw` gives it: uint8 [H, W]."""
+    classes = np.zeros(image.shape[:2], np.uint8)
+    for seen, region in _read(image):
+        if seen.shape is not None:
+            classes[region] = SHAPES.index(seen.shape) + 1
+    return classes
+
+
+def _read(image: np.ndarray) -> list[tuple[Seen, np.ndarray]]:
+    """What is seen, and the pixels of each, bool [H, W]."""
     height, width, _ = image.shape
     hues = np.array(list(COLOURS.values()), float)
     hues -= hues.mean(axis=1, keepdims=True)
@@ -195,7 +209,7 @@ def read_picture(image: np.ndarray) -> list[Seen]:
             weight = np.where(_grown(region), share, 0)
             if weight.sum() >= _LEAST_AREA * height * width:
                 shape, centre = _fitted(weight)
-                seen.append(Seen(shape, colour, centre))
+                seen.append((Seen(shape, colour, centre), region))
     return seen
 
 

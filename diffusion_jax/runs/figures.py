@@ -1,6 +1,6 @@
 """`diffusion-jax figures`: schedules, the forward process, a checkpoint's reverse trajectory and its loss by time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,7 +15,8 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.report import figures as drawings
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.report.metrics import read_metrics
-from diffusion_jax.runs.trained import Trained, labels_for, restore, seeds_from
+from diffusion_jax.runs.conditions import Asked, conditions
+from diffusion_jax.runs.trained import Trained, restore, seeds_from
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train.step import TIME_BINS
 
@@ -24,6 +25,8 @@ NAMES = ("forward.png", "schedules.png", "trajectory.png", "loss_by_time.png")
 DEFAULT_SCHEDULES = ("linear", "cosine")
 
 _FORWARD_TIMES = np.arange(9) / 8
+
+NOTHING = Asked()
 
 _COLUMNS = 11  # of a trajectory
 
@@ -37,7 +40,7 @@ def figures(
     root: Path | None = None,
     num: int = 8,
     seed: int = 0,
-    labels: Sequence[str] = (),
+    asked: Asked = NOTHING,
     step: int | None = None,
     average: bool = True,
     overwrite: bool = False,
@@ -46,7 +49,7 @@ def figures(
     """Writes the figures of `NAMES` into the folder out, the last two if there is a workdir root.
 
     schedules default to the workdir's and `DEFAULT_SCHEDULES`. image is cropped to size x size pixels; its noise is
-    drawn from seed. num, seed, labels, step, average and overrides are `sample`'s. What a user can get wrong raises
+    drawn from seed. num, seed, asked, step, average and overrides are `sample`'s. What a user can get wrong raises
     UserError before anything is written.
     """
     _check(out, overwrite, size)
@@ -60,8 +63,8 @@ def figures(
     drawn = {"forward.png": _draw_forward(chosen, x0, seed), "schedules.png": _draw_schedules(chosen)}
     if workdir is not None:
         trained = restore(workdir.root, step=step, average=average, overrides=overrides)
-        classes = labels_for(seeds, labels, trained.model.num_classes)
-        drawn["trajectory.png"] = _draw_trajectory(trained, seeds, classes)
+        cond = conditions(asked, trained, seeds)
+        drawn["trajectory.png"] = _draw_trajectory(trained, seeds, cond)
         if loss := _draw_loss_by_time(workdir):
             drawn["loss_by_time.png"] = loss
         else:
@@ -106,15 +109,17 @@ def _draw_schedules(schedules: dict[str, Schedule]) -> bytes:
     return drawings.schedules_png(t, curves)
 
 
-def _draw_trajectory(trained: Trained, seeds: np.ndarray, classes: np.ndarray) -> bytes:
+def _draw_trajectory(trained: Trained, seeds: np.ndarray, cond: Mapping[str, np.ndarray]) -> bytes:
     model, how, num = trained.model, trained.how, len(seeds)
     program, times = build.trajectory_program(model, how, trained.mesh, columns=_COLUMNS)
     take = np.arange(-(-num // trained.share) * trained.share).clip(max=num - 1)
-    drawn = program(trained.params, seeds[take], classes[take])
+    drawn = program(trained.params, trained.frozen, seeds[take], {name: a[take] for name, a in cond.items()})
     x, x0 = (np.asarray(part)[:, :num].swapaxes(0, 1) for part in drawn)
     scale = np.asarray(unit_scale(model.schedule.level(jnp.asarray(times, jnp.float32))))
+    if model.autoencoder is not None:  # decoded pixels have no noise to be shown smaller
+        scale = np.ones_like(scale)
     rows = []
-    for number, label in zip(seeds, classes, strict=True):
+    for number, label in zip(seeds, cond.get("label", np.zeros(num)), strict=True):
         of = "" if not model.num_classes else ", no class" if label == model.num_classes else f", class {label}"
         rows += [f"seed {number}{of}: xₜ", "x₀ predicted"]
     both = np.stack([x, x0], axis=1).reshape(2 * num, *x.shape[1:])

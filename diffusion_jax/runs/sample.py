@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -15,8 +15,10 @@ from diffusion_jax import build
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import pictures
 from diffusion_jax.report.progress import progress
+from diffusion_jax.runs.conditions import Asked, conditions
 from diffusion_jax.runs.edit import Given, Prepared, prepare
-from diffusion_jax.runs.trained import Trained, labels_for, restore, seeds_from
+from diffusion_jax.runs.preview import picture_of
+from diffusion_jax.runs.trained import Trained, restore, seeds_from
 from diffusion_jax.train.checkpoint import versions
 
 _MANIFEST = "manifest.json"
@@ -32,36 +34,49 @@ def sample(
     *,
     num: int,
     seed: int,
-    labels: Sequence[str],
+    asked: Asked,
     batch: int,
     step: int | None,
     average: bool,
     overwrite: bool,
     given: Given | None = None,
+    classifier: Path | None = None,
+    classifier_scale: float = 1.0,
     **overrides: object,
 ) -> None:
     """Draws num samples from a checkpoint of the workdir root into the folder out, which appears whole or not at all.
 
     With an image given each sample is an edit of it, and edit.png shows them beside it.
 
-    Sample i has seed `seed` + i. labels are taken in turn ("none" is the null class); without any, each sample's class
-    is drawn from its seed. step None is the newest checkpoint. overrides replace fields of the config's `Sampling`
-    where not None.
+    Sample i has seed `seed` + i and is of what `asked` says; without labels, its class is drawn from its seed. step
+    None is the newest checkpoint. overrides replace fields of the config's `Sampling` where not None.
     """
     if batch < 1:
         raise UserError(f"--batch is at least 1; got {batch}")
     seeds = seeds_from(seed, num)
     _check_out(out, overwrite)
-    trained = restore(root, step=step, average=average, overrides=overrides)
-    classes = labels_for(seeds, labels, trained.model.num_classes)
+    trained = restore(
+        root,
+        step=step,
+        average=average,
+        overrides=overrides,
+        classifier=classifier,
+        classifier_scale=classifier_scale,
+    )
+    cond = conditions(asked, trained, seeds)
     prepared = None if given is None else prepare(given, trained.model.shape)
+    if any(condition.name == "inpaint" for condition in trained.model.spatial) and not (
+        prepared and prepared.edit.inpaint
+    ):
+        raise UserError("this model paints what is unknown of an image; give --init_image with --mask or --expand")
     program = _program(trained, prepared)
     size = -(-min(batch, num) // trained.share) * trained.share
     images = []
     with progress(num, description="sample", unit="samples") as bar:
         for start in range(0, num, size):
             take = np.arange(start, start + size).clip(max=num - 1)  # the last batch is padded: one compilation
-            images.append(pictures.to_uint8(np.asarray(program(trained.params, seeds[take], classes[take]))))
+            told = {name: a[take] for name, a in cond.items()}
+            images.append(pictures.to_uint8(np.asarray(program(trained.params, trained.frozen, seeds[take], told))))
             bar.update(min(start + size, num))
     manifest = {
         "workdir": str(root),
@@ -69,25 +84,27 @@ def sample(
         "weights": trained.weights,
         "sampling": dataclasses.asdict(trained.how),
         "seeds": [int(seed), int(seed) + num - 1],
-        "labels": list(labels),
+        "asked": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(asked).items()},
+        "classifier": classifier and {"workdir": str(classifier), "scale": classifier_scale},
         "shape": list(images[0].shape[1:]),
         "edit": _edit_record(given, prepared),
         "device": jax.devices()[0].device_kind,
         "versions": versions(),
     }
     drawn = np.concatenate(images)[:num]
-    _write(
-        out, drawn, classes, seeds, manifest, extra={} if prepared is None else {"edit.png": _compare(prepared, drawn)}
-    )
+    extra = {} if prepared is None else {"edit.png": _compare(prepared, drawn)}
+    if asked.low_res or asked.map:
+        extra["given.png"] = _beside(cond, drawn)
+    _write(out, drawn, cond.get("label", np.zeros(num, np.int32)), seeds, manifest, extra)
     print(f"{num} samples of step {trained.step}: {out / 'grid.png'}")
 
 
 def _program(trained: Trained, prepared: Prepared | None) -> Callable[..., jax.Array]:
-    """(params, seeds, labels) -> images."""
+    """(params, frozen, seeds, cond) -> images."""
     if prepared is None:
-        return build.sample_program(trained.model, trained.how, trained.mesh)
-    program = build.edit_program(trained.model, trained.how, trained.mesh, prepared.edit)
-    return lambda params, seeds, labels: program(params, seeds, labels, prepared.image, prepared.unknown)
+        return build.sample_program(trained.model, trained.how, trained.mesh, trained.classifier)
+    program = build.edit_program(trained.model, trained.how, trained.mesh, prepared.edit, trained.classifier)
+    return lambda params, frozen, seeds, cond: program(params, frozen, seeds, cond, prepared.image, prepared.unknown)
 
 
 def _edit_record(given: Given | None, prepared: Prepared | None) -> dict | None:
@@ -95,6 +112,14 @@ def _edit_record(given: Given | None, prepared: Prepared | None) -> dict | None:
         return None
     files = {"init_image": str(given.init_image), "mask": given.mask and str(given.mask), "expand": given.expand}
     return files | dataclasses.asdict(prepared.edit)
+
+
+def _beside(cond: Mapping[str, np.ndarray], images: np.ndarray) -> np.ndarray:
+    """What the samples were told of an image, beside the first of them."""
+    name = "low_resolution" if "low_resolution" in cond else "map"
+    rows = min(len(images), _COMPARED)
+    given = picture_of(name, cond[name][:rows], images.shape[-1])
+    return pictures.grid(np.stack([given, images[:rows]], axis=1).reshape(2 * rows, *images.shape[1:]), columns=2)
 
 
 def _compare(prepared: Prepared, images: np.ndarray) -> np.ndarray:

@@ -1,101 +1,181 @@
 """`diffusion-jax train`: a config and a workdir to a trained model."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import build
 from diffusion_jax import config as configs
+from diffusion_jax.data import pipeline
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import pictures
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.report.metrics import MetricWriter, NullWriter, read_metrics
 from diffusion_jax.report.progress import progress
+from diffusion_jax.runs import tasks
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import feed, loop, sharding
 from diffusion_jax.train.checkpoint import Checkpoints, abstract_like
+from diffusion_jax.train.faults import Stop, Watchdog, stop_on_signal
 from diffusion_jax.train.state import TrainState
 
 
 def train(config: ConfigDict, root: Path) -> None:
-    """Trains config in the workdir root, going on from its newest checkpoint if it has one.
+    """Trains config in the workdir root, going on from its newest verified checkpoint if it has one.
 
-    What a user can get wrong raises UserError before the workdir is touched.
+    What a user can get wrong raises UserError before the workdir is touched. A SIGINT or SIGTERM saves and returns.
     """
     config = configs.check(config)
-    _check_intervals(config)
-    workdir = Workdir(root)
+    _check_numbers(config)
+    with stop_on_signal() as stop, Watchdog(config.train.hang_seconds, root / "stacks.txt") as watchdog:
+        _train(config, Workdir(root), stop, watchdog)
+
+
+def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog) -> None:
     mesh = build.mesh(config)
-    model = build.model(config)
-    source = build.source(config)
-    draw_grid = _grid_sampler(config, model, mesh, source.class_names)
-    batches = build.batches(config, source)
-    step = build.compiled_step(config, model, mesh)
-    abstract = build.abstract_state(config, model)
+    task = tasks.task(config, workdir, mesh)
+    batches = task.batches
+    layout = abstract_like(task.abstract, sharding.tree_sharding(task.abstract, mesh))
     with contextlib.closing(batches), contextlib.closing(_checkpoints(workdir, config)) as checkpoints:
-        resumed = checkpoints.latest()
-        if resumed is None:
-            state = build.initial_state(config, model, mesh)
-        else:
-            layout = sharding.tree_sharding(abstract, mesh)
-            state, position = checkpoints.restore(abstract_like(abstract, layout), resumed)
-            batches.set_state(position)
-            _print_changes(workdir, config, resumed)
+        with watchdog.phase("restore"):
+            resumed = checkpoints.latest()
+            if resumed is None:
+                state = _initial_state(config, task, mesh)
+            else:
+                state, position = checkpoints.restore(layout, resumed)
+                batches.set_state(position)
+                _print_changes(workdir, config, resumed)
         if resumed is not None and resumed >= config.train.steps:
             print(f"already trained for {resumed} steps; raise train.steps={config.train.steps} to go on")
             return
         workdir.write_config(config)
+        task.keep()
         _print_summary(workdir, mesh, state)
 
         seed = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
         text = configs.to_json(config)
         first = jax.process_index() == 0
-        writer = MetricWriter(root, resumed_step=resumed) if first else NullWriter()
-        with (
-            writer,
-            progress(config.train.steps, start=resumed or 0, units_per_step=config.train.batch_size, show=first) as bar,
-        ):
 
-            def draw_loss_curve() -> None:
-                if first:
-                    pictures.curve_png(workdir.loss_curve, read_metrics(workdir.metrics))
+        def write_nonfinite(event: loop.NonFinite) -> None:
+            if first:
+                _append_nonfinite(workdir, event, config, len(task.source))
 
-            def on_sample(state: TrainState) -> None:
-                at, image = int(state.step), draw_grid(state)
-                if first:
-                    pictures.save_png(workdir.sample_grid(at), image)
-                writer.images(at, {"samples": image})
+        def fit(state: TrainState, resumed: int | None) -> TrainState:
+            writer = MetricWriter(workdir.root, resumed_step=resumed) if first else NullWriter()
+            with (
+                writer,
+                progress(
+                    config.train.steps, start=resumed or 0, units_per_step=config.train.batch_size, show=first
+                ) as bar,
+            ):
+
+                def draw_loss_curve() -> None:
+                    records = read_metrics(workdir.metrics) if first and workdir.metrics.is_file() else []
+                    if any("loss" in record for record in records):
+                        pictures.curve_png(workdir.loss_curve, records)
+
+                def on_step(at: int, metrics: Mapping[str, float]) -> None:
+                    checkpoints.check()
+                    bar.update(at, loss=metrics["loss"])
+
+                def on_sample(state: TrainState) -> None:
+                    at = int(state.step)
+                    draw_loss_curve()
+                    if measures := task.measure(state.ema):
+                        writer.scalars(at, measures)
+                        bar.note(f"after {at} steps: " + ", ".join(f"{k} {v:.4g}" for k, v in measures.items()))
+                    if task.draw is None:
+                        return
+                    image = task.draw(state.ema)
+                    if first:
+                        pictures.save_png(workdir.sample_grid(at), image)
+                    writer.images(at, {"samples": image})
+                    bar.note(f"samples after {at} steps: {workdir.sample_grid(at)}")
+
+                def save(state: TrainState, position: Any) -> None:
+                    measured = task.measure(state.ema)
+                    checkpoints.save(state, position=position, config=text, measured=measured)
+
+                state = loop.fit(
+                    state,
+                    lambda state, batch: task.step(state, batch, seed),
+                    feed.device_batches(batches, mesh, steps_per_dispatch=config.train.steps_per_dispatch),
+                    steps=config.train.steps,
+                    batch_size=config.train.batch_size,
+                    log_every=config.log_every,
+                    save_every=config.checkpoint.every,
+                    sample_every=config.sample.every,
+                    on_step=on_step,
+                    on_log=writer.scalars,
+                    on_nonfinite=write_nonfinite,
+                    save=save,
+                    sample=on_sample,
+                    stop=stop,
+                    nonfinite_limit=config.train.nonfinite_limit,
+                    phase=watchdog.phase,
+                )
                 draw_loss_curve()
-                bar.note(f"samples after {at} steps: {workdir.sample_grid(at)}")
+                return state
 
-            loop.fit(
-                state,
-                lambda state, batch: step(state, batch, seed),
-                feed.device_batches(batches, mesh, steps_per_dispatch=config.train.steps_per_dispatch),
-                steps=config.train.steps,
-                batch_size=config.train.batch_size,
-                log_every=config.log_every,
-                save_every=config.checkpoint.every,
-                sample_every=config.sample.every,
-                on_step=lambda at, metrics: bar.update(at, loss=metrics["loss"]),
-                on_log=writer.scalars,
-                save=lambda state, position: checkpoints.save(state, position=position, config=text),
-                sample=on_sample,
+        rollbacks = 0
+        while True:
+            try:
+                state = fit(state, resumed)
+                break
+            except loop.NonFiniteLossError as error:
+                with watchdog.phase("restore"):
+                    resumed = checkpoints.latest()
+                if resumed is None or rollbacks == config.train.nonfinite_rollbacks:
+                    raise
+                failed, position = str(error), error.position
+            # Here, where the error no longer holds the arrays of the state that failed.
+            rollbacks += 1
+            of = f"{rollbacks} of {config.train.nonfinite_rollbacks}"
+            print(
+                f"diffusion-jax: {failed}; roll-back {of} to step {resumed}, with the data that follows",
+                file=sys.stderr,
+                flush=True,
             )
-            draw_loss_curve()
+            with watchdog.phase("restore"):
+                state, _ = checkpoints.restore(layout, resumed)
+            batches.set_state(position)
+        with watchdog.phase("save"):
+            checkpoints.wait()
+        if (done := int(state.step)) < config.train.steps:
+            print(
+                f"stopped by {stop.signal} after {done} steps, all of them saved; the same command goes on", flush=True
+            )
+
+
+def _append_nonfinite(workdir: Workdir, event: loop.NonFinite, config: ConfigDict, size: int) -> None:
+    """Adds to nonfinite.jsonl all that the step depended on but the state: its examples, and with seed its draws."""
+    n = config.train.batch_size
+    start = event.position["position"] - (event.after + 1) * n
+    record = {
+        "step": event.step,
+        "positions": [start, start + n],  # in the stream of examples, the last one excluded
+        "examples": pipeline.example_indices(config.seed, size, start, n).tolist(),  # their places in the source
+        "seed": config.seed,  # times and noise are drawn with fold_in(key(seed), step - 1)
+        **{name: str(value) for name, value in event.metrics.items()},
+    }
+    with (workdir.root / "nonfinite.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
 
 
 def _checkpoints(workdir: Workdir, config: ConfigDict) -> Checkpoints:
     return Checkpoints(workdir.checkpoints, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
 
 
-def _check_intervals(config: ConfigDict) -> None:
+def _check_numbers(config: ConfigDict) -> None:
     """Raises unless every interval ends where a dispatch of several steps does, and there is a step to do."""
     n = config.train.steps_per_dispatch
     if n < 1 or config.train.steps < 1:
@@ -109,6 +189,9 @@ def _check_intervals(config: ConfigDict) -> None:
     for name, value in intervals.items():
         if value < 0 or value % n:
             raise UserError(f"{name}={value} is not a multiple of train.steps_per_dispatch={n}")
+    for name, least in {"nonfinite_limit": 1, "nonfinite_rollbacks": 0, "hang_seconds": 0}.items():
+        if config.train[name] < least:
+            raise UserError(f"train.{name}={config.train[name]} is at least {least}")
 
 
 def _print_changes(workdir: Workdir, config: ConfigDict, resumed: int) -> None:
@@ -134,23 +217,18 @@ def _flat(tree: Mapping, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _grid_sampler(
-    config: ConfigDict, model: build.Model, mesh: Mesh, class_names: Sequence[str] | None
-) -> Callable[[TrainState], np.ndarray]:
-    """Draws the same seeds' samples from any state's average as one picture, a row a class where there are classes."""
-    program = build.sample_program(model, build.sampling(config), mesh)
-    rows = max(model.num_classes, 1)
-    columns = max(config.sample.num // rows, 1)
-    share = mesh.shape["data"] * mesh.shape["fsdp"]
-    seeds = np.arange(-(-rows * columns // share) * share, dtype=np.int32)
-    labels = np.minimum(seeds // columns, rows - 1)
-
-    def draw(state: TrainState) -> np.ndarray:
-        images = np.asarray(program(state.ema, seeds, labels))[: rows * columns]
-        pixels = pictures.to_uint8(images)
-        if rows == 1:
-            return pictures.grid(pixels)
-        names = class_names or [str(label) for label in range(rows)]
-        return pictures.labelled_grid(pixels.reshape(rows, columns, *model.shape), rows=names)
-
-    return draw
+def _initial_state(config: ConfigDict, task: tasks.Task, mesh: Mesh) -> TrainState:
+    """The state before the first step; its parameters are those of the run that config.init_from names, if any."""
+    state = task.init()
+    if not config.init_from:
+        return state
+    other = Workdir(Path(config.init_from))
+    other.read_config()  # raises where it is no workdir
+    with contextlib.closing(Checkpoints(other.checkpoints, read_only=True)) as checkpoints:
+        step = checkpoints.latest()
+        if step is None:
+            raise UserError(f"no checkpoint in {other.checkpoints}; init_from is the workdir of a run")
+        layout = sharding.tree_sharding(task.abstract, mesh)
+        params = checkpoints.restore_tree("ema", abstract_like(task.abstract.ema, layout.ema), step)
+    print(f"starting with the averaged parameters of step {step} in {other.root}")
+    return state._replace(params=params, ema=jax.tree.map(jnp.copy, params))

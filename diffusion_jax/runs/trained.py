@@ -1,14 +1,18 @@
 """A trained model from a workdir, and whom to sample: what every command that draws from a checkpoint shares."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_jax import build
+from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
+from diffusion_jax.runs import frozen as found
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import sharding
 from diffusion_jax.train.checkpoint import Checkpoints, whole
@@ -25,34 +29,56 @@ class Trained:
     how: build.Sampling
     mesh: Mesh
     params: Params
+    frozen: dict[str, Params]
     step: int
     weights: str  # ema or params
+    tokenizer: Tokenizer | None
+    classifier: build.Classifier | None
 
     @property
     def share(self) -> int:
         """What the size of a batch of samples must be a multiple of."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
+    @property
+    def num_classes(self) -> int:
+        """How many classes can be asked for: the model's or, where it has none, the classifier's."""
+        return self.model.num_classes or (self.classifier.num_classes if self.classifier else 0)
 
-def restore(root: Path, *, step: int | None, average: bool, overrides: Mapping[str, object]) -> Trained:
-    """The model of the workdir root at step (None: the newest), averaged or not.
+
+def restore(
+    root: Path,
+    *,
+    step: int | None,
+    average: bool,
+    overrides: Mapping[str, object],
+    classifier: Path | None = None,
+    classifier_scale: float = 1.0,
+) -> Trained:
+    """The model of the workdir root at step (None: the newest), averaged or not, and a classifier's that guides it.
 
     overrides replace fields of the config's `Sampling` where not None. Raises UserError where there is no such
     workdir or checkpoint, and before reading arrays where the model cannot be sampled like that.
     """
     workdir = Workdir(root)
     config = workdir.read_config()
+    if config.task != "diffusion":
+        raise UserError(f"{root} has a run of task {config.task}; samples are drawn from one of task diffusion")
     mesh = sharding.mesh()
-    model = build.model(config)
+    model = found.model(config, workdir)
     chosen = {name: value for name, value in overrides.items() if value is not None}
     how = dataclasses.replace(build.sampling(config), **chosen)  # type: ignore[arg-type]
-    build.sample_program(model, how, mesh)  # raises for what cannot be sampled
-    checkpoints = Checkpoints(workdir.checkpoints, read_only=True)
-    step = _choose(checkpoints, step)
-    weights = "ema" if average else "params"
-    abstract = getattr(build.abstract_state(config, model), weights)
-    params = checkpoints.restore_tree(weights, whole(abstract, mesh), step)
-    return Trained(model, how, mesh, params, step, weights)
+    guide = None if classifier is None else found.read_classifier(classifier, config.schedule, classifier_scale)
+    build.sample_program(model, how, mesh, guide)  # raises for what cannot be sampled
+    tokenizer = None if model.text is None else found.read_tokenizer(workdir)
+    with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
+        step = _choose(checkpoints, step)
+        weights = "ema" if average else "params"
+        abstract = getattr(build.abstract_state(config, model), weights)
+        params = checkpoints.restore_tree(weights, whole(abstract, mesh), step)
+    frozen = model.frozen | ({"classifier": guide.params} if guide else {})
+    frozen = jax.device_put(frozen, sharding.replicated(mesh))
+    return Trained(model, how, mesh, params, frozen, step, weights, tokenizer, guide)
 
 
 def seeds_from(seed: int, num: int) -> np.ndarray:

@@ -2,10 +2,15 @@
 
 config.json      the resolved config
 parameters.txt   every array's shape, type and layout on the mesh
-checkpoints/     one directory a step
+checkpoints/     one directory a step; one that does not verify is moved to STEP.damaged
 metrics.jsonl    one line a log interval; the same in tensorboard/
 samples/         a grid of samples a sample interval
 loss.png         the loss curve
+tokenizer.json   of a model that is told captions
+autoencoder/     of a model of latents: the config and checkpoint of the autoencoder it was trained with
+nonfinite.jsonl  the steps whose loss was not finite, with what it takes to repeat them
+stacks.txt       of a run that hung: what every thread was at
+text_encoder/    of a model with a published text encoder: a copy of it
 """
 
 import dataclasses
@@ -48,6 +53,21 @@ class Workdir:
     def loss_curve(self) -> Path:
         """The loss curve."""
         return self.root / "loss.png"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer of a model that is told captions."""
+        return self.root / "tokenizer.json"
+
+    @property
+    def autoencoder(self) -> Path:
+        """A workdir of its own, with one checkpoint."""
+        return self.root / "autoencoder"
+
+    @property
+    def text_encoder(self) -> Path:
+        """A copy of a published text encoder."""
+        return self.root / "text_encoder"
 
     def sample_grid(self, step: int) -> Path:
         """The grid of samples drawn after `step` steps."""

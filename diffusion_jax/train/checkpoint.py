@@ -1,20 +1,33 @@
-"""Checkpoints on Orbax: everything needed to go on exactly, in one directory a step."""
+"""Checkpoints on Orbax: everything needed to go on exactly, in one directory a step, each with its manifest."""
 
+import concurrent.futures
+import contextlib
+import functools
 import importlib.metadata
+import logging
 import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import options as ocp_options
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.train import manifest
 from diffusion_jax.train.sharding import replicated
 from diffusion_jax.train.state import Params, TrainState
 
 TREES = tuple(field for field in TrainState._fields if field != "step")
+
+_COMMITTED = "commit_success.txt"  # by which Orbax knows a complete step
 
 _PACKAGES = ("diffusion-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -24,17 +37,45 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
+@functools.cache
+def source_commit() -> str | None:
+    """The git commit of this package's source, with "-dirty" where it was changed since; None if git knows none."""
+    folder = str(Path(__file__).parents[1])
+    try:
+        for command in (
+            ["ls-files", "--error-unmatch", "__init__.py"],
+            ["describe", "--always", "--dirty", "--abbrev=40"],
+        ):
+            run = subprocess.run(
+                ["git", "-C", folder, *command], capture_output=True, text=True, timeout=10, check=True
+            )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip()
+
+
+class SaveError(OSError):
+    """A checkpoint could not be written; those before it are as they were."""
+
+
 class Checkpoints:
     """The checkpoints under one directory: each tree of the state, the data position, the config and the versions.
 
-    Saves are asynchronous and atomic: a step without its commit file does not exist. A failed background save raises at
-    the next `save` or at `close`. With read_only nothing on disk is touched.
+    Saves are asynchronous and atomic: a step without its commit file does not exist, and one without its manifest,
+    which follows in the background, is not verified. A failed save raises SaveError at the next `check`, `save`, `wait`
+    or `close`. With read_only nothing on disk is touched.
     """
 
     def __init__(self, directory: Path, *, keep: int = 2, keep_every: int = 0, read_only: bool = False):
         if read_only and not directory.is_dir():
             raise UserError(f"no checkpoint in {directory}; train first, or check --workdir")
-        self.directory = directory
+        self.directory, self._read_only = directory, read_only
+        self._verdicts: dict[int, manifest.Verdict] = {}
+        self._saving: tuple[int, concurrent.futures.Future[None]] | None = None
+        folders = directory.iterdir() if directory.is_dir() else ()
+        self._partial = [path for path in folders if path.name.isdecimal() and not (path / _COMMITTED).is_file()]
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "manifest")
+        logging.getLogger("absl").addFilter(_not_raised_too)
         self._orbax = ocp.CheckpointManager(
             directory.absolute(),
             item_names=(*TREES, "meta"),
@@ -49,25 +90,98 @@ class Checkpoints:
         )
 
     def latest(self) -> int | None:
-        """The newest committed step, or None."""
-        return self._orbax.latest_step()
+        """The newest step of `steps`, or None; processes of one run get the same answer."""
+        if jax.process_count() == 1:
+            return max(self.steps(), default=None)
+        steps = self.steps() if jax.process_index() == 0 else []
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(max(steps, default=-1))))
+        self._orbax.reload()
+        return None if step < 0 else step
 
     def steps(self) -> list[int]:
-        """All committed steps, oldest first."""
-        return sorted(self._orbax.all_steps())
+        """The committed steps up to the newest that verifies, oldest first; says on stderr what it passes over.
 
-    def save(self, state: TrainState, *, position: Any, config: str) -> None:
-        """Starts saving the state under its step; position is the data iterator's, JSON-able, and config is JSON."""
+        Where none verifies: up to the newest without a manifest. Raises UserError where all are damaged. Unless
+        read_only, what is passed over is moved aside, out of the way of the run that goes on.
+        """
+        committed = sorted(self._orbax.all_steps())
+        verified = next((step for step in reversed(committed) if self._is(step, manifest.VERIFIED)), None)
+        trusted = verified
+        if verified is None:
+            trusted = next((step for step in reversed(committed) if self._is(step, manifest.UNVERIFIED)), None)
+        if committed and trusted is None:
+            reasons = "; ".join(f"step {step}: {self._verdicts[step].reason}" for step in reversed(committed))
+            raise UserError(
+                f"every checkpoint in {self.directory} is damaged ({reasons}); restore a copy, or move it away"
+            )
+        for path in self._partial:  # Orbax takes them away where it may write
+            if int(path.name) > max(committed, default=-1):
+                _say(f"passed over {path}: it was never committed")
+        self._partial = []
+        for step in reversed(committed):
+            if trusted is not None and step > trusted:
+                self._pass_over(step)
+        if trusted is not None and verified is None:
+            _say(f"step {trusted} in {self.directory} is taken unverified: {self._verdicts[trusted].reason}")
+        return [step for step in committed if trusted is not None and step <= trusted]
+
+    def _is(self, step: int, status: str) -> bool:
+        if self._saving is not None and self._saving[0] == step:
+            self.wait()
+        if step not in self._verdicts:
+            self._verdicts[step] = manifest.check(self.directory / str(step))
+        return self._verdicts[step].status == status
+
+    def _pass_over(self, step: int) -> None:
+        status, reason = self._verdicts[step]
+        where, aside = self.directory / str(step), self.directory / f"{step}.{status.split()[0]}"
+        if self._read_only:
+            _say(f"passed over {where}: {reason}")
+            return
+        shutil.rmtree(aside, ignore_errors=True)
+        where.rename(aside)
+        del self._verdicts[step]
+        self._orbax.reload()
+        _say(f"passed over {where}: {reason}; it is now {aside}")
+
+    def save(
+        self, state: TrainState, *, position: Any, config: str, measured: Mapping[str, float] | None = None
+    ) -> None:
+        """Starts saving the state under its step; position is the data iterator's, JSON-able, and config is JSON.
+
+        measured is what is known of the averaged parameters, such as the scale of an autoencoder's latents.
+        """
+        self.wait()
         trees = {name: getattr(state, name) for name in TREES if jax.tree.leaves(getattr(state, name))}
         meta = {
             "step": int(state.step),
             "position": position,
             "config": config,
+            "measured": dict(measured or {}),
             "versions": versions(),
+            "commit": source_commit(),
             "arrays": {name: _listing(tree) for name, tree in trees.items()},
         }
+        step = meta["step"]
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        self._orbax.save(meta["step"], args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True)
+        try:
+            self._orbax.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True)
+        except Exception as error:
+            raise self._failed(step, error) from error
+        self._verdicts.pop(step, None)
+        self._saving = step, self._thread.submit(self._complete, step)
+
+    def _complete(self, step: int) -> None:
+        """Waits for the commit, then writes the manifest."""
+        self._orbax.wait_until_finished()
+        if jax.process_index() == 0:
+            manifest.write(self.directory / str(step))
+
+    def _failed(self, step: int, error: Exception) -> SaveError:
+        reason = " ".join(str(error).split())[:300]
+        return SaveError(
+            f"saving step {step} in {self.directory} failed, earlier checkpoints are as they were: {reason}"
+        )
 
     def meta(self, step: int) -> dict[str, Any]:
         """What was saved beside the arrays: step, position, config (JSON), versions and the list of arrays."""
@@ -86,6 +200,8 @@ class Checkpoints:
         return self._restore({name: abstract}, step)[name]
 
     def _restore(self, abstract: dict[str, Any], step: int) -> dict[str, Any]:
+        if jax.process_index() == 0 and self._is(step, manifest.DAMAGED):
+            raise UserError(f"checkpoint {self.directory}/{step} is damaged: {self._verdicts[step].reason}")
         saved = self.meta(step)["arrays"]
         for name, tree in abstract.items():
             _check_same_arrays(f"{self.directory}/{step} ({name})", saved.get(name, {}), _listing(tree))
@@ -93,14 +209,29 @@ class Checkpoints:
         restored = self._orbax.restore(step, args=ocp.args.Composite(**items))
         return {name: restored[name] for name in abstract}
 
+    def check(self) -> None:
+        """Raises what made the last save fail, if it has; does not wait for it."""
+        if self._saving is not None and self._saving[1].done():
+            self.wait()
+
     def wait(self) -> None:
-        """Returns when the last save is committed; raises what made it fail."""
-        self._orbax.wait_until_finished()
+        """Returns when the last save is committed and has its manifest; raises SaveError where it failed."""
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return
+        try:
+            saving[1].result()
+        except Exception as error:
+            raise self._failed(saving[0], error) from error
 
     def close(self) -> None:
         """Waits for the last save and frees the threads."""
-        self._orbax.wait_until_finished()
-        self._orbax.close()
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            with contextlib.suppress(Exception):  # of a failed save, which `wait` has raised
+                self._orbax.close()
 
 
 def abstract_like(tree: Any, shardings: Any) -> Any:
@@ -111,6 +242,15 @@ def abstract_like(tree: Any, shardings: Any) -> Any:
 def whole(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     """`abstract_like` with every array replicated: how a sampler holds its parameters."""
     return abstract_like(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+
+
+def _say(text: str) -> None:
+    print(f"diffusion-jax: {text}", file=sys.stderr)
+
+
+def _not_raised_too(record: logging.LogRecord) -> bool:
+    """Keeps Orbax from printing the traceback of an error that it raises as well."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _listing(tree: Any) -> dict[str, list[Any]]:

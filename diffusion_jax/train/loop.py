@@ -1,15 +1,17 @@
 """The training loop: steps, and what happens at intervals of steps."""
 
 import collections
-import signal
-import threading
+import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from diffusion_jax.train.faults import Stop
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.train.step import Batch, Binned, Metrics
 
@@ -18,7 +20,20 @@ _IN_FLIGHT = 2
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The loss or its gradient stopped being finite; nothing was saved since."""
+    """The loss or its gradient is not finite step after step; position is that of the data after the last of them."""
+
+    def __init__(self, message: str, position: Any = None):
+        super().__init__(message)
+        self.position = position
+
+
+class NonFinite(NamedTuple):
+    """A step whose loss or gradient is not finite; it changed nothing of the state."""
+
+    step: int  # counted from 1
+    position: Any  # of the data, `after` batches after the one of this step
+    after: int
+    metrics: dict[str, float]
 
 
 def fit(
@@ -33,78 +48,105 @@ def fit(
     sample_every: int,
     on_step: Callable[[int, Mapping[str, float]], None],
     on_log: Callable[[int, Mapping[str, float]], None],
+    on_nonfinite: Callable[[NonFinite], None],
     save: Callable[[TrainState, Any], None],
     sample: Callable[[TrainState], None],
+    stop: Stop,
+    nonfinite_limit: int = 1,
+    phase: Callable[[str], AbstractContextManager[None]] = lambda name: contextlib.nullcontext(),
 ) -> TrainState:
-    """Trains until `steps` steps are done, or SIGINT or SIGTERM asks to stop; either way the last state is saved.
+    """Trains until `steps` steps are done, or stop says so; either way the last state is saved.
 
     Intervals are in steps, 0 for never. on_step gets each dispatch's metrics as they arrive; on_log gets, per log
-    interval, the mean loss and gradient norm and images_per_second. Raises NonFiniteLossError before anything
-    non-finite is saved.
+    interval, the mean loss and gradient norm, images_per_second, and where there were any, how many steps were not
+    finite (left out of the means) and for how many seconds saves held up the loop. After nonfinite_limit steps in a row
+    that were not finite raises NonFiniteLossError; between the first of them and then, nothing is saved but on a stop.
+    phase(name) is entered around what may hang, a name of `faults.PHASES`.
     """
     done = saved = int(state.step)
-    if done >= steps:
-        return state
+    dispatches, in_a_row, skipped, stalled = 0, 0, 0, 0.0
     window: list[Metrics] = []
-    in_flight: collections.deque[tuple[int, Metrics]] = collections.deque()
+    in_flight: collections.deque[tuple[int, Metrics, Any]] = collections.deque()
 
     def receive(keep: int) -> None:
+        nonlocal in_a_row, skipped
         while len(in_flight) > keep:
-            at, metrics = in_flight.popleft()
+            at, metrics, position = in_flight.popleft()
             values = jax.device_get(metrics)
-            if not all(np.isfinite(value).all() for value in jax.tree.leaves(values)):
-                raise NonFiniteLossError(
-                    f"loss or gradient is not finite at step {at}; the last checkpoint is of step {saved}"
-                )
             window.append(values)
             on_step(at, summarize([values]))
+            each = {name: np.ravel(value) for name, value in values.items() if not isinstance(value, Binned)}
+            finite = np.all(np.isfinite(list(each.values())), axis=0).tolist()  # [n]
+            for i, good in enumerate(finite):
+                in_a_row = 0 if good else in_a_row + 1
+                if good:
+                    continue
+                skipped += 1
+                after = len(finite) - 1 - i
+                on_nonfinite(NonFinite(at - after, position, after, {name: float(v[i]) for name, v in each.items()}))
+                if in_a_row >= nonfinite_limit:
+                    others = f" and the {in_a_row - 1} before it" if in_a_row > 1 else ""
+                    raise NonFiniteLossError(
+                        f"loss or gradient is not finite at step {at - after}{others}; "
+                        f"the last checkpoint is of step {saved}",
+                        position,
+                    )
 
-    with _stop_signal() as stop:
-        timed: int | None = None  # the clock starts after the first dispatch, which compiles
-        started = 0.0
-        while done < steps and not stop.is_set():
+    timed: int | None = None  # the clock starts after the first dispatch, which compiles
+    started = 0.0
+    last = done >= steps or stop.agreed(dispatches)
+    while not last:
+        with phase("input"):
             batch, position = next(batches)
+        with phase("compile" if timed is None else "step"):
             state, metrics = step(state, batch)
             done += np.size(metrics["loss"])
-            in_flight.append((done, metrics))
-            last = done >= steps or stop.is_set()
+            dispatches += 1
+            in_flight.append((done, metrics, position))
+            stopped = stop.agreed(dispatches)
+            last = done >= steps or stopped
             log, save_now, sample_now = (
-                (last or _due(done, log_every)),
+                last or _due(done, log_every),
                 _due(done, save_every),
-                _due(done, sample_every),
+                _due(done, sample_every) or (sample_every > 0 and done >= steps),
             )
             receive(0 if timed is None or log or save_now or sample_now else _IN_FLIGHT)
-            now = time.perf_counter()
-            if log:
-                means = summarize(window)
-                if timed is not None:
-                    means["images_per_second"] = (done - timed) * batch_size / (now - started)
-                on_log(done, means)
-                window.clear()
-            if log or timed is None:
-                timed, started = done, now
-            if save_now or last:
+        now = time.perf_counter()
+        if log:
+            means = summarize(window)
+            if timed is not None:
+                means["images_per_second"] = (done - timed) * batch_size / (now - started)
+            if skipped:
+                means["nonfinite_steps"], skipped = skipped, 0
+            if stalled:
+                means["save_stall_seconds"], stalled = stalled, 0.0
+            on_log(done, means)
+            window.clear()
+        if log or timed is None:
+            timed, started = done, now
+        if last or (save_now and not in_a_row):
+            before = time.perf_counter()
+            with phase("save"):
                 save(state, position)
-                saved = done
-            if sample_now or (sample_every and done >= steps):
+            saved, stalled = done, stalled + time.perf_counter() - before
+        if sample_now and not stopped:
+            with phase("sample"):
                 sample(state)
-            started += time.perf_counter() - now  # what is not training does not count
-        receive(0)
-        if saved < done:  # the stop came after the last look at it
-            save(state, position)
+        started += time.perf_counter() - now  # what is not training does not count
     return state
 
 
 def summarize(window: Sequence[Metrics]) -> dict[str, float]:
-    """The mean of each metric over the dispatches of window; a `Binned` "name" gives "name/0.0", "name/0.1", ...
+    """The mean of each metric over the dispatches of window, of its finite values; NaN where it has none.
 
-    The number is where the bin begins; bins that nothing fell in are left out.
+    A `Binned` "name" gives "name/0.0", "name/0.1", ...: where the bin begins. Bins that nothing fell in are left out.
     """
     means: dict[str, float] = {}
     for name in window[0]:
         values = [metrics[name] for metrics in window]
         if not isinstance(values[0], Binned):
-            means[name] = float(np.mean(values))
+            finite = np.ravel(values)[np.isfinite(np.ravel(values))]
+            means[name] = float(np.mean(finite)) if finite.size else math.nan
             continue
         total, weight = (
             np.sum([a.reshape(-1, a.shape[-1]).sum(axis=0) for a in part], axis=0) for part in zip(*values, strict=True)
@@ -116,23 +158,3 @@ def summarize(window: Sequence[Metrics]) -> dict[str, float]:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-class _stop_signal:
-    """While entered, SIGINT and SIGTERM set an event and do nothing else; a second one acts as usual."""
-
-    def __enter__(self) -> threading.Event:
-        self.event = threading.Event()
-        self.previous: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._received)
-        return self.event
-
-    def _received(self, number: int, frame: Any) -> None:
-        self.event.set()
-        signal.signal(number, self.previous[number])
-
-    def __exit__(self, *exception: object) -> None:
-        for number, previous in self.previous.items():
-            signal.signal(number, previous)

@@ -41,7 +41,7 @@ class Examples(NamedTuple):
 
 
 def train_step(
-    draw: Callable[[Array, Batch, Any], Examples],
+    draw: Callable[[Array, Batch, TrainState], Examples],
     loss: Callable[[Params, Examples, Array], Array],
     optimizer: optax.GradientTransformation,
     *,
@@ -52,10 +52,11 @@ def train_step(
 ) -> Step:
     """One step of stochastic gradient descent on the mean of weight * loss(params, examples, dropout key).
 
-    draw(key, batch, state.times) makes every random choice but dropout for the whole batch at once and loss gives one
+    draw(key, batch, state) makes every random choice but dropout for the whole batch at once and loss gives one
     number an example [b]; so a step accumulated over micro-batches equals the step on the whole batch, dropout aside.
     learn_times(state.times, t [B], losses [B]) follows. Randomness is fold_in(seed, step): a resumed run draws what the
-    uninterrupted one would have.
+    uninterrupted one would have. Where the loss or the norm of its gradient is not finite the state stays as it was but
+    for its count of steps, and loss_by_time is empty.
     """
 
     def mean_loss(params: Params, examples: Examples, key: Array) -> tuple[Array, Array]:
@@ -80,14 +81,18 @@ def train_step(
 
     def step(state: TrainState, batch: Batch, seed: Array) -> tuple[TrainState, Metrics]:
         draw_key, dropout_key = jax.random.split(jax.random.fold_in(seed, state.step))
-        examples = draw(draw_key, batch, state.times)
+        examples = draw(draw_key, batch, state)
         (value, losses), grads = gradient(state.params, examples, dropout_key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = ema.update(state.ema, params, ema.decay_at(state.step, ema_decay, ema_warmup))
         times = learn_times(state.times, examples.t, losses)
-        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "loss_by_time": by_time(examples.t, losses)}
-        return TrainState(state.step + 1, params, average, opt_state, times), metrics
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        stepped = TrainState(state.step, params, average, opt_state, times)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state)
+        binned = jax.tree.map(lambda a: jnp.where(finite, a, 0), by_time(examples.t, losses))
+        return kept._replace(step=state.step + 1), {"loss": value, "grad_norm": norm, "loss_by_time": binned}
 
     return step
 

@@ -99,7 +99,8 @@ def test_a_trajectory_obeys_ddim_between_its_columns(workdir):
     program, times = build.trajectory_program(model, how, mesh, columns=11)
     params = model.init(jax.random.key(0))
     n = mesh.size
-    x, x0 = (np.asarray(a) for a in program(params, np.arange(n, dtype=np.int32), np.arange(n, dtype=np.int32)))
+    numbers = np.arange(n, dtype=np.int32)
+    x, x0 = (np.asarray(a) for a in program(params, {}, numbers, {"label": numbers}))
     assert x.shape == x0.shape == (5, n, 8, 8, 1)
     alpha, sigma = (np.asarray(a) for a in model.schedule.level(jnp.asarray(times, jnp.float32)))
     for i in range(4):

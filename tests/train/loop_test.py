@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.train import feed, loop, sharding
+from diffusion_jax.train import faults, feed, loop, sharding
 from diffusion_jax.train.step import by_time
 
 
@@ -19,12 +19,13 @@ class State(NamedTuple):
 class Recorder:
     """Runs the loop over a counting state and writes down what happens; the loss of step n is 1 / n."""
 
-    def __init__(self, *, nan_at=None, stop_at=None, per_dispatch=1):
+    def __init__(self, *, nan_at=(), stop_at=None, per_dispatch=1):
         self.events, self.nan_at, self.stop_at, self.n = [], nan_at, stop_at, per_dispatch
+        self.nonfinite, self.logged = [], []
 
     def step(self, state, batch):
         done = int(state.step) + np.arange(1, self.n + 1)
-        loss = jnp.asarray(np.where(done == self.nan_at, np.nan, 1 / done), jnp.float32)
+        loss = jnp.asarray(np.where(np.isin(done, self.nan_at), np.nan, 1 / done), jnp.float32)
         loss = loss if self.n > 1 else loss[0]
         return State(state.step + self.n), {"loss": loss}
 
@@ -34,17 +35,24 @@ class Recorder:
 
     def run(self, start=0, **options):
         intervals = {"steps": 12, "log_every": 4, "save_every": 5, "sample_every": 6} | options
-        return loop.fit(
-            State(jnp.int32(start)),
-            self.step,
-            ((None, start + self.n * (i + 1)) for i in range(10**6)),
-            batch_size=8,
-            on_step=self.on_step,
-            on_log=lambda at, metrics: self.events.append(("log", at, round(metrics["loss"], 6))),
-            save=lambda state, position: self.events.append(("save", int(state.step), position)),
-            sample=lambda state: self.events.append(("sample", int(state.step))),
-            **intervals,
-        )
+        with faults.stop_on_signal() as stop:
+            return loop.fit(
+                State(jnp.int32(start)),
+                self.step,
+                ((None, start + self.n * (i + 1)) for i in range(10**6)),
+                batch_size=8,
+                on_step=self.on_step,
+                on_log=self.on_log,
+                on_nonfinite=self.nonfinite.append,
+                save=lambda state, position: self.events.append(("save", int(state.step), position)),
+                sample=lambda state: self.events.append(("sample", int(state.step))),
+                stop=stop,
+                **intervals,
+            )
+
+    def on_log(self, at, metrics):
+        self.events.append(("log", at, round(metrics["loss"], 6)))
+        self.logged.append((at, metrics))
 
 
 def mean_loss(first, last):
@@ -93,10 +101,80 @@ def test_zero_means_never_but_for_the_last_save():
 
 
 def test_nothing_not_finite_is_saved():
-    recorder = Recorder(nan_at=9)
+    recorder = Recorder(nan_at=[9])
     with pytest.raises(loop.NonFiniteLossError, match="not finite at step 9; the last checkpoint is of step 5"):
         recorder.run()
     assert max(event[1] for event in recorder.events if event[0] == "save") == 5
+
+
+def test_single_steps_that_are_not_finite_are_counted_and_told():
+    """Their batch is the one that ends `after` batches before the position; means leave them out."""
+    recorder = Recorder(nan_at=[3, 7, 8], per_dispatch=4)
+    recorder.run(nonfinite_limit=3, save_every=0, log_every=8)
+    assert [(e.step, e.position, e.after) for e in recorder.nonfinite] == [(3, 4, 1), (7, 8, 1), (8, 8, 0)]
+    (at, metrics), (_, rest) = recorder.logged
+    assert (at, metrics["nonfinite_steps"]) == (8, 3)
+    assert metrics["loss"] == pytest.approx(np.mean([1, 1 / 2, 1 / 4, 1 / 5, 1 / 6]), abs=1e-6)
+    assert "nonfinite_steps" not in rest
+
+
+def test_a_row_of_them_raises_at_its_end_and_nothing_amid_it_is_saved():
+    recorder = Recorder(nan_at=[2, 8, 9, 10, 11, 12, 13, 14])
+    with pytest.raises(loop.NonFiniteLossError, match="at step 12 and the 4 before it; .* is of step 6") as caught:
+        recorder.run(steps=40, save_every=3, sample_every=0, nonfinite_limit=5)
+    assert caught.value.position == 12
+    assert [event for event in recorder.events if event[0] == "save"] == [("save", 3, 3), ("save", 6, 6)]
+    assert [event.step for event in recorder.nonfinite] == [2, 8, 9, 10, 11, 12]
+
+
+def test_what_saves_cost_is_in_the_next_log(monkeypatch):
+    """A clock that hardly moves but in `save`."""
+    clock = [0.0]
+
+    def now():
+        clock[0] += 1e-3
+        return clock[0]
+
+    monkeypatch.setattr(loop.time, "perf_counter", now)
+
+    class Slow(list):
+        def append(self, event):
+            clock[0] += 2.5 * (event[0] == "save")
+            super().append(event)
+
+    recorder = Recorder()
+    recorder.events = Slow()
+    recorder.run(steps=24, save_every=3, log_every=8, sample_every=0)
+    assert [metrics.get("save_stall_seconds") for _, metrics in recorder.logged] == pytest.approx(
+        [5.0, 7.5, 5.0], abs=0.1
+    )
+
+
+@pytest.mark.parametrize(("event", "at"), [("log", 4), ("save", 5), ("sample", 6)])
+def test_a_sigterm_amid_anything_else_saves_after_the_next_step(event, at):
+    """And no sample is drawn any more, which may take long."""
+    recorder = Recorder()
+
+    class Stopping(list):
+        def append(self, entry):
+            super().append(entry)
+            if entry[:2] == (event, at):
+                signal.raise_signal(signal.SIGTERM)
+
+    recorder.events = Stopping()
+    state = recorder.run(sample_every=1 if event == "log" else 6)
+    assert int(state.step) == at + 1
+    assert [entry[:2] for entry in recorder.events][-2:] == [("log", at + 1), ("save", at + 1)]
+
+
+def test_a_stop_asked_for_before_the_first_step_does_no_step():
+    stop = faults.Stop()
+    stop.signal = "SIGTERM"
+    recorder = Recorder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faults.Stop, "agreed", lambda self, dispatch: True)
+        assert int(recorder.run(start=4).step) == 4
+    assert recorder.events == []
 
 
 def test_sigterm_saves_where_it_stopped_and_restores_the_signal():

@@ -35,7 +35,7 @@ def run(config, count=3, devices=None):
     losses = []
     for n in range(count):
         batch = jax.device_put(batch_of(config.train.batch_size, n), sharding.batch_sharding(mesh))
-        state, metrics = step(state, batch, jax.random.key(0))
+        state, metrics = step(state, batch, jax.random.key(0), {})
         losses.append(float(metrics["loss"]))
     return jax.device_get(state), losses, state
 
@@ -89,7 +89,7 @@ def test_several_steps_in_one_dispatch_are_the_same_steps(alone):
 @pytest.fixture(scope="module")
 def dropping():
     """A step with dropout and half of the labels dropped, not donating, and a state to start from."""
-    config = config_of(model__dropout=0.3, label_dropout=0.5)
+    config = config_of(model__dropout=0.3, condition_dropout=0.5)
     model = build.model(config)
     mesh = sharding.mesh(devices=jax.devices()[:1])
     return jax.jit(build.train_step(config, model, mesh)), shifted(build.initial_state(config, model, mesh))
@@ -112,7 +112,24 @@ def test_a_step_depends_on_state_batch_and_seed_alone(dropping):
     assert len(losses) == 4
 
 
-def test_label_dropout_replaces_labels_by_the_null_class(dropping):
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count(dropping):
+    step, start = dropping
+    image = batch_of()["image"]
+    for bad in (np.nan, np.inf, 1e30):  # the last overflows in the loss
+        batch = batch_of() | {"image": np.where(np.arange(16).reshape(-1, 1, 1, 1) == 5, np.float32(bad), image)}
+        state, metrics = step(start, batch, jax.random.key(0))
+        assert not np.isfinite(float(metrics["loss"]))
+        assert float(metrics["loss_by_time"].weight.sum()) == 0
+        assert int(state.step) == int(start.step) + 1
+        jax.tree.map(np.testing.assert_array_equal, state._replace(step=start.step), start)
+    after, metrics = step(state, batch_of(), jax.random.key(0))
+    jax.tree.map(
+        np.testing.assert_array_equal, after, step(start._replace(step=state.step), batch_of(), jax.random.key(0))[0]
+    )
+    assert np.isfinite(float(metrics["loss"]))
+
+
+def test_condition_dropout_replaces_labels_by_the_null_class(dropping):
     """At a rate of 1/2, changing one example's label changes the loss for about half of the examples, and no more."""
     step, start = dropping
     batch = batch_of()
@@ -133,7 +150,7 @@ def test_the_loss_falls():
     state, losses = build.initial_state(config, model, mesh), []
     batch = {"image": jnp.zeros((64, 8, 8, 1)) + 0.5, "label": jnp.zeros(64, jnp.int32)}
     for _ in range(60):
-        state, metrics = step(state, batch, jax.random.key(0))
+        state, metrics = step(state, batch, jax.random.key(0), {})
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-10:]) < 0.5 * losses[0]
 

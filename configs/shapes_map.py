@@ -1,0 +1,20 @@
+"""Map-to-image: drawn shapes of 32 x 32 from semantic maps of circle, square and triangle.
+
+diffusion-jax train --config=configs/shapes_map.py --workdir=runs/shapes_map
+diffusion-jax sample --workdir=runs/shapes_map --out=samples --num=8 --map=map.png
+
+"""
+
+from ml_collections import ConfigDict
+
+from configs import shapes_text
+
+
+def get_config() -> ConfigDict:
+    config = shapes_text.get_config()
+    config.text = ""
+    config.spatial = ("map(classes=4, dropout=0.1)",)
+    config.train.steps = 800
+    config.checkpoint.every = 200
+    config.sample.update(every=200, num=24, guidance=1.0)
+    return config

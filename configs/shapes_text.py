@@ -1,0 +1,26 @@
+"""Text-to-image in pixels: drawn shapes of 32 x 32 from captions such as "a small red circle left of a blue square".
+
+diffusion-jax train --config=configs/shapes_text.py --workdir=runs/shapes_text
+diffusion-jax sample --workdir=runs/shapes_text --out=samples --num=8 --prompt='a large green triangle'
+
+"""
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.config import base
+
+
+def get_config() -> ConfigDict:
+    config = base()
+    config.data.update(source="shapes:32,20000", height=32, width=32, channels=3, cache=True)
+    config.schedule = "cosine"
+    config.prediction = "v"
+    config.text = "transformer(length=24, vocabulary=320, width=64, layers=2, heads=4)"
+    config.model.update(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(4,), groups=8, heads=4)
+    config.optimizer.update(learning_rate=1e-3, warmup=100, decay="cosine")
+    config.ema.decay = 0.995
+    config.train.update(steps=2400, batch_size=32)
+    config.log_every = 50
+    config.checkpoint.every = 300
+    config.sample.update(every=300, num=32, sampler="dpmpp_2m", steps=20, guidance=2.0)
+    return config

@@ -1,0 +1,186 @@
+"""The training of an autoencoder: reconstruction, KL and perceptual losses, and a discriminator in the same step."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffusion_jax.build import training
+from diffusion_jax.build.text import DTYPES
+from diffusion_jax.core import autoencoding as ae
+from diffusion_jax.errors import UserError
+from diffusion_jax.nets import perceptual
+from diffusion_jax.nets.autoencoder import AutoencoderKL
+from diffusion_jax.nets.discriminator import PatchDiscriminator
+from diffusion_jax.train import sharding
+from diffusion_jax.train import step as steps
+from diffusion_jax.train.state import Params, TrainState, create
+
+DISTANCES = {"l1": jnp.abs, "l2": jnp.square}
+
+
+def network(config: ConfigDict) -> AutoencoderKL:
+    """The network that a config of task autoencoder trains; raises UserError where its sizes do not fit together."""
+    options = config.autoencoder
+    if options.dtype not in DTYPES:
+        raise UserError(f"unknown autoencoder.dtype {options.dtype!r}; choose from {', '.join(DTYPES)}")
+    names = ("channels", "latent_channels", "multipliers", "blocks", "attention", "mid_attention", "groups")
+    return AutoencoderKL(
+        out_channels=config.data.channels,
+        dtype=DTYPES[options.dtype],
+        quant_convs=options.quant_convs,
+        **{name: options[name] for name in names},
+    )
+
+
+def discriminator(config: ConfigDict) -> PatchDiscriminator | None:
+    """What judges the autoencoder's images from step adversarial_start on; None where that is never."""
+    options = config.autoencoder
+    if options.adversarial_start < 0:
+        return None
+    return PatchDiscriminator(options.discriminator_channels, options.discriminator_layers)
+
+
+def abstract_state(config: ConfigDict) -> TrainState:
+    """The shapes of the training state; nothing is allocated."""
+    return jax.eval_shape(lambda: _state(config))
+
+
+def initial_state(config: ConfigDict, mesh: Mesh) -> TrainState:
+    """The state before the first step, each array born where it will live."""
+    layout = sharding.tree_sharding(abstract_state(config), mesh)
+    return jax.jit(lambda: _state(config), out_shardings=layout)()
+
+
+def _state(config: ConfigDict) -> TrainState:
+    key = jax.random.key(config.seed)
+    x = jnp.zeros((1, config.data.height, config.data.width, config.data.channels))
+    params = {"autoencoder": network(config).init(key, x)["params"]}
+    if judge := discriminator(config):
+        params["discriminator"] = judge.init(jax.random.fold_in(key, 1), x)["params"]
+    return create(params, optimizer(config))
+
+
+def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """One for the autoencoder and one for the discriminator, alike: each clips and scales by its own gradients."""
+    parts = {name: training.optimizer(config) for name in ("autoencoder", "discriminator")}
+    return optax.multi_transform(parts, lambda params: jax.tree_util.tree_map_with_path(lambda p, _: p[0].key, params))
+
+
+def train_step(config: ConfigDict, mesh: Mesh, frozen: Mapping[str, Params] = training.FROZEN) -> steps.Step:
+    """The step of config, not yet compiled: both networks' gradients at the same parameters, from one backward pass.
+
+    L = distance + perceptual + kl_weight KL / pixels + weight lambda L_G + L_D (arXiv:2112.10752, eq. 25 over the
+    number of pixels), in which L_G sees a constant discriminator and L_D a constant image. frozen holds "perceptual".
+    """
+    options = config.autoencoder
+    net, judge = network(config), discriminator(config)
+    if options.distance not in DISTANCES:
+        raise UserError(f"unknown autoencoder.distance {options.distance!r}; choose from {', '.join(DISTANCES)}")
+    if not options.kl_weight >= 0 or not options.adversarial_weight >= 0 or not options.perceptual_weight >= 0:
+        raise UserError("autoencoder.kl_weight, perceptual_weight and adversarial_weight are not negative")
+
+    def draw(key: Array, batch: Mapping[str, Array], state: TrainState) -> steps.Examples:
+        x = batch["image"]
+        latent = jax.eval_shape(lambda x: net.init_with_output(key, x)[0][1], x)
+        adversarial = jnp.full(len(x), state.step >= options.adversarial_start, jnp.float32)
+        return steps.Examples(x, adversarial, jnp.zeros(len(x)), jax.random.normal(key, latent.shape), jnp.ones(len(x)))
+
+    def reconstruction(x: Array, y: Array) -> Array:
+        loss = _mean(DISTANCES[options.distance](x - y))
+        if "perceptual" in frozen:
+            loss += options.perceptual_weight * perceptual.LPIPS().apply({"params": frozen["perceptual"]}, x, y)
+        return loss
+
+    def loss(params: Params, examples: steps.Examples, dropout: Array) -> Array:
+        params = sharding.gather(params, mesh)
+        x, adversarial = examples.x0, examples.cond
+        y, mean, logvar = net.apply({"params": params["autoencoder"]}, x, examples.eps)  # type: ignore[misc]
+        total = reconstruction(x, y) + options.kl_weight * ae.kl_to_standard_normal(mean, logvar) / x[0].size
+        if judge is None:
+            return total
+
+        def logits(params: Params, x: Array) -> Array:
+            return judge.apply({"params": params}, x)  # type: ignore[return-value]
+
+        constant = jax.lax.stop_gradient(params)
+        generator = ae.hinge_generator(logits(constant["discriminator"], y))
+        weight = _weight(
+            net,
+            constant["autoencoder"],
+            jax.lax.stop_gradient(ae.sample_posterior(mean, logvar, examples.eps)),
+            lambda y: jnp.mean(reconstruction(x, y)),
+            lambda y: jnp.mean(ae.hinge_generator(logits(constant["discriminator"], y))),
+        )
+        judged = ae.hinge_discriminator(
+            logits(params["discriminator"], x), logits(params["discriminator"], jax.lax.stop_gradient(y))
+        )
+        return total + adversarial * (options.adversarial_weight * weight * generator + judged)
+
+    step = steps.train_step(
+        draw,
+        loss,
+        optimizer(config),
+        ema_decay=config.ema.decay,
+        ema_warmup=config.ema.warmup,
+        accumulate=config.train.accumulate,
+    )
+    return steps.several(step) if config.train.steps_per_dispatch > 1 else step
+
+
+def _weight(net: AutoencoderKL, params: Params, z: Array, reconstruction: Any, generator: Any) -> Array:
+    """lambda of `core.autoencoding.adaptive_weight`, from the two losses' gradients by the last kernel."""
+
+    def decode(kernel: Array) -> Array:
+        decoder = params["decoder"]
+        last = {**decoder["conv_out"], "kernel": kernel}
+        changed = {**params, "decoder": {**decoder, "conv_out": last}}
+        return net.apply({"params": changed}, z, method="decode")  # type: ignore[return-value]
+
+    y, pull = jax.vjp(decode, params["decoder"]["conv_out"]["kernel"])
+    return ae.adaptive_weight(*(pull(jax.grad(f)(y))[0] for f in (reconstruction, generator)))
+
+
+def compiled_step(config: ConfigDict, mesh: Mesh) -> Any:
+    """`train_step` jitted over the mesh, with frozen as its fourth argument; the state that it is given is donated."""
+    return training.compile_step(config, mesh, abstract_state(config), lambda frozen: train_step(config, mesh, frozen))
+
+
+def frozen(config: ConfigDict) -> dict[str, Params]:
+    """The weights of the perceptual loss, where there is one, from the file that config names."""
+    options = config.autoencoder
+    if not options.perceptual:
+        return {}
+    return {"perceptual": perceptual.load(options.perceptual, options.perceptual_sha256)}
+
+
+class Reconstruction(NamedTuple):
+    """What an autoencoder makes of images, and how well."""
+
+    images: Array  # [B, H, W, C]
+    latent_mean: Array  # scalars: over all latents of the batch, noise included
+    latent_std: Array
+    psnr: Array
+    ssim: Array
+
+
+def reconstruct_program(config: ConfigDict) -> Any:
+    """(params, images [B, H, W, C]) -> `Reconstruction` of the latents' means, compiled."""
+    net = network(config)
+
+    def program(params: Params, x: Array) -> Reconstruction:
+        y, mean, logvar = net.apply({"params": params["autoencoder"]}, x)  # type: ignore[misc]
+        std = jnp.sqrt(jnp.var(mean) + jnp.mean(jnp.exp(logvar)))
+        ssim = jnp.mean(ae.ssim(x, y)) if min(x.shape[1:3]) >= ae.WINDOW else jnp.nan
+        return Reconstruction(y, jnp.mean(mean), std, jnp.mean(ae.psnr(x, y)), jnp.asarray(ssim))
+
+    return jax.jit(program)
+
+
+def _mean(a: Array) -> Array:
+    return a.reshape(len(a), -1).mean(axis=1)

@@ -1,0 +1,140 @@
+"""A classifier of noisy images: its training, and what it adds to sampling."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax import Array
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffusion_jax.build import training
+from diffusion_jax.build.model import schedule
+from diffusion_jax.build.text import DTYPES
+from diffusion_jax.core import process
+from diffusion_jax.core.schedules import Schedule
+from diffusion_jax.core.times import AdaptiveTimes
+from diffusion_jax.errors import UserError
+from diffusion_jax.nets import classifier as nets
+from diffusion_jax.train import sharding
+from diffusion_jax.train import step as steps
+from diffusion_jax.train.state import Params, TrainState, create
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classifier:
+    """A trained classifier p(y | x_t), and how strongly it guides."""
+
+    network: nn.Module
+    params: Params
+    num_classes: int
+    shape: tuple[int, ...]  # H W C
+    scale: float
+
+    def check(self, num_classes: int, shape: tuple[int, ...]) -> None:
+        """Raises UserError unless it is of this many classes (0: any) and images of this shape."""
+        if self.shape != shape or num_classes not in (0, self.num_classes):
+            raise UserError(
+                f"the classifier is of {self.num_classes} classes of images {self.shape}, the model of {num_classes} "
+                f"classes of {shape}"
+            )
+
+    def log_prob(self, params: Params, label: Array, schedule: Schedule) -> Callable[[Array, Array], Array]:
+        """(x [B, H, W, C], t [B]) -> log p(label | x_t) [B]; the null class, num_classes, gives 0."""
+
+        def log_prob(x: Array, t: Array) -> Array:
+            logits = self.network.apply({"params": params}, x, schedule.conditioning(t))
+            chosen = jax.nn.one_hot(label, self.num_classes)
+            return jnp.sum(chosen * jax.nn.log_softmax(logits), axis=-1)  # type: ignore[arg-type]
+
+        return log_prob
+
+
+def network(config: ConfigDict) -> nets.Classifier:
+    """The network that a config of task classifier trains: of `model`, what it shares with the U-Net."""
+    options = config.model
+    if not options.num_classes:
+        raise UserError("a classifier needs model.num_classes, the number of its classes")
+    if not options.head_channels:
+        raise UserError("a classifier needs model.head_channels, the channels of an attention head")
+    if options.dtype not in DTYPES:
+        raise UserError(f"unknown model.dtype {options.dtype!r}; choose from {', '.join(DTYPES)}")
+    names = ("num_classes", "channels", "multipliers", "blocks", "attention", "head_channels", "groups", "dropout")
+    return nets.Classifier(dtype=DTYPES[options.dtype], **{name: options[name] for name in names})
+
+
+def trained(config: ConfigDict, params: Params, scale: float) -> Classifier:
+    """The classifier of config with its parameters."""
+    shape = (config.data.height, config.data.width, config.data.channels)
+    return Classifier(network(config), params, config.model.num_classes, shape, scale)
+
+
+def abstract_state(config: ConfigDict) -> TrainState:
+    """The shapes of the training state; nothing is allocated."""
+    return jax.eval_shape(lambda: _state(config))
+
+
+def initial_state(config: ConfigDict, mesh: Mesh) -> TrainState:
+    """The state before the first step, each array born where it will live."""
+    layout = sharding.tree_sharding(abstract_state(config), mesh)
+    return jax.jit(lambda: _state(config), out_shardings=layout)()
+
+
+def _state(config: ConfigDict) -> TrainState:
+    x = jnp.zeros((1, config.data.height, config.data.width, config.data.channels))
+    params = network(config).init(jax.random.key(config.seed), x, jnp.zeros(1))["params"]
+    return create(params, training.optimizer(config))
+
+
+def train_step(config: ConfigDict, mesh: Mesh) -> steps.Step:
+    """Cross entropy of the class of x_t, t drawn as config.times says: section 4 of ADM (arXiv:2105.05233)."""
+    net, noise = network(config), schedule(config.schedule)
+    times = training.time_sampling(config.times)
+    if isinstance(times, AdaptiveTimes):
+        raise UserError(f"a classifier draws its times independently of its losses; times={config.times} does not")
+
+    def draw(key: Array, batch: Mapping[str, Array], state: TrainState) -> steps.Examples:
+        t_key, eps_key = jax.random.split(key)
+        x0 = batch["image"]
+        eps = jax.random.normal(eps_key, x0.shape)
+        return steps.Examples(x0, batch["label"], times(t_key, len(x0), noise), eps, jnp.ones(len(x0)))
+
+    def loss(params: Params, examples: steps.Examples, dropout: Array) -> Array:
+        x0, label, t, eps, _ = examples
+        x = process.diffuse(x0, eps, noise.level(t))
+        variables = {"params": sharding.gather(params, mesh)}
+        logits: Any = net.apply(variables, x, noise.conditioning(t), train=True, rngs={"dropout": dropout})
+        return optax.softmax_cross_entropy_with_integer_labels(logits, label)
+
+    step = steps.train_step(
+        draw,
+        loss,
+        training.optimizer(config),
+        ema_decay=config.ema.decay,
+        ema_warmup=config.ema.warmup,
+        accumulate=config.train.accumulate,
+    )
+    return steps.several(step) if config.train.steps_per_dispatch > 1 else step
+
+
+def compiled_step(config: ConfigDict, mesh: Mesh) -> Any:
+    """`train_step` jitted over the mesh; the state that it is given is donated."""
+    return training.compile_step(config, mesh, abstract_state(config), lambda frozen: train_step(config, mesh))
+
+
+def accuracy_program(config: ConfigDict) -> Any:
+    """(params, images [B, H, W, C], labels [B], t) -> the share of right answers at time t, compiled."""
+    net, noise = network(config), schedule(config.schedule)
+
+    def program(params: Params, x0: Array, label: Array, t: Array) -> Array:
+        eps = jax.random.normal(jax.random.key(0), x0.shape)
+        at = jnp.full(len(x0), t)
+        x = process.diffuse(x0, eps, noise.level(at))
+        logits: Any = net.apply({"params": params}, x, noise.conditioning(at))
+        return jnp.mean(jnp.argmax(logits, axis=-1) == label)
+
+    return jax.jit(program)

@@ -1,0 +1,94 @@
+"""Text: how captions become tokens, and which network these go through."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from diffusion_jax.data import tokens
+from diffusion_jax.data.tokens import Tokenizer
+from diffusion_jax.errors import UserError
+from diffusion_jax.interop import huggingface_text
+from diffusion_jax.nets.text import TEXT_ENCODERS, TextTransformer
+from diffusion_jax.spec import from_spec
+from diffusion_jax.train.state import Params
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Text:
+    """A text encoder: tokens [B, length] -> hidden states [B, length, width]."""
+
+    network: nn.Module
+    width: int
+    length: int
+    vocabulary: int
+    params: Params | None = None  # of a published encoder, which stays as it is; None: trained with the model
+    folder: str = ""  # of the published encoder
+    tokenizer: str = ""  # folder of the published one; "": learned from the captions
+
+    @functools.cached_property
+    def null(self) -> np.ndarray:
+        """The tokens of the empty caption, int32 [length]."""
+        if self.tokenizer:
+            return tokens.from_folder(self.tokenizer).encode([""], self.length)[0]
+        pad, bos, eos = (tokens.SPECIAL.index(name) for name in ("<pad>", "<bos>", "<eos>"))
+        return np.asarray([bos, eos] + [pad] * (self.length - 2), np.int32)
+
+    @property
+    def trained(self) -> bool:
+        """Whether its parameters are the model's own."""
+        return self.params is None
+
+    def learn_tokenizer(self, captions: Iterable[str]) -> Tokenizer:
+        """The published tokenizer, or one learned from the captions."""
+        return tokens.from_folder(self.tokenizer) if self.tokenizer else tokens.train(captions, self.vocabulary)
+
+    def encode(self, tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
+        """Tokens int32 [B, length]; raises UserError for a tokenizer of more tokens than the network embeds."""
+        if tokenizer.vocabulary > self.vocabulary:
+            raise UserError(
+                f"the tokenizer has {tokenizer.vocabulary} tokens but the text encoder embeds {self.vocabulary}"
+            )
+        return tokenizer.encode(texts, self.length)
+
+
+def transformer(
+    length: int = 32, vocabulary: int = 1024, width: int = 128, layers: int = 2, heads: int = 4, dropout: float = 0.0
+) -> Text:
+    """A `TextTransformer` trained along with the U-Net, on tokens learned from the captions of the data."""
+    return Text(TextTransformer(vocabulary, width, layers, heads, length, dropout=dropout), width, length, vocabulary)
+
+
+def huggingface(folder: str, length: int = 77, penultimate: bool = False, dtype: str = "float32") -> Text:
+    """The CLIP or BERT text encoder in a folder, frozen, on its own tokens; penultimate is of CLIP alone."""
+    if dtype not in DTYPES:
+        raise UserError(f"huggingface takes a dtype of {' or '.join(DTYPES)}; got {dtype!r}")
+    found = huggingface_text.load(folder)
+    options = dict(found.arguments, dtype=DTYPES[dtype])
+    if penultimate:
+        if found.family != "clip":
+            raise UserError(f"huggingface(penultimate=True) is of CLIP; {folder} holds a {found.family}")
+        options["penultimate"] = True
+    if length > options["length"]:
+        raise UserError(f"the text encoder in {folder} has {options['length']} positions; got length={length}")
+    network = TEXT_ENCODERS[found.family](**options)
+    return Text(network, options["width"], length, options["vocabulary"], found.params, folder, found.tokenizer)
+
+
+TEXTS: dict[str, Callable[..., Text]] = {"transformer": transformer, "huggingface": huggingface}
+
+
+def text(spec: str, folder: str = "") -> Text | None:
+    """The text encoder of a config, None where it has none; a published one is read from folder where that is given."""
+
+    @functools.wraps(huggingface)
+    def moved(**arguments: Any) -> Text:
+        return huggingface(**(arguments | {"folder": folder}))
+
+    return from_spec(spec, TEXTS | ({"huggingface": moved} if folder else {}), "text") if spec else None

@@ -1,0 +1,103 @@
+"""Trains one tiny config again and again in one process, which another process sends signals; prints what came of it.
+
+One process, for what takes time is to import, to trace and to compile.
+"""
+
+import contextlib
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from diffusion_jax import build
+from diffusion_jax.cli.main import main
+from diffusion_jax.train.checkpoint import TREES
+
+ROOT = Path(__file__).parents[2]
+
+SMALL = {
+    "model.multipliers": "(1,)",
+    "model.attention": "()",
+    "data.flip": True,
+    "sample.every": 0,
+    "log_every": 5,
+    "checkpoint.keep": 10,
+    "train.nonfinite_limit": 3,
+}
+
+
+class Poisoned:
+    """Batches of which those numbered [first, last) are NaN."""
+
+    def __init__(self, batches, first, last, size):
+        self.batches, self.first, self.last, self.size = batches, first, last, size
+        self.get_state, self.set_state, self.close = batches.get_state, batches.set_state, batches.close
+
+    def __next__(self):
+        number = self.get_state()["position"] // self.size
+        batch = next(self.batches)
+        return batch | {"image": batch["image"] * np.float32("nan")} if self.first <= number < self.last else batch
+
+
+@contextlib.contextmanager
+def poisoned(first, last):
+    """Within, training reads NaN for the batches [first, last)."""
+    whole = build.batches
+    build.batches = lambda config, *args: Poisoned(whole(config, *args), first, last, config.train.batch_size)
+    try:
+        yield
+    finally:
+        build.batches = whole
+
+
+def trace_once():
+    """All runs share one compiled step and one initial state: their configs differ in nothing that counts there."""
+    made = {}
+
+    def once(name, make):
+        return lambda *args: made[name] if name in made else made.setdefault(name, make(*args))
+
+    build.compiled_step = once("step", build.compiled_step)
+    state = once("state", build.initial_state)
+    build.initial_state = lambda *args: jax.tree.map(jnp.copy, state(*args))  # the step donates its own
+
+
+def digest(folder, step):
+    """Of every array, and the position."""
+    with ocp.CheckpointManager(folder.absolute(), item_names=(*TREES, "meta")) as manager:
+        items = {tree: ocp.args.StandardRestore() for tree in TREES if (folder / str(step) / tree).exists()}
+        restored = manager.restore(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonRestore()))
+    leaves = jax.tree.leaves([restored[tree] for tree in items])
+    bits = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves))
+    return len(leaves), bits.hexdigest(), restored["meta"]["position"]["position"]
+
+
+def run(name, workdir, **changes):
+    options = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
+    print(f"RUN {name}", flush=True)
+    flags = [f"--config.{key}={value}" for key, value in options.items()]
+    status = main(["train", f"--config={ROOT / 'configs/tiny.py'}", f"--workdir={workdir}", *flags])
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+    ended = {"status": status, "steps": steps, "state": digest(workdir / "checkpoints", steps[-1])}
+    print(f"ENDED {json.dumps(ended)}", flush=True)
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    trace_once()
+    signalled = {"train__steps": 200, "checkpoint__every": 50}
+    for name in ("stopped compiling", "stopped stepping", "finished"):
+        run(name, root / "parts", **signalled)
+    run("whole", root / "whole", **signalled)
+    short = {"checkpoint__every": 5}
+    with poisoned(7, 10):
+        run("rolled back", root / "once", **short)
+        run("rolled back and stopped", root / "twice", train__steps=15, **short)
+        run("resumed", root / "twice", **short)
+    with poisoned(7, 10**9):
+        run("given up", root / "never", **short)
