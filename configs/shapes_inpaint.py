@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config = shapes_text.get_config()
     config.text = ""
     config.spatial = ("inpaint()",)
-    config.train.steps = 800
+    config.train.steps = 600
     config.checkpoint.every = 200
     config.sample.update(every=200, num=24, guidance=1.0)
     return config

@@ -15,8 +15,8 @@ def get_config() -> ConfigDict:
     config.data.update(source="shapes:32,20000", height=32, width=32, channels=3, cache=True)
     config.schedule = "cosine"
     config.prediction = "v"
-    config.text = "transformer(length=24, vocabulary=320, width=64, layers=2, heads=4)"
-    config.model.update(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(4,), groups=8, heads=4)
+    config.text = "transformer(length=20, vocabulary=512, width=64, layers=2, heads=4)"
+    config.model.update(channels=16, multipliers=(1, 3, 6), blocks=1, attention=(4,), groups=8, heads=4)
     config.optimizer.update(learning_rate=1e-3, warmup=100, decay="cosine")
     config.ema.decay = 0.995
     config.train.update(steps=2400, batch_size=32)

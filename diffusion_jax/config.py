@@ -30,10 +30,10 @@ def base() -> ConfigDict:
                 "threads": 4,
                 "workers": 0,  # processes that read and decode; 0 uses threads alone
             },
-            "schedule": "linear",  # spec, core/schedules; modifiers follow, as in "linear | zero_snr"
+            "schedule": "linear",  # spec, core/schedules; modifiers follow, as in "linear | zero_snr"; or learned(...)
             "prediction": "eps",  # spec, core/predictions.py
             "times": "uniform",  # spec, core/times.py
-            "objective": "simple",  # simple | vlb: L_simple (L_hybrid where variance is learned), or L_vlb
+            "objective": "simple",  # simple (L_hybrid where variance is learned) | vlb | vdm, VDM's bound
             "weighting": "constant",  # spec, core/weightings.py
             "distance": "l2",  # spec, core/losses.py
             "vlb_weight": 0.001,  # of L_vlb in L_hybrid, where the prediction has learned_variance=True

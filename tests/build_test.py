@@ -126,5 +126,5 @@ def test_guidance_needs_classes():
     config = tiny.get_config()
     config.model.num_classes = 0
     how = dataclasses.replace(build.sampling(config), guidance=2.0)
-    with pytest.raises(UserError, match="guidance 2.0 needs a class-conditional model"):
+    with pytest.raises(UserError, match="guidance 2.0 needs a conditional model"):
         build.sample_program(build.model(config), how, sharding.mesh())

@@ -6,7 +6,7 @@ from diffusion_jax.build.data import batches, source, tokenizer
 from diffusion_jax.build.editing import Edit, edit_program
 from diffusion_jax.build.latent import Autoencoder
 from diffusion_jax.build.model import Model, model, schedule
-from diffusion_jax.build.sampling import Sampling, guided, sample_program, sampling, trajectory_program
+from diffusion_jax.build.sampling import Guides, Sampling, guided, sample_program, sampling, trajectory_program
 from diffusion_jax.build.training import (
     abstract_state,
     compiled_step,
@@ -21,6 +21,7 @@ __all__ = [
     "Autoencoder",
     "Classifier",
     "Edit",
+    "Guides",
     "Model",
     "Sampling",
     "abstract_state",

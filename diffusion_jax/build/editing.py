@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
-from diffusion_jax.build.classifier import Classifier
 from diffusion_jax.build.model import Model
-from diffusion_jax.build.sampling import Sampling, guided
+from diffusion_jax.build.sampling import ALONE, Guided, Guides, Sampling, guided
 from diffusion_jax.core import editing
 from diffusion_jax.core.conditions import inpaint
 from diffusion_jax.core.denoisers import Condition, Denoiser
@@ -31,9 +30,10 @@ class Edit:
     inpaint: bool  # whether a part of the image is kept
     resample: int  # turns of each step, where a part is kept
     canvas: tuple[int, int]  # H W of the image; larger than the model's is drawn in windows of the model's
+    invert: bool = False  # to the noise that DDIM finds in the image, told of no class or caption, not to random noise
 
 
-def edit_program(model: Model, how: Sampling, mesh: Mesh, edit: Edit, classifier: Classifier | None = None) -> Any:
+def edit_program(model: Model, how: Sampling, mesh: Mesh, edit: Edit, guides: Guides = ALONE) -> Any:
     """(params, frozen, seeds [B], cond, image [H, W, C], unknown bool [H, W, 1]) -> edited images [B, H, W, C].
 
     With edit.inpaint the pixels that are not unknown come back as they are; a model trained to inpaint is told them,
@@ -49,7 +49,8 @@ def edit_program(model: Model, how: Sampling, mesh: Mesh, edit: Edit, classifier
     if hold:  # a sampler that cannot keep a part raises here
         held = editing.repaint(sampler, jnp.zeros(1), jnp.ones(1, bool), edit.resample)
         held.plan(model.schedule, jnp.asarray(times))
-    guide = guided(model, how, classifier)
+    guide = guided(model, how, guides)
+    plain = guided(model, dataclasses.replace(how, guidance=1.0, guidance_rescale=0.0, guidance_interval=()))
     factor = 1
     if model.autoencoder is not None:
         model.autoencoder.latent_shape((*edit.canvas, model.shape[2]))  # raises where the canvas does not fit
@@ -58,7 +59,7 @@ def edit_program(model: Model, how: Sampling, mesh: Mesh, edit: Edit, classifier
     strides = tuple(max(n // 2, 1) for n in window)
     canvas = tuple(n // factor for n in edit.canvas)
 
-    def denoiser(params: Params, frozen: Mapping[str, Params], cond: Condition) -> Denoiser:
+    def denoiser(guide: Guided, params: Params, frozen: Mapping[str, Params], cond: Condition) -> Denoiser:
         if canvas == window:
             return guide(params, frozen, cond)
         # Every window of an example is told the same, and of what is spread over the canvas its own part.
@@ -81,7 +82,15 @@ def edit_program(model: Model, how: Sampling, mesh: Mesh, edit: Edit, classifier
             x0 = model.autoencoder.encode(frozen["autoencoder"], images)[0]
             hidden = model.autoencoder.shrink(masks.astype(jnp.float32)) > 0
         method = editing.repaint(sampler, x0, hidden, edit.resample) if hold else sampler
-        x = editing.sample_from(denoiser(params, frozen, cond), method, model.schedule, jnp.asarray(times), seeds, x0)
+        schedule = model.bind(params).schedule
+        denoise = denoiser(guide, params, frozen, cond)
+        if edit.invert:
+            silent = dict(model.null(cond)) if {"label", "tokens"} & set(cond) else dict(cond)
+            silent.pop("negative", None)
+            noise = editing.invert(denoiser(plain, params, frozen, silent), schedule, jnp.asarray(times), x0)
+            x = editing.integrate(denoise, sampler, schedule, jnp.asarray(times), noise, editing.step_keys(seeds))
+        else:
+            x = editing.sample_from(denoise, method, schedule, jnp.asarray(times), seeds, x0)
         drawn = model.decode(frozen, x, how.decode_tile)
         return editing.blend(images, drawn, unknown, border=0 if factor == 1 else factor) if edit.inpaint else drawn
 

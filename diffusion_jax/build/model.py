@@ -16,7 +16,7 @@ from diffusion_jax.core import denoisers
 from diffusion_jax.core.conditions import SPATIAL, Spatial
 from diffusion_jax.core.denoisers import Condition, ConditionalDenoiser
 from diffusion_jax.core.predictions import PREDICTIONS, Parameterization
-from diffusion_jax.core.schedules import MODIFIERS, SCHEDULES, Schedule
+from diffusion_jax.core.schedules import MODIFIERS, SCHEDULES, Learned, Schedule, learned
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets.unet import UNet
 from diffusion_jax.spec import from_spec
@@ -31,10 +31,11 @@ class Model:
 
     It is told label [B], tokens [B, N] and the entries of its spatial conditions [B, H, W, C'], as `cond`. Weights that
     are not its own, of an autoencoder or of a published text encoder, are `frozen`, and handed over beside params.
+    These are the network's or, where more is trained along, {"unet", "text", "schedule"} as far as there are such.
     """
 
     network: nn.Module
-    schedule: Schedule
+    schedule: Schedule  # one that is learned as it is at first; `bind` gives it parameters
     parameterization: Parameterization
     shape: tuple[int, int, int]  # H W C of one image
     num_classes: int  # 0: unconditional
@@ -53,8 +54,20 @@ class Model:
         weights = {} if self.autoencoder is None else {"autoencoder": self.autoencoder.params}
         return weights if self.text is None or self.text.trained else weights | {"text": self.text.params}
 
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        """What is trained beside the network."""
+        text = ("text",) if self.text is not None and self.text.trained else ()
+        return text + (("schedule",) if isinstance(self.schedule, Learned) else ())
+
+    def bind(self, params: Params) -> "Model":
+        """The model with the schedule that these parameters have learned; itself where none is learned."""
+        if not isinstance(self.schedule, Learned):
+            return self
+        return dataclasses.replace(self, schedule=Learned(params["schedule"]))
+
     def init(self, key: Array) -> Params:
-        """Random parameters: the U-Net's or, where a text encoder is trained along, {"unet", "text"}."""
+        """Random parameters."""
         x = jnp.zeros((1, *self.x_shape))
         cond: dict[str, Array] = {"label": jnp.zeros(1, jnp.int32)} if self.num_classes else {}
         if self.text:
@@ -64,10 +77,15 @@ class Model:
             cond |= {name: jnp.zeros((1, *x.shape[1:-1], c)) for name, c in condition.channels(channels).items()}
             cond |= {name: jnp.zeros(1) for name in condition.levels}
         params = self.network.init(key, x, jnp.zeros(1), cond)["params"]
-        if self.text is None or not self.text.trained:
+        if not self._parts:
             return params
-        tokens = jnp.zeros((1, self.text.length), jnp.int32)
-        return {"unet": params, "text": self.text.network.init(jax.random.fold_in(key, 1), tokens)["params"]}
+        params = {"unet": params}
+        if self.text is not None and self.text.trained:
+            tokens = jnp.zeros((1, self.text.length), jnp.int32)
+            params["text"] = self.text.network.init(jax.random.fold_in(key, 1), tokens)["params"]
+        if isinstance(self.schedule, Learned):
+            params["schedule"] = jax.tree.map(jnp.asarray, self.schedule.params)
+        return params
 
     def apply(self, params: Params, x: Array, t: Array, cond: Condition, dropout: Array | None = None) -> Array:
         """The network's output for x [B, *x_shape] and conditioning t [B]; with a dropout key, as in training.
@@ -76,7 +94,7 @@ class Model:
         """
         if "tokens" in cond:
             cond = self.encode_text(params["text"], cond, dropout)
-        if self.text is not None and self.text.trained:
+        if self._parts:
             params = params["unet"]
         rngs = None if dropout is None else {"dropout": dropout}
         return self.network.apply({"params": params}, x, t, cond, train=dropout is not None, rngs=rngs)  # type: ignore[return-value]
@@ -84,7 +102,7 @@ class Model:
     def denoiser(self, params: Params) -> ConditionalDenoiser:
         """What a sampler sees of these parameters."""
         apply = lambda x, t, cond: self.apply(params, x, t, cond)  # noqa: E731
-        return denoisers.from_network(apply, self.schedule, self.parameterization)
+        return denoisers.from_network(apply, self.bind(params).schedule, self.parameterization)
 
     def encode_images(self, frozen: Mapping[str, Params], cond: Condition) -> Condition:
         """The entries of spatial conditions as x is: images as latents, masks and maps at their size."""
@@ -126,12 +144,21 @@ class Model:
 
 
 def schedule(text: str) -> Schedule:
-    """The schedule of a text such as "cosine" or "linear | zero_snr | shift(scale=0.5)": modifiers apply in turn."""
+    """The schedule of a text such as "cosine" or "linear | zero_snr | shift(scale=0.5)": modifiers apply in turn.
+
+    "learned(hidden=1024, logsnr_max=13.3, logsnr_min=-5.0)" is as it is before it has learned, and takes none.
+    """
     name, *modifiers = text.split("|")
-    built = from_spec(name, SCHEDULES, "schedule")
+    built = from_spec(name, SCHEDULES | {"learned": _learned}, "schedule")
+    if modifiers and isinstance(built, Learned):
+        raise UserError(f"a learned schedule takes no modifiers; got {text!r}")
     for modifier in modifiers:
         built = from_spec(modifier, MODIFIERS, "schedule modifier")(built)
     return built
+
+
+def _learned(hidden: int = 1024, logsnr_max: float = 13.3, logsnr_min: float = -5.0) -> Schedule:
+    return Learned(learned.init(jax.random.key(0), hidden, logsnr_max, logsnr_min))
 
 
 def model(config: ConfigDict, autoencoder: Autoencoder | None = None, text_folder: str = "") -> Model:
@@ -167,6 +194,8 @@ def model(config: ConfigDict, autoencoder: Autoencoder | None = None, text_folde
     )
     if len({condition.name for condition in spatial}) < len(spatial):
         raise UserError(f"each spatial condition is given once; got {', '.join(config.spatial)}")
+    if isinstance(built.schedule, Learned) and config.objective != "vdm":
+        raise UserError(f"a learned schedule needs objective='vdm', by which it learns; got {config.objective!r}")
     if float(built.schedule.alpha(jnp.float32(1.0))) == 0 and config.prediction.partition("(")[0] in ("eps", "score"):
         raise UserError(
             f"prediction {config.prediction!r} says nothing of the image where schedule {config.schedule!r} "

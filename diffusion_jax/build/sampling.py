@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,21 +54,31 @@ Guided = Callable[[Params, Mapping[str, Params], Condition], Denoiser]
 """(params, frozen, cond) -> the denoiser with its conditions, guidance and threshold."""
 
 
-def sample_program(model: Model, how: Sampling, mesh: Mesh, classifier: Classifier | None = None) -> Any:
+class Guides(NamedTuple):
+    """Other networks that guide the model."""
+
+    classifier: Classifier | None = None
+    weak: Model | None = None  # of the same conditions; what autoguidance leads away from
+
+
+ALONE = Guides()
+
+
+def sample_program(model: Model, how: Sampling, mesh: Mesh, guides: Guides = ALONE) -> Any:
     """(params, frozen, seeds [B], cond) -> images [B, H, W, C] in about [-1, 1], one compiled program for all of it.
 
     cond holds, of what the model is told, "label" [B] (num_classes is the null class), "tokens" [B, N] and, if guidance
     is to lead away from another than the empty caption, "negative" [B, N]; and the entries of spatial conditions at the
-    image's size. frozen is the model's on the devices, and "classifier" where there is one. B is a multiple of the
-    mesh's data x fsdp. Raises UserError, before anything is traced, for what the model cannot do.
+    image's size. frozen is the model's on the devices, and "classifier" and "weak" of the guides. B is a multiple of
+    the mesh's data x fsdp. Raises UserError, before anything is traced, for what the model cannot do.
     """
     sampler = from_spec(how.sampler, SAMPLERS, "sampler")
     times = from_spec(how.grid, GRIDS, "time grid")(model.schedule, how.steps)
-    guide = guided(model, how, classifier)
+    guide = guided(model, how, guides)
 
     def program(params: Params, frozen: Mapping[str, Params], seeds: Array, cond: Condition) -> Array:
         denoise = guide(params, frozen, cond)
-        x = sample(denoise, sampler, model.schedule, jnp.asarray(times), seeds, model.x_shape)
+        x = sample(denoise, sampler, model.bind(params).schedule, jnp.asarray(times), seeds, model.x_shape)
         return model.decode(frozen, x, how.decode_tile)
 
     split = sharding.batch_sharding(mesh)
@@ -90,7 +100,8 @@ def trajectory_program(model: Model, how: Sampling, mesh: Mesh, *, columns: int)
 
     def program(params: Params, frozen: Mapping[str, Params], seeds: Array, cond: Condition) -> tuple[Array, Array]:
         denoise = guide(params, frozen, cond)
-        path = sample(denoise, sampler, model.schedule, jnp.asarray(grid), seeds, model.x_shape, trajectory=True)
+        schedule = model.bind(params).schedule
+        path = sample(denoise, sampler, schedule, jnp.asarray(grid), seeds, model.x_shape, trajectory=True)
         x = path[shown]
 
         def predict(inputs: tuple[Array, Array]) -> Array:
@@ -105,10 +116,13 @@ def trajectory_program(model: Model, how: Sampling, mesh: Mesh, *, columns: int)
     return jax.jit(program, in_shardings=(None, None, split, split)), times
 
 
-def guided(model: Model, how: Sampling, classifier: Classifier | None = None) -> Guided:
+def guided(model: Model, how: Sampling, guides: Guides = ALONE) -> Guided:
     """What makes the denoiser that is sampled, wrapped in the order that `core.denoisers` documents."""
-    if how.guidance != 1 and not (model.num_classes or model.text or model.spatial):
+    classifier, weak = guides
+    if how.guidance != 1 and weak is None and not (model.num_classes or model.text or model.spatial):
         raise UserError(f"guidance {how.guidance} needs a conditional model; this one has no conditions")
+    if weak is not None and how.guidance == 1:
+        raise UserError("a weaker model is what guidance leads away from; give a guidance other than 1")
     if (how.guidance_rescale or how.guidance_interval) and how.guidance == 1:
         raise UserError("guidance_rescale and guidance_interval need a guidance other than 1")
     if len(how.guidance_interval) not in (0, 2):
@@ -117,28 +131,46 @@ def guided(model: Model, how: Sampling, classifier: Classifier | None = None) ->
         raise UserError("threshold static clips to [-1, 1], which latents exceed; choose none")
     if classifier is not None:
         classifier.check(model.num_classes, model.shape)
-    scale: denoisers.Scale = how.guidance
-    if how.guidance_interval:
-        scale = denoisers.interval(how.guidance, model.schedule, *how.guidance_interval)
-    rescale = denoisers.std_rescale(how.guidance_rescale, model.schedule) if how.guidance_rescale else None
     threshold = from_spec(how.threshold, THRESHOLDS, "threshold")
-    threshold(lambda x, t: denoisers.Prediction(x, x), model.schedule)  # bad options raise here
+
+    def wrappers(schedule: Schedule) -> tuple[denoisers.Scale, denoisers.Rescale | None]:
+        scale: denoisers.Scale = how.guidance
+        if how.guidance_interval:
+            scale = denoisers.interval(how.guidance, schedule, *how.guidance_interval)
+        return scale, denoisers.std_rescale(how.guidance_rescale, schedule) if how.guidance_rescale else None
+
+    wrappers(model.schedule)  # bad options raise here
+    threshold(lambda x, t: denoisers.Prediction(x, x), model.schedule)
 
     def guide(params: Params, frozen: Mapping[str, Params], cond: Condition) -> Denoiser:
+        schedule = model.bind(params).schedule
+        scale, rescale = wrappers(schedule)
         cond = dict(cond)
         negative = cond.pop("negative", None)
         label = cond.get("label") if model.num_classes else cond.pop("label", None)
         cond = dict(model.encode_images(frozen, cond))
-        null = dict(model.null(cond))
-        if negative is not None:
-            null["tokens"] = negative
-        if model.text is not None:
-            own = params["text"] if model.text.trained else frozen["text"]
-            cond, null = (dict(model.encode_text(own, c)) for c in (cond, null))
-        denoise = denoisers.classifier_free(model.denoiser(params), cond, null, scale, rescale)
+        if weak is None:
+            null = dict(model.null(cond))
+            if negative is not None:
+                null["tokens"] = negative
+            told, silent = (_told(model, params, frozen, c) for c in (cond, null))
+            denoise = denoisers.classifier_free(model.denoiser(params), told, silent, scale, rescale)
+        else:
+            both = [
+                denoisers.condition(m.denoiser(p), _told(m, p, frozen, cond))
+                for m, p in ((model, params), (weak, frozen["weak"]))
+            ]
+            denoise = denoisers.autoguidance(both[0], both[1], scale, rescale)
         if classifier is not None and label is not None:
-            log_prob = classifier.log_prob(frozen["classifier"], label, model.schedule)
-            denoise = denoisers.classifier_guidance(denoise, log_prob, model.schedule, classifier.scale)
-        return threshold(denoise, model.schedule)
+            log_prob = classifier.log_prob(frozen["classifier"], label, schedule)
+            denoise = denoisers.classifier_guidance(denoise, log_prob, schedule, classifier.scale)
+        return threshold(denoise, schedule)
 
     return guide
+
+
+def _told(model: Model, params: Params, frozen: Mapping[str, Params], cond: Condition) -> Condition:
+    """cond with its caption encoded, by the model's own text encoder or the published one."""
+    if model.text is None:
+        return cond
+    return model.encode_text(params["text"] if model.text.trained else frozen["text"], cond)

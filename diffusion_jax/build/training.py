@@ -12,8 +12,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax.build.model import Model
-from diffusion_jax.core import conditions, losses
+from diffusion_jax.core import conditions, denoisers, losses
 from diffusion_jax.core.autoencoding import sample_posterior
+from diffusion_jax.core.continuous_bound import continuous_bound
+from diffusion_jax.core.predictions import Parameterization
+from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.core.times import ADAPTIVE_TIMES, TIMES, AdaptiveTimes, TimeSampler
 from diffusion_jax.core.weightings import WEIGHTINGS
 from diffusion_jax.errors import UserError
@@ -22,6 +25,8 @@ from diffusion_jax.train import optimizer as optimizers
 from diffusion_jax.train import sharding
 from diffusion_jax.train import step as steps
 from diffusion_jax.train.state import Params, TrainState, create
+
+_EPS_START = "eps_start"  # the noise of VDM's reconstruction term, drawn with the other draws of a step
 
 FROZEN: Mapping[str, Params] = {}
 """Of a model all of whose weights are trained."""
@@ -70,12 +75,14 @@ def train_step(config: ConfigDict, model: Model, mesh: Mesh, frozen: Mapping[str
             t, weight = sampling.draw(t_key, n, model.schedule, state.times)
         else:
             t, weight = sampling(t_key, n, model.schedule), jnp.ones(n)
+        if config.objective == "vdm":
+            cond = cond | {_EPS_START: jax.random.normal(jax.random.fold_in(key, 4), x0.shape)}
         return steps.Examples(x0, cond, t, jax.random.normal(eps_key, x0.shape), weight)
 
     def loss(params: Params, examples: steps.Examples, dropout: Array) -> Array:
         apply = lambda x, t, cond: model.apply(sharding.gather(params, mesh), x, t, cond, dropout)  # noqa: E731
         x0, cond, t, eps, _ = examples
-        return objective(apply, model.schedule, model.parameterization, x0, cond, t, eps)
+        return objective(apply, model.bind(params).schedule, model.parameterization, x0, cond, t, eps)
 
     adaptive = {"learn_times": sampling.update} if isinstance(sampling, AdaptiveTimes) else {}
     step = steps.train_step(
@@ -133,7 +140,26 @@ def _objective(config: ConfigDict, model: Model) -> Callable[..., Array]:
         )
     if config.objective == "vlb":
         return partial(losses.vlb_loss, variance="learned" if model.parameterization.learned_variance else "small")
-    raise UserError(f"unknown objective {config.objective!r}; choose from simple, vlb")
+    if config.objective == "vdm":
+        if model.parameterization.learned_variance:
+            raise UserError("objective='vdm' has no variances to learn; give a prediction without learned_variance")
+        return _vdm_loss
+    raise UserError(f"unknown objective {config.objective!r}; choose from simple, vlb, vdm")
+
+
+def _vdm_loss(
+    apply: Callable[..., Array],
+    schedule: Schedule,
+    parameterization: Parameterization,
+    x0: Array,
+    cond: Mapping[str, Array],
+    t: Array,
+    eps: Array,
+) -> Array:
+    """One draw of VDM's bound for each example, bits/dim [B]: also what a learned schedule learns by."""
+    told = {name: a for name, a in cond.items() if name != _EPS_START}
+    denoise = denoisers.condition(denoisers.from_network(apply, schedule, parameterization), told)
+    return continuous_bound(denoise, schedule, x0, t, eps, cond[_EPS_START]).total
 
 
 def compiled_step(config: ConfigDict, model: Model, mesh: Mesh) -> Any:

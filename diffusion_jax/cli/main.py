@@ -13,8 +13,14 @@ COMMANDS = {
     "train": "train a config, or go on with it: --config=configs/digits.py --workdir=runs/digits",
     "sample": "draw samples from a workdir: --workdir=runs/digits --out=samples --num=64",
     "figures": "draw schedules, the forward process, a checkpoint's trajectory: --out=figures [--workdir=runs/digits]",
+    "evaluate": "measure a checkpoint: --workdir=runs/digits --metrics=bits_per_dim,fd --features=runs/classifier",
+    "evaluate compare": "two evaluations side by side, if they are alike: --a=A.json --b=B.json",
+    "plan": "say what a config takes on a machine, TPU or not: --config=configs/digits.py --topology=v5e:4x4",
     "checkpoint verify": "find what is damaged of a workdir's checkpoints: --workdir=runs/digits [--step=1000]",
 }
+
+MODULES = {"evaluate compare": "compare"}
+"""Of commands of two words whose module is not the first."""
 
 DONE, BAD_INPUT, NON_FINITE = 0, 2, 3
 
@@ -36,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         return _fail(f"unknown command {name!r}; choose from {', '.join(COMMANDS)}")
     from diffusion_jax.train.loop import NonFiniteLossError  # imports jax: not for --help
 
-    command = importlib.import_module(f"diffusion_jax.cli.{name.partition(' ')[0]}")
+    command = importlib.import_module(f"diffusion_jax.cli.{MODULES.get(name, name.partition(' ')[0])}")
     logging.set_verbosity(logging.ERROR)  # orbax explains its defaults in warnings
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "Show these flags.", short_name="h", flag_values=values)

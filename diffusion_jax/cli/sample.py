@@ -4,6 +4,7 @@ diffusion-jax sample --workdir=runs/digits --out=samples --num=64 --label=3 --gu
 diffusion-jax sample --workdir=runs/shapes_text --out=samples --prompt='a small red circle' --negative_prompt='a square'
 diffusion-jax sample --workdir=runs/shapes_upscale --out=large --low_res=small.png
 diffusion-jax sample --workdir=runs/digits --out=edited --init_image=a.png --strength=0.6
+diffusion-jax sample --workdir=runs/digits --out=turned --init_image=a.png --invert --label=3 --guidance=2.0
 diffusion-jax sample --workdir=runs/digits --out=painted --init_image=a.png --mask=mask.png --resample=8
 diffusion-jax sample --workdir=runs/digits --out=wider --init_image=a.png --expand=8,0,8,0
 """
@@ -35,6 +36,9 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     )
     flags.DEFINE_string("classifier", None, "Workdir of a classifier that guides to --label.", flag_values=values)
     flags.DEFINE_float("classifier_scale", 1.0, "How strongly it guides.", flag_values=values)
+    flags.DEFINE_string("weak", None, "Workdir of a weaker model that --guidance leads away from.", flag_values=values)
+    flags.DEFINE_integer("weak_step", None, "Its checkpoint; the newest if left out.", flag_values=values)
+    flags.DEFINE_bool("invert", False, "Start from the noise that DDIM finds in --init_image.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace the samples in --out.", flag_values=values)
 
 
@@ -44,19 +48,25 @@ def run(values: flags.FlagValues) -> None:
         raise UserError("sample needs --workdir=FOLDER and --out=FOLDER")
     from diffusion_jax.runs.sample import sample
 
-    if values["classifier_scale"].present and not values.classifier:
-        raise UserError("--classifier_scale is of a classifier; give its --classifier=WORKDIR too")
-    guide = Path(values.classifier) if values.classifier else None
-    options = sampling.arguments(values) | {"given": _given(values)}
-    options |= {"classifier": guide, "classifier_scale": values.classifier_scale}
+    for name, of in (("classifier_scale", "classifier"), ("weak_step", "weak")):
+        if values[name].present and not values[of].value:
+            raise UserError(f"--{name} needs its --{of}=WORKDIR too")
+    options = sampling.arguments(values) | {"given": _given(values), "guided_by": _guided_by(values)}
     sample(Path(values.workdir), Path(values.out), batch=values.batch, overwrite=values.overwrite, **options)
+
+
+def _guided_by(values: flags.FlagValues) -> Any:
+    from diffusion_jax.runs.trained import GuidedBy
+
+    classifier, weak = (Path(folder) if folder else None for folder in (values.classifier, values.weak))
+    return GuidedBy(classifier, values.classifier_scale, weak, values.weak_step)
 
 
 def _given(values: flags.FlagValues) -> Any:
     from diffusion_jax.runs.edit import Given
 
     if not values.init_image:
-        if alone := [name for name in ("strength", "mask", "expand", "resample") if values[name].present]:
+        if alone := [name for name in ("strength", "mask", "expand", "resample", "invert") if values[name].present]:
             raise UserError(f"--{alone[0]} is of an image to edit; give its --init_image=FILE too")
         return None
     try:
@@ -66,4 +76,4 @@ def _given(values: flags.FlagValues) -> Any:
     if len(expand) != 4:
         raise UserError(f"--expand is left,top,right,bottom in pixels, as in 8,0,8,0; got {','.join(values.expand)}")
     mask = Path(values.mask) if values.mask else None
-    return Given(Path(values.init_image), mask, expand, values.strength, values.resample)
+    return Given(Path(values.init_image), mask, expand, values.strength, values.resample, values.invert)

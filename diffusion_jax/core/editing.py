@@ -10,6 +10,7 @@ from jax import Array
 from diffusion_jax.core.denoisers import Denoiser
 from diffusion_jax.core.predictions import Prediction
 from diffusion_jax.core.process import diffuse, transition
+from diffusion_jax.core.samplers.ancestral import ddim_inversion
 from diffusion_jax.core.samplers.loop import Plan, Sampler, integrate, steps_of
 from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.errors import UserError
@@ -38,6 +39,17 @@ def sample_from(
     eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(prior_key)
     x = diffuse(x0, eps, schedule.level(times[0]))
     return integrate(denoise, sampler, schedule, times, x, keys)
+
+
+def step_keys(seeds: Array) -> Array:
+    """The keys of the steps' noise of `sample_from` [B], where x does not start from the seeds."""
+    return jax.vmap(jax.random.split, out_axes=1)(jax.vmap(jax.random.key)(seeds))[1]
+
+
+def invert(denoise: Denoiser, schedule: Schedule, times: Array, x0: Array) -> Array:
+    """The x at times[0] from which DDIM over times leads to x0 [B, ...], to first order (`ddim_inversion`)."""
+    keys = jax.vmap(jax.random.key)(jnp.zeros(len(x0), jnp.int32))  # nothing is drawn
+    return integrate(denoise, ddim_inversion(), schedule, times[::-1], x0, keys)
 
 
 def repaint(sampler: Sampler, known: Array, unknown: Array, resample: int = 1) -> Sampler:

@@ -40,8 +40,9 @@ class AttentionPool(nn.Module):
                 )
         init = nn.initializers.normal(1 / math.sqrt(channels))
         tokens += self.param("position", init, tokens.shape[1:], jnp.float32).astype(tokens.dtype)
-        pooled = layers.multi_head(tokens[:, :1], tokens, self.heads, dtype=self.dtype)[:, 0]  # [B, C]
-        return Dense(self.features, name="out")(pooled.astype(jnp.float32))
+        pooled = layers.multi_head(tokens[:, :1], tokens, self.heads, dtype=self.dtype)[:, 0].astype(jnp.float32)
+        self.sow("intermediates", "pooled", pooled)  # [B, C]: features, for whoever asks for intermediates
+        return Dense(self.features, name="out")(pooled)
 
 
 class Classifier(nn.Module):

@@ -19,6 +19,7 @@ class Given:
     expand: tuple[int, int, int, int] = (0, 0, 0, 0)  # pixels painted beyond the left, top, right and bottom
     strength: float | None = None  # None: 0.6, or 1 where a part is painted
     resample: int = 4
+    invert: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,9 @@ def prepare(given: Given, shape: tuple[int, int, int]) -> Prepared:
         image, unknown = (transforms.resize_crop(a, height, width) for a in (image, unknown))
     inpaint = bool((unknown > 0).any())
     strength = given.strength if given.strength is not None else 1.0 if inpaint else 0.6
-    edit = build.Edit(strength, inpaint, given.resample, image.shape[:2])
+    if given.invert and inpaint:
+        raise UserError("--invert is of an edit of the whole image; give no --mask or --expand with it")
+    edit = build.Edit(strength, inpaint, given.resample, image.shape[:2], given.invert)
     return Prepared(edit, transforms.to_float(image), unknown > 0)
 
 

@@ -18,7 +18,7 @@ from diffusion_jax.report.progress import progress
 from diffusion_jax.runs.conditions import Asked, conditions
 from diffusion_jax.runs.edit import Given, Prepared, prepare
 from diffusion_jax.runs.preview import picture_of
-from diffusion_jax.runs.trained import Trained, restore, seeds_from
+from diffusion_jax.runs.trained import UNGUIDED, GuidedBy, Trained, restore, seeds_from
 from diffusion_jax.train.checkpoint import versions
 
 _MANIFEST = "manifest.json"
@@ -40,8 +40,7 @@ def sample(
     average: bool,
     overwrite: bool,
     given: Given | None = None,
-    classifier: Path | None = None,
-    classifier_scale: float = 1.0,
+    guided_by: GuidedBy = UNGUIDED,
     **overrides: object,
 ) -> None:
     """Draws num samples from a checkpoint of the workdir root into the folder out, which appears whole or not at all.
@@ -60,8 +59,7 @@ def sample(
         step=step,
         average=average,
         overrides=overrides,
-        classifier=classifier,
-        classifier_scale=classifier_scale,
+        guided_by=guided_by,
     )
     cond = conditions(asked, trained, seeds)
     prepared = None if given is None else prepare(given, trained.model.shape)
@@ -84,8 +82,8 @@ def sample(
         "weights": trained.weights,
         "sampling": dataclasses.asdict(trained.how),
         "seeds": [int(seed), int(seed) + num - 1],
-        "asked": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(asked).items()},
-        "classifier": classifier and {"workdir": str(classifier), "scale": classifier_scale},
+        "asked": _record(asked),
+        "guided_by": _record(guided_by),
         "shape": list(images[0].shape[1:]),
         "edit": _edit_record(given, prepared),
         "device": jax.devices()[0].device_kind,
@@ -102,9 +100,13 @@ def sample(
 def _program(trained: Trained, prepared: Prepared | None) -> Callable[..., jax.Array]:
     """(params, frozen, seeds, cond) -> images."""
     if prepared is None:
-        return build.sample_program(trained.model, trained.how, trained.mesh, trained.classifier)
-    program = build.edit_program(trained.model, trained.how, trained.mesh, prepared.edit, trained.classifier)
+        return build.sample_program(trained.model, trained.how, trained.mesh, trained.guides)
+    program = build.edit_program(trained.model, trained.how, trained.mesh, prepared.edit, trained.guides)
     return lambda params, frozen, seeds, cond: program(params, frozen, seeds, cond, prepared.image, prepared.unknown)
+
+
+def _record(flags: Asked | GuidedBy) -> dict:
+    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(flags).items()}
 
 
 def _edit_record(given: Given | None, prepared: Prepared | None) -> dict | None:

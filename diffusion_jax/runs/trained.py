@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diffusion_jax import build
 from diffusion_jax.data.tokens import Tokenizer
@@ -22,6 +23,19 @@ NULL_LABEL = "none"
 
 
 @dataclasses.dataclass(frozen=True)
+class GuidedBy:
+    """Workdirs of networks that guide a model, as the command's flags say it."""
+
+    classifier: Path | None = None
+    classifier_scale: float = 1.0
+    weak: Path | None = None  # guidance leads away from it
+    weak_step: int | None = None
+
+
+UNGUIDED = GuidedBy()
+
+
+@dataclasses.dataclass(frozen=True)
 class Trained:
     """A model with the parameters of one checkpoint, on every device of this machine."""
 
@@ -33,7 +47,7 @@ class Trained:
     step: int
     weights: str  # ema or params
     tokenizer: Tokenizer | None
-    classifier: build.Classifier | None
+    guides: build.Guides
 
     @property
     def share(self) -> int:
@@ -43,7 +57,8 @@ class Trained:
     @property
     def num_classes(self) -> int:
         """How many classes can be asked for: the model's or, where it has none, the classifier's."""
-        return self.model.num_classes or (self.classifier.num_classes if self.classifier else 0)
+        classifier = self.guides.classifier
+        return self.model.num_classes or (classifier.num_classes if classifier else 0)
 
 
 def restore(
@@ -52,10 +67,9 @@ def restore(
     step: int | None,
     average: bool,
     overrides: Mapping[str, object],
-    classifier: Path | None = None,
-    classifier_scale: float = 1.0,
+    guided_by: GuidedBy = UNGUIDED,
 ) -> Trained:
-    """The model of the workdir root at step (None: the newest), averaged or not, and a classifier's that guides it.
+    """The model of the workdir root at step (None: the newest), averaged or not, and the networks that guide it.
 
     overrides replace fields of the config's `Sampling` where not None. Raises UserError where there is no such
     workdir or checkpoint, and before reading arrays where the model cannot be sampled like that.
@@ -68,17 +82,35 @@ def restore(
     model = found.model(config, workdir)
     chosen = {name: value for name, value in overrides.items() if value is not None}
     how = dataclasses.replace(build.sampling(config), **chosen)  # type: ignore[arg-type]
-    guide = None if classifier is None else found.read_classifier(classifier, config.schedule, classifier_scale)
-    build.sample_program(model, how, mesh, guide)  # raises for what cannot be sampled
+    classifier, weak = None, None
+    if guided_by.classifier is not None:
+        classifier = found.read_classifier(guided_by.classifier, config.schedule, guided_by.classifier_scale)
+    if guided_by.weak is not None:
+        weak = _weak(guided_by.weak, guided_by.weak_step, config, average=average)
+    guides = build.Guides(classifier, weak.model if weak else None)
+    build.sample_program(model, how, mesh, guides)  # raises for what cannot be sampled
     tokenizer = None if model.text is None else found.read_tokenizer(workdir)
     with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
         step = _choose(checkpoints, step)
         weights = "ema" if average else "params"
         abstract = getattr(build.abstract_state(config, model), weights)
         params = checkpoints.restore_tree(weights, whole(abstract, mesh), step)
-    frozen = model.frozen | ({"classifier": guide.params} if guide else {})
-    frozen = jax.device_put(frozen, sharding.replicated(mesh))
-    return Trained(model, how, mesh, params, frozen, step, weights, tokenizer, guide)
+    frozen = model.frozen | ({"classifier": classifier.params} if classifier else {})
+    frozen = jax.device_put(frozen, sharding.replicated(mesh)) | ({"weak": weak.params} if weak else {})
+    return Trained(model.bind(params), how, mesh, params, frozen, step, weights, tokenizer, guides)
+
+
+def _weak(root: Path, step: int | None, config: ConfigDict, *, average: bool) -> Trained:
+    """The weaker model of autoguidance; raises UserError unless it is told and draws the same as that of config."""
+    other = Workdir(root).read_config()
+    same = ("schedule", "text", "spatial", "latent")
+    differ = [name for name in same if other[name] != config[name]]
+    differ += [f"data.{n}" for n in ("height", "width", "channels") if other.data[n] != config.data[n]]
+    differ += ["model.num_classes"] if other.model.num_classes != config.model.num_classes else []
+    if differ:
+        raise UserError(f"--weak={root} is told or draws other things than the model; its {', '.join(differ)} differs")
+    alone = {"guidance": 1.0, "guidance_rescale": 0.0, "guidance_interval": ()}
+    return restore(root, step=step, average=average, overrides=alone)
 
 
 def seeds_from(seed: int, num: int) -> np.ndarray:

@@ -176,7 +176,7 @@ def test_a_classifier_guides_a_model_without_classes(trained, home, tmp_path):
         ("map", ["--map={home}/low.png"], "a gray or palette PNG"),
         ("map", ["--map={home}/map.png", "--prompt=a"], "--prompt needs a model that is told captions"),
         ("map", ["--map={home}/map.png", "--low_res={home}/low.png"], "this one takes --map"),
-        ("map", ["--map={home}/map.png", "--classifier_scale=2"], "give its --classifier=WORKDIR too"),
+        ("map", ["--map={home}/map.png", "--classifier_scale=2"], "needs its --classifier=WORKDIR too"),
         ("map", ["--map={home}/map.png", "--classifier={home}/map"], "--classifier is the workdir of a classifier"),
         ("autoencoder", [], "samples are drawn from one of task diffusion"),
         ("latent", ["--prompt=a"], "give --init_image with --mask or --expand"),

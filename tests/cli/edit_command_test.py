@@ -82,9 +82,32 @@ def test_an_image_of_another_size_is_scaled_and_the_user_told(workdir, files, ca
     assert images(files / "out").shape == (3, 8, 8)
 
 
+def test_inversion_finds_the_image_again_and_needs_no_luck(workdir, files):
+    """The noise that DDIM finds leads back, without guidance and class, to nearly the image, the same for each seed."""
+    given = np.asarray(Image.open(files / "image.png")).astype(float)
+    flags = [f"--init_image={files}/image.png", "--label=none", "--guidance=1", "--sampler=ddim", "--threshold=none"]
+    assert edit(workdir, files / "found", *flags, "--invert", "--strength=0.9", "--steps=100") == 0
+    found = images(files / "found").astype(float)
+    assert (found == found[0]).all()
+    assert edit(workdir, files / "drawn", *flags, "--strength=0.9", "--steps=100") == 0
+    assert np.abs(found - given).mean() < 0.2 * np.abs(images(files / "drawn") - given).mean()
+
+
+def test_a_weaker_model_that_is_no_weaker_changes_nothing(workdir, files, tmp_path):
+    """D + (s - 1) (D - D_weak) is D where both are one, and another where the weak one is an earlier checkpoint."""
+    plain = ["sample", f"--workdir={workdir}", "--num=2", "--label=3"]
+    assert main([*plain, f"--out={files}/plain", "--guidance=1"]) == 0
+    assert main([*plain, f"--out={files}/same", "--guidance=3", f"--weak={workdir}"]) == 0
+    assert main([*plain, f"--out={files}/noema", "--guidance=3", f"--weak={workdir}", "--noema"]) == 0
+    same, alone = images(files / "same").astype(int), images(files / "plain").astype(int)
+    assert np.abs(same - alone).max() <= 1
+    assert main([*plain, f"--out={files}/none", "--guidance=1", f"--weak={workdir}"]) == 2
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--init_image=image.png", "--mask=mask.png", "--invert"], "give no --mask or --expand with it"),
         (["--mask=mask.png"], "--mask is of an image to edit; give its --init_image"),
         (["--init_image=none.png"], "there is no image at"),
         (["--init_image=text.png"], "is not an image of a known format"),

@@ -32,6 +32,26 @@ class TestFromStrength:
             editing.from_strength(TIMES, strength)
 
 
+class TestInvert:
+    def test_ddim_leads_back_to_the_image_to_first_order(self):
+        """Half the step leaves half of the error, whatever the seeds."""
+        data, schedule = Rotated(), VP()
+        x0 = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)), jnp.float32)
+        errors = []
+        for steps in (40, 80, 160):
+            times = jnp.linspace(0.8, 0.0, steps + 1)
+
+            def there_and_back(x0, times=times):
+                denoise = data.denoiser(schedule)
+                x = editing.invert(denoise, schedule, times, x0)
+                return integrate(denoise, SAMPLERS["ddim"](), schedule, times, x, editing.step_keys(jnp.arange(4)))
+
+            errors.append(float(jnp.abs(jit(there_and_back)(x0) - x0).max()))
+        assert errors[0] < 0.2
+        assert 1.7 < errors[0] / errors[1] < 2.4
+        assert 1.7 < errors[1] / errors[2] < 2.4
+
+
 class TestSampleFrom:
     def test_is_the_exact_flow_of_the_diffused_image(self):
         """Along the flow a Gaussian's deviations from its mean scale by its marginal's std."""

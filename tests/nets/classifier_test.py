@@ -117,3 +117,15 @@ def test_an_image_of_another_size_is_refused_in_one_sentence():
 def test_what_does_not_fit_is_refused(net, size, message):
     with pytest.raises(UserError, match=message):
         jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, size, 2)), jnp.zeros(1))
+
+
+def test_the_pooled_features_are_what_the_last_layer_sees():
+    x = normal(2, 3, 4, 8)
+    pool = AttentionPool(5, heads=2)
+    variables = pool.init(jax.random.key(0), x)
+    assert set(variables) == {"params"}
+    logits, aside = pool.apply(variables, x, mutable=["intermediates"])
+    (pooled,) = aside["intermediates"]["pooled"]
+    assert pooled.shape == (2, 8)
+    out = variables["params"]["out"]
+    np.testing.assert_allclose(pooled @ out["kernel"] + out["bias"], logits, rtol=1e-5, atol=1e-6)

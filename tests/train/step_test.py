@@ -1,5 +1,7 @@
 """The training step: what it may and may not depend on."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,6 +182,7 @@ def test_importance_sampled_times_learn_where_the_loss_is():
         {"schedule": "edm", "prediction": "edm", "times": "log_normal", "weighting": "edm"},
         {"schedule": "rectified_flow | time_shift(scale=3.0)", "prediction": "flow", "times": "logit_normal"},
         {"schedule": "ve", "prediction": "score(sigma_data=0.5)", "times": "low_discrepancy", "weighting": "elbo"},
+        {"schedule": "learned(hidden=16)", "objective": "vdm", "times": "low_discrepancy"},
     ],
     ids=lambda changes: " ".join(changes.values()),
 )
@@ -191,3 +194,26 @@ def test_each_formulation_takes_a_finite_step(changes):
         build.initial_state(config, model, mesh), batch_of(), jax.random.key(0)
     )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, metrics)))
+
+
+def test_a_learned_schedule_learns_and_is_sampled_as_it_was_learned():
+    config = config_of(schedule="learned(hidden=16)", objective="vdm", times="low_discrepancy")
+    mesh = sharding.mesh(devices=jax.devices()[:1])
+    model = build.model(config)
+    start = build.initial_state(config, model, mesh)
+    step = jax.jit(build.train_step(config, model, mesh))
+    state = start
+    for n in range(3):
+        state, _ = step(state, batch_of(16, n), jax.random.key(0))
+    before, after = (model.bind(s.params).schedule.logsnr(np.linspace(0, 1, 9)) for s in (start, state))
+    assert np.abs(after - before).max() > 1e-3
+    assert (np.diff(after) < 0).all()
+    how = dataclasses.replace(build.sampling(config), sampler="dpmpp_2m", steps=4)
+    program = build.sample_program(model, how, mesh)
+    seeds = np.arange(2, dtype=np.int32)
+    with_learned, with_first = (
+        np.asarray(program(state.params | {"schedule": s.params["schedule"]}, {}, seeds, {"label": seeds}))
+        for s in (state, start)
+    )
+    assert np.isfinite(with_learned).all()
+    assert np.abs(with_learned - with_first).max() > 1e-5

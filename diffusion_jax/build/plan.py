@@ -1,0 +1,106 @@
+"""The programs of a config from shapes alone: nothing is read, allocated or run."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import ShapeDtypeStruct
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffusion_jax.build import autoencoder, classifier, training
+from diffusion_jax.build.model import Model
+from diffusion_jax.build.sampling import sample_program, sampling
+from diffusion_jax.core.schedules.learned import Learned
+from diffusion_jax.errors import UserError
+from diffusion_jax.train import sharding
+from diffusion_jax.train.state import TrainState
+
+Traced = Any
+"""`jax.stages.Traced`: has a jaxpr, and lowers to what is compiled."""
+
+
+def mesh(config: ConfigDict, devices: Any) -> Mesh:
+    """The mesh of config over these devices; raises UserError unless it divides the batch."""
+    built = sharding.mesh(**config.mesh.to_dict(), devices=devices)
+    sharding.check_batch(built, config.train.batch_size, config.train.accumulate)
+    return built
+
+
+def abstract_state(config: ConfigDict, model: Model | None) -> TrainState:
+    """The shapes of the training state of any task; model is of task diffusion."""
+    if model is not None:
+        return training.abstract_state(config, model)
+    return {"autoencoder": autoencoder, "classifier": classifier}[config.task].abstract_state(config)
+
+
+def abstract_batch(config: ConfigDict, model: Model | None) -> dict[str, ShapeDtypeStruct]:
+    """The shapes of one batch of what the step reads."""
+    n, (height, width) = config.train.batch_size, (config.data.height, config.data.width)
+    batch = {"image": ShapeDtypeStruct((n, height, width, config.data.channels), jnp.float32)}
+    if config.task != "autoencoder" and config.model.num_classes:
+        batch["label"] = ShapeDtypeStruct((n,), jnp.int32)
+    if model is not None and model.text is not None:
+        batch["tokens"] = ShapeDtypeStruct((n, model.text.length), jnp.int32)
+    reads = {entry for condition in model.spatial for entry in condition.reads} if model else set()
+    kinds = {"map": jnp.int32, "mask": jnp.bool_}
+    return batch | {name: ShapeDtypeStruct((n, height, width), kinds[name]) for name in sorted(reads)}
+
+
+def traced_step(config: ConfigDict, model: Model | None, mesh: Mesh) -> Traced:
+    """The compiled step of training, of any task, as far as before its compilation."""
+    frozen: Any = {}
+    if model is not None:
+        step, frozen = training.compiled_step(config, model, mesh), model.frozen
+    elif config.task == "autoencoder":
+        step, frozen = autoencoder.compiled_step(config, mesh), autoencoder.frozen(config)
+    else:
+        step = classifier.compiled_step(config, mesh)
+    batch, several = abstract_batch(config, model), config.train.steps_per_dispatch
+    if several > 1:
+        batch = {name: ShapeDtypeStruct((several, *a.shape), a.dtype) for name, a in batch.items()}
+    seed = jax.eval_shape(lambda: jax.random.key(0))
+    return step.trace(abstract_state(config, model), batch, seed, jax.tree.map(_shape, frozen))
+
+
+def traced_sampler(config: ConfigDict, model: Model, mesh: Mesh) -> tuple[Traced, int]:
+    """(the program that draws samples as config.sample says, how many at once), before its compilation."""
+    if isinstance(model.schedule, Learned):
+        model = model.bind(jax.jit(lambda: {"schedule": model.init(jax.random.key(0))["schedule"]})())
+    everywhere = sharding.replicated(mesh)
+    share = mesh.shape["data"] * mesh.shape["fsdp"]
+    n = -(-config.sample.num // share) * share
+
+    def held(a: Any) -> ShapeDtypeStruct:
+        return ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere)
+
+    params = jax.tree.map(held, training.abstract_state(config, model).ema)
+    batch = {name: jnp.zeros((1, *a.shape[1:]), a.dtype) for name, a in abstract_batch(config, model).items()}
+    cond: dict[str, Any] = {name: a for name, a in batch.items() if name in ("label", "tokens")}
+    for condition in model.spatial:
+        cond |= condition.parts(batch) | {level: jnp.zeros(1) for level in condition.levels}
+    told = {name: ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for name, a in cond.items()}
+    program = sample_program(model, sampling(config), mesh)
+    return program.trace(params, jax.tree.map(held, model.frozen), ShapeDtypeStruct((n,), jnp.int32), told), n
+
+
+def without_remat(config: ConfigDict) -> ConfigDict | None:
+    """The config without rematerialization, whose step has the FLOPs that the model needs; None where it has none."""
+    if config.task != "diffusion" or not config.model.remat:
+        return None
+    plain = config.copy_and_resolve_references()
+    with plain.unlocked():
+        plain.model.remat = False
+    return plain
+
+
+def check_task(config: ConfigDict, *, sample: bool) -> None:
+    """Raises UserError for a task that there is none of, or that has no samples."""
+    if config.task not in ("diffusion", "autoencoder", "classifier"):
+        raise UserError(f"unknown task {config.task!r}; choose from diffusion, autoencoder, classifier")
+    if sample and config.task != "diffusion":
+        raise UserError(f"a run of task {config.task} draws no samples; leave --sample out")
+
+
+def _shape(a: Any) -> ShapeDtypeStruct:
+    return ShapeDtypeStruct(a.shape, a.dtype)

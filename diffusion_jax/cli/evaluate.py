@@ -1,0 +1,60 @@
+"""Measures a checkpoint, and writes each number as JSON with what it takes to believe it.
+
+diffusion-jax evaluate --workdir=runs/digits --metrics=bits_per_dim --num=256 --split=test --method=ode
+diffusion-jax evaluate --workdir=runs/digits --metrics=fd,kid,precision_recall --features=runs/digits_classifier
+diffusion-jax evaluate --workdir=runs/cifar --metrics=fd --num=50000 --features=inception --weights=fid.safetensors
+diffusion-jax evaluate compare --a=runs/digits/evaluations/A.json --b=runs/digits/evaluations/B.json
+
+bits_per_dim is of num real images and needs a model of pixels. The others compare num samples, drawn as `sample` draws
+them, with num real images: fd (FID, with InceptionV3's features), kid, precision_recall and inception_score.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from diffusion_jax.cli import sampling
+from diffusion_jax.errors import UserError
+
+
+def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """The command's flags."""
+    flags.DEFINE_string("workdir", None, "Folder of the run to measure.", flag_values=values)
+    flags.DEFINE_list("metrics", [], "Of bits_per_dim, fd, kid, precision_recall, inception_score.", flag_values=values)
+    sampling.define(values, num=1000)
+    flags.DEFINE_integer("batch", 64, "Images at once; changes no result but by rounding.", flag_values=values)
+    flags.DEFINE_string("split", None, "Split of the data; the config's if left out.", flag_values=values)
+    flags.DEFINE_string("method", "bound", "Of bits_per_dim: bound (variational) or ode.", flag_values=values)
+    flags.DEFINE_integer(
+        "likelihood_steps",
+        0,
+        "Of bits_per_dim: steps of the chain, draws in continuous time or steps of the ODE; 0 is the whole chain, 64 "
+        "draws, adaptive steps.",
+        flag_values=values,
+    )
+    flags.DEFINE_string("features", "", "inception, or the workdir of a classifier trained here.", flag_values=values)
+    flags.DEFINE_string("weights", None, "Of inception: its .safetensors file.", flag_values=values)
+    flags.DEFINE_string("reference", None, "Of fd: .npz of statistics, not the config's data.", flag_values=values)
+    flags.DEFINE_integer("kid_size", 1000, "Images in a subset of kid.", flag_values=values)
+    flags.DEFINE_integer("kid_subsets", 100, "Subsets of kid.", flag_values=values)
+    flags.DEFINE_string("out", None, "New JSON file; in WORKDIR/evaluations if left out.", flag_values=values)
+
+
+def run(values: flags.FlagValues) -> None:
+    """Evaluates."""
+    if not values.workdir:
+        raise UserError("evaluate needs --workdir=FOLDER and --metrics=NAME,...")
+    from diffusion_jax.runs.evaluate import Judged, Likelihood, evaluate
+
+    weights, reference, out = (Path(p) if p else None for p in (values.weights, values.reference, values.out))
+    evaluate(
+        Path(values.workdir),
+        metrics=values.metrics,
+        batch=values.batch,
+        split=values.split,
+        likelihood=Likelihood(values.method, values.likelihood_steps),
+        judged=Judged(values.features, weights, reference, values.kid_size, values.kid_subsets),
+        out=out,
+        **sampling.arguments(values),
+    )

@@ -1,0 +1,103 @@
+"""A plan as a table to read."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_BOUNDS = {"compute": "compute", "hbm": "HBM bandwidth", "interconnect": "interconnect"}
+
+
+def text(plan: Mapping[str, Any]) -> str:
+    """The lines of a plan, as `runs.plan` makes it: what is known first, then what is estimated."""
+    rows = [*_machine(plan), *_program("TRAIN STEP", plan["train"], plan["machine"])]
+    if "sample" in plan:
+        rows += _program("SAMPLER", plan["sample"], plan["machine"])
+    if "cost" in plan:
+        rows += [("", ""), *_cost(plan["cost"])]
+    width = max(len(name) for name, _ in rows) + 2
+    lines = [f"{name:{width}}{value}".rstrip() for name, value in rows]
+    checks = [f"{c['verdict']:8} {c['check']}: {c['says']}" for c in plan["preflight"]]
+    return "\n".join([*lines, "", "CHECKS", *checks])
+
+
+def _machine(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    machine, held = plan["machine"], plan["state_bytes_a_chip"]
+    shape = " x ".join(f"{size} {axis}" for axis, size in machine["mesh"].items())
+    yield "machine", f"{machine['name']}: {machine['devices']} x {machine['device_kind']}, mesh {shape}"
+    yield "parameters", f"{plan['parameters']:,}"
+    yield "state a chip", ", ".join(f"{part} {_bytes(size)}" for part, size in held.items())
+    yield "checkpoint", _bytes(plan["checkpoint_bytes"])
+
+
+def _program(title: str, made: Mapping[str, Any], machine: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    chip, devices = machine["chip"], machine["devices"]
+    yield "", ""
+    yield title, f"batch {made['batch_size']}, {made['batch_size'] / devices:g} a chip"
+    more = "" if made["flops"] == made["model_flops"] else f", {_si(made['model_flops'])} without rematerialization"
+    loops = f"; {made['open_loops']} loops of unknown length are in it once" if made["open_loops"] else ""
+    yield "FLOPs, analytic", f"{_si(made['flops'])} ({_si(made['flops'] / devices)} a chip){more}{loops}"
+    if "compiled_flops_a_chip" not in made:
+        yield "HBM a chip", f"DOES NOT FIT: {made['compiler']}"
+        return
+    factor = f"; loops in it once, which run {made['loop_factor']:.4g} times" if made["loop_factor"] > 1.001 else ""
+    yield "FLOPs, compiled", f"{_si(made['compiled_flops_a_chip'])} a chip{factor}"
+    yield "HBM a chip", _memory(made, chip)
+    yield "bytes accessed", f"{_bytes(made['bytes_accessed_a_chip'])} a chip, the compiler's estimate"
+    for kind, moved in made["collectives_a_chip"].items():
+        yield f"{kind} x {moved['count']:g}", f"{_bytes(moved['bytes'])}, {_bytes(moved['sent'])} sent by a chip"
+    if not made["collectives_a_chip"]:
+        yield "collectives", "none"
+    if "roofline" not in made:
+        yield "time", f"no estimate: the peaks of {machine['device_kind']} are not known; give a --chip"
+        return
+    ideal = made["roofline"]
+    parts = ", ".join(f"{name} {_seconds(ideal[key])}" for key, name in _BOUNDS.items())
+    yield "time, estimate", f"at least {_seconds(ideal['seconds'])}, bound by {_BOUNDS[ideal['bound']]} ({parts})"
+    if "mfu" in made:
+        yield "images/s, estimate", f"at most {made['images_per_second']:,.1f}, at an MFU of {made['mfu']:.1%}"
+
+
+def _memory(made: Mapping[str, Any], chip: Mapping[str, Any] | None) -> str:
+    memory = made["memory_a_chip"]
+    if memory is None:
+        return "the compiler does not say"
+    parts = ", ".join(f"{part} {_bytes(memory[part])}" for part in ("arguments", "outputs", "temporaries", "aliased"))
+    if chip is None:
+        return f"{_bytes(memory['peak'])} at the peak ({parts})"
+    verdict = "fits" if made["fits"] else "DOES NOT FIT"
+    return f"{_bytes(memory['peak'])} of {_bytes(chip['hbm'])} at the peak: {verdict} ({parts})"
+
+
+def _cost(cost: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    what = f"for {cost['images']:,} images at {cost['price']:g} a chip-hour"
+    if cost["total"] is None:
+        yield "cost", f"no estimate {what}, for there is none of the time"
+        return
+    yield "cost, estimate", f"at least {cost['total']:,.2f} {what}: {cost['hours']:,.2f} hours"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):  # noqa: B007
+        if size < 1024:
+            break
+        size /= 1024
+    else:
+        unit = "TiB"
+    return f"{size:.4g} {unit}"
+
+
+def _si(number: float) -> str:
+    for unit in ("", "k", "M", "G", "T", "P"):  # noqa: B007
+        if number < 1000:
+            break
+        number /= 1000
+    return f"{number:.4g} {unit}".rstrip()
+
+
+def _seconds(seconds: float) -> str:
+    return (
+        f"{seconds:.3g} s"
+        if seconds >= 1
+        else f"{seconds * 1e3:.3g} ms"
+        if seconds >= 1e-3
+        else f"{seconds * 1e6:.3g} us"
+    )

@@ -1,0 +1,185 @@
+"""`diffusion-jax plan`: a config's memory, time and cost on a machine, from programs compiled for it ahead of time."""
+
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffusion_jax import config as configs
+from diffusion_jax.build import plan as building
+from diffusion_jax.errors import UserError
+from diffusion_jax.report import plan as report
+from diffusion_jax.report.atomic import replace_file
+from diffusion_jax.runs import frozen, preflight
+from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.train import compiled, flops, machines, sharding
+
+_NOWHERE = Workdir(Path("/nonexistent"))  # nothing is kept: an autoencoder is read from where config.latent says
+
+
+def plan(
+    config: ConfigDict,
+    *,
+    topology: str | None = None,
+    devices: int | None = None,
+    chip: str | None = None,
+    price: float | None = None,
+    images: int | None = None,
+    sample: bool = False,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Prints what training config takes on a machine, and writes it to out as JSON; the same is returned.
+
+    The machine is a TPU topology, so many virtual CPU devices, or this one. chip says whose peaks to reckon with where
+    the devices' own are not known. price is of a chip-hour, images how many are trained on. Raises UserError, before
+    anything is compiled, for what a user can get wrong.
+    """
+    config = configs.check(config)
+    building.check_task(config, sample=sample)
+    if (price is None) != (images is None):
+        raise UserError("a cost takes both --price=PER_CHIP_HOUR and --images=NUMBER")
+    if (price is not None and price < 0) or (images is not None and images < 1):
+        raise UserError(f"--price is at least 0 and --images at least 1; got {price} and {images}")
+    if topology and devices is not None:
+        raise UserError("choose one machine: --topology or --devices")
+    peaks = None if chip is None else machines.chip(chip)
+    if topology:
+        found, name = machines.topology(topology), topology
+    elif devices is not None:
+        found, name = machines.virtual(devices), f"{devices} virtual CPU devices"
+    else:
+        found, name = jax.devices(), "this machine"
+    peaks = peaks or machines.chip_of(found[0])
+    mesh = building.mesh(config, found)
+    model = frozen.model(config, _NOWHERE) if config.task == "diffusion" else None
+    abstract = building.abstract_state(config, model)
+
+    made: dict[str, Any] = {
+        "machine": {
+            "name": name,
+            "devices": len(found),
+            "device_kind": found[0].device_kind,
+            "mesh": dict(mesh.shape),
+            "chip": None if peaks is None else dataclasses.asdict(peaks),
+        },
+        "parameters": sum(math.prod(a.shape) for a in jax.tree.leaves(abstract.params)),
+        "state_bytes_a_chip": {
+            part: _held(getattr(abstract, field), mesh, field)
+            for part, field in {"parameters": "params", "optimizer": "opt_state", "average": "ema"}.items()
+        },
+        "checkpoint_bytes": sum(_size(a.shape, a.dtype) for a in jax.tree.leaves(abstract)),
+    }
+    made["preflight"] = preflight.checks(config, model, mesh, made["checkpoint_bytes"])
+    steps, batch = config.train.steps_per_dispatch, config.train.batch_size
+    traced = building.traced_step(config, model, mesh)
+    plain = building.without_remat(config)
+    needed = None
+    if plain is not None:  # what is computed twice to save memory is work, but no use
+        again = building.traced_step(plain, frozen.model(plain, _NOWHERE), mesh)
+        needed = flops.count(again.jaxpr).flops
+    step = analyse("train step", traced, mesh, peaks, times=steps, images=batch, needed=needed)
+    made["train"] = {"batch_size": batch, **step}
+    if sample and model is not None:
+        traced, n = building.traced_sampler(config, model, mesh)
+        made["sample"] = {"batch_size": n, **analyse("sampler", traced, mesh, peaks, images=n)}
+    if price is not None and images is not None:
+        made["cost"] = cost(made["train"], len(found), price, images)
+    print(report.text(made))
+    if out is not None:
+        replace_file(out, (json.dumps(made, indent=2) + "\n").encode())
+        print(f"plan: {out}")
+    return made
+
+
+def analyse(
+    what: str,
+    traced: building.Traced,
+    mesh: Mesh,
+    peaks: machines.Chip | None,
+    *,
+    times: int = 1,
+    images: int = 0,
+    needed: int | None = None,
+) -> dict[str, Any]:
+    """What one program takes, its work and time a `times`-th of the whole; one that does not fit says so.
+
+    needed are the FLOPs that count as use, where they are not all. Every time is a least one: the roofline's.
+    """
+    work = flops.count(traced.jaxpr)
+    asked = work.flops / times
+    made: dict[str, Any] = {
+        "flops": asked,
+        "model_flops": asked if needed is None else needed / times,
+        "open_loops": work.open_loops,
+    }
+    begun = time.monotonic()
+    print(f"compiling the {what} for {mesh.size} x {mesh.devices.flat[0].device_kind} ...", file=sys.stderr, flush=True)
+    try:
+        program = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return made | {"fits": False, "compiler": " ".join(str(error).split())[:400]}
+    made["compile_seconds"] = round(time.monotonic() - begun, 1)
+    print(f"compiled in {made['compile_seconds']:.0f} s", file=sys.stderr, flush=True)
+    reckoned, accessed = compiled.cost(program)
+    repeats = work.flops / work.once / times if work.once else 1 / times  # its loops are in the compiler's count once
+    memory = compiled.memory(program)
+    found = compiled.collectives(program.as_text(), mesh.size)
+    made |= {
+        "compiled_flops_a_chip": reckoned,
+        "bytes_accessed_a_chip": accessed * repeats,
+        "loop_factor": repeats * times,
+        "memory_a_chip": None if memory is None else dataclasses.asdict(memory),
+        "fits": None if memory is None or peaks is None else memory.peak <= peaks.hbm,
+        "collectives_a_chip": _by_kind(found, times),
+    }
+    if peaks is None:
+        return made
+    sent = sum(each.sent * many for each, many in found.items()) / times
+    ideal = machines.roofline(peaks, flops=asked / mesh.size, accessed=accessed * repeats, sent=sent)
+    made["roofline"] = {**dataclasses.asdict(ideal), "seconds": ideal.seconds, "bound": ideal.bound}
+    if ideal.seconds > 0:
+        made["images_per_second"] = images / ideal.seconds
+        made["mfu"] = made["model_flops"] / mesh.size / peaks.flops / ideal.seconds
+    return made
+
+
+def cost(train: Mapping[str, Any], chips: int, price: float, images: int) -> dict[str, Any]:
+    """Of so many images at a price a chip-hour, at the pace of the roofline."""
+    if "images_per_second" not in train:
+        return {"price": price, "images": images, "hours": None, "total": None}
+    hours = images / train["images_per_second"] / 3600
+    return {"price": price, "images": images, "hours": hours, "total": hours * chips * price}
+
+
+def _by_kind(found: Mapping[compiled.Collective, int], times: int) -> dict[str, dict[str, float]]:
+    kinds: dict[str, dict[str, float]] = {}
+    for kind in compiled.KINDS:
+        of = {each: many / times for each, many in found.items() if each.kind == kind}
+        if of:
+            kinds[kind] = {
+                "count": sum(of.values()),
+                "bytes": sum(each.payload * many for each, many in of.items()),
+                "sent": sum(each.sent * many for each, many in of.items()),
+            }
+    return kinds
+
+
+def _held(tree: Any, mesh: Mesh, field: str) -> int:
+    """Bytes of a part of the state on one chip, as training lays it out."""
+    layout = sharding.tree_sharding({field: tree}, mesh)[field]
+    leaves: Sequence[Any] = jax.tree.leaves(tree)
+    return sum(_size(s.shard_shape(a.shape), a.dtype) for a, s in zip(leaves, jax.tree.leaves(layout), strict=True))
+
+
+def _size(shape: Sequence[int], dtype: Any) -> int:
+    return math.prod(shape) * dtype.itemsize

@@ -1,0 +1,166 @@
+"""What a compiled program needs and moves on one of its devices: memory, and collectives read from its text."""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device."""
+
+    arguments: int
+    outputs: int
+    temporaries: int
+    aliased: int  # outputs that take the place of donated arguments
+    code: int
+    peak: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of a program: payload is the whole that is reduced, gathered, exchanged or passed on, in bytes."""
+
+    kind: str
+    payload: int
+    group: int  # devices that take part together
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends, by the ring algorithms; all-to-all and permute send what they hold."""
+        share = (self.group - 1) / self.group
+        return self.payload * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
+
+
+def memory(program: Any) -> Memory | None:
+    """What the compiler laid out for a program (`jax.stages.Compiled`); None where it does not say."""
+    stats = program.memory_analysis()
+    if stats is None:
+        return None
+    arguments, outputs = stats.argument_size_in_bytes, stats.output_size_in_bytes
+    temporaries, aliased = stats.temp_size_in_bytes, stats.alias_size_in_bytes
+    code = stats.generated_code_size_in_bytes
+    together = arguments + outputs - aliased + temporaries + code
+    peak = max(together, getattr(stats, "peak_memory_in_bytes", 0))  # some backends leave temporaries out of theirs
+    return Memory(arguments, outputs, temporaries, aliased, code, peak)
+
+
+def cost(program: Any) -> tuple[float, float]:
+    """(FLOPs, bytes accessed) of one device as the compiler reckons them, the body of every loop once."""
+    analysis = program.cost_analysis() or {}
+    return float(analysis.get("flops", 0)), float(analysis.get("bytes accessed", 0))
+
+
+def collectives(text: str, devices: int) -> dict[Collective, int]:
+    """The collectives in the HLO text of a program for so many devices, and how often a run of it does each.
+
+    A loop whose length the text does not tell counts once, and every branch of a conditional counts.
+    """
+    computations, entry = _computations(text)
+    known: dict[str, collections.Counter[Collective]] = {}
+
+    def inside(name: str) -> collections.Counter[Collective]:
+        if name not in known:
+            found: collections.Counter[Collective] = collections.Counter()
+            for line in computations.get(name, ()):
+                if collective := _collective(line, devices):
+                    found[collective] += 1
+                for called, times in _calls(line, computations):
+                    for each, many in inside(called).items():
+                        found[each] += times * many
+            known[name] = found
+        return known[name]
+
+    return dict(inside(entry))
+
+
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_OPERATION = re.compile(rf"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ({'|'.join(KINDS)})(-start)?\(")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|called_computations|branch_computations|\w+_computation)=(\{[^}]*\}|%?[\w.\-]+)"
+)
+_LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONSTANT = re.compile(r" = [su]\d+\[\]\S* constant\((\d+)\)")
+_ARRAY = re.compile(r"\b(pred|bf16|[fsuc]\d+)\w*\[([\d,<= ]*)\]")
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    computations: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            name = header[2]
+            computations[name] = []
+            entry = name if header[1] else entry
+        elif name:
+            computations[name].append(line)
+    return computations, entry
+
+
+def _calls(line: str, computations: dict[str, list[str]]) -> Iterator[tuple[str, int]]:
+    if loop := _LOOP.search(line):
+        condition, body = loop.groups()
+        trips = _TRIPS.search(line)
+        yield body, int(trips[1]) if trips else _length(computations.get(condition, []))
+    elif "=%" in line or "={" in line:
+        for called in _CALLED.finditer(line):
+            for name in re.findall(r"[\w.\-]+", called[1]):
+                if name in computations:
+                    yield name, 1
+
+
+def _length(condition: list[str]) -> int:
+    """How often a counted loop runs: its condition compares the count from 0 on with a constant."""
+    bounds = [int(found[1]) for line in condition if (found := _CONSTANT.search(line))]
+    return bounds[0] if len(bounds) == 1 and any("direction=LT" in line for line in condition) else 1
+
+
+def _collective(line: str, devices: int) -> Collective | None:
+    found = _OPERATION.match(line)
+    if found is None:
+        return None
+    result, kind, start = found.groups()
+    if start and kind != "all-reduce":  # (operands, results, ...): the payload is among the results
+        result = _elements(result)[1]
+    payload, group = _bytes(result), _group(line, devices)
+    return Collective(kind, payload * group if kind == "reduce-scatter" else payload, group)
+
+
+def _elements(shape: str) -> list[str]:
+    """The elements of a tuple's shape, those inside its elements left together."""
+    parts, depth = [""], 0
+    for letter in shape[1:-1]:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def _bytes(shape: str) -> int:
+    total = 0
+    for kind, sizes in _ARRAY.findall(shape):
+        bits = 8 if kind == "pred" else 16 if kind == "bf16" else int(kind[1:])
+        elements = math.prod(int(size.strip("<= ")) for size in sizes.split(",") if size.strip("<= "))
+        total += -(-elements * bits // 8)
+    return total
+
+
+def _group(line: str, devices: int) -> int:
+    """How many devices a collective joins: of {{0,1},{2,3}}, [2,4]<=[8] and mesh['a'=4,'b'=2] ... {'a'}."""
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2])  # 'a':(1)2 is a part of an axis
+        return math.prod(int(part) if part else sizes[name] for name, part in axes)
+    if tiled := re.search(r"replica_groups=\[(\d+),(\d+)\]", line):
+        return int(tiled[2])
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return listed[1].count(",") + 1
+    return devices

@@ -1,0 +1,96 @@
+"""The floating-point operations that a program asks for, counted from its jaxpr.
+
+Of matrix products and convolutions alone, a multiplication and an addition each: what the matrix units do, and all but
+a few hundredths of a network's work. The gradient is counted like everything else, for it is in the jaxpr.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+
+class Work(NamedTuple):
+    """FLOPs on all devices together."""
+
+    flops: int  # a scan's body as often as it runs
+    once: int  # every loop's body once, as a compiler's own count has it
+    open_loops: int  # `while` loops, whose length no program tells: their bodies are in flops once
+
+    def __add__(self, other: "Work") -> "Work":  # type: ignore[override]
+        return Work(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+_NOTHING = Work(0, 0, 0)
+
+
+def count(jaxpr: ClosedJaxpr | Jaxpr) -> Work:
+    """The work of a jaxpr and all that it calls; of a `cond`, that of its most expensive branch."""
+    inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    return sum((_of(equation) for equation in inner.eqns), _NOTHING)
+
+
+def _of(equation: JaxprEqn) -> Work:
+    name, parameters = equation.primitive.name, equation.params
+    if name == "dot_general":
+        return _matrix(_dot(equation))
+    if name == "conv_general_dilated":
+        return _matrix(_conv(equation))
+    if name == "cond":
+        return max((count(branch) for branch in parameters["branches"]), key=lambda work: work.flops)
+    inside = sum((count(jaxpr) for jaxpr in _jaxprs(parameters)), _NOTHING)
+    if name == "scan":
+        return inside._replace(flops=inside.flops * parameters["length"])
+    if name == "while" and inside.flops:
+        return inside._replace(open_loops=inside.open_loops + 1)
+    if name == "shard_map":  # its body is what each device does
+        each = parameters["mesh"].size
+        return inside._replace(flops=inside.flops * each, once=inside.once * each)
+    return inside
+
+
+def _matrix(products: int) -> Work:
+    return Work(2 * products, 2 * products, 0)
+
+
+def _jaxprs(parameters: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
+    for value in parameters.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(part, ClosedJaxpr | Jaxpr):
+                yield part
+
+
+def _dot(equation: JaxprEqn) -> int:
+    """Multiplications of a matrix product: each element of the result sums over the contracted axes."""
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    shape = equation.invars[0].aval.shape  # type: ignore[attr-defined]
+    return math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)  # type: ignore[attr-defined]
+
+
+def _conv(equation: JaxprEqn) -> int:
+    """Multiplications of a convolution by what is not padding: as many as in each of its two gradients."""
+    p = equation.params
+    (lhs, rhs), (out,) = ([v.aval.shape for v in side] for side in (equation.invars, equation.outvars))  # type: ignore[attr-defined]
+    lhs_axes, rhs_axes, out_axes = p["dimension_numbers"]
+    taps = 1
+    for i, (left, right, result) in enumerate(zip(lhs_axes[2:], rhs_axes[2:], out_axes[2:], strict=True)):
+        taps *= _taps(
+            lhs[left],
+            rhs[right],
+            out[result],
+            stride=p["window_strides"][i],
+            low=p["padding"][i][0],
+            lhs_dilation=p["lhs_dilation"][i],
+            rhs_dilation=p["rhs_dilation"][i],
+        )
+    return out[out_axes[0]] * out[out_axes[1]] * rhs[rhs_axes[1]] * taps
+
+
+def _taps(size: int, kernel: int, out: int, *, stride: int, low: int, lhs_dilation: int, rhs_dilation: int) -> int:
+    """Along one axis, the pairs of a place in the result and a place in the kernel that meet an element of the input,
+    neither padding nor a zero that dilation put between.
+    """
+    at = np.arange(out)[:, None] * stride + np.arange(kernel) * rhs_dilation - low
+    return int(((at >= 0) & (at <= (size - 1) * lhs_dilation) & (at % lhs_dilation == 0)).sum())

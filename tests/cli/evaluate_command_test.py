@@ -1,0 +1,263 @@
+"""`diffusion-jax evaluate`: closed forms of bits/dim, results that batch and devices leave alone, what is recorded."""
+
+import contextlib
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax import build
+from diffusion_jax.cli.main import main
+from diffusion_jax.config import base
+from diffusion_jax.evals import moments, scores
+from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.train import sharding
+from diffusion_jax.train.checkpoint import Checkpoints
+
+SAMPLES = "--metrics=fd,kid,precision_recall,inception_score"
+
+
+def write(root, *, task="diffusion", schedule="cosine(steps=50)", scale=0.1):
+    """A workdir with a checkpoint whose parameters are normal with this scale: nothing is trained."""
+    config = base()
+    config.task, config.schedule, config.prediction = task, schedule, "v"
+    config.model.update(channels=4, multipliers=(1,), blocks=1, attention=(), groups=2, num_classes=10)
+    config.model.head_channels = 4
+    config.autoencoder.update(channels=8, multipliers=(1,), blocks=1, groups=4)
+    config.sample.update(sampler="ddim", steps=3, threshold="static")
+    workdir = Workdir(root)
+    workdir.write_config(config)
+    if task == "diffusion":
+        abstract = build.abstract_state(config, build.model(config))
+    elif task == "classifier":
+        abstract = build.classifier.abstract_state(config)
+    else:
+        return root
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(lambda a: np.asarray(scale * rng.standard_normal(a.shape), a.dtype), abstract)
+    with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:
+        state = jax.device_put(state._replace(step=np.int32(7), ema=state.params), jax.devices()[0])
+        checkpoints.save(state, position={}, config="{}")
+    return root
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """model and classifier, of random parameters; gaussian, the exact model of N(0, I), on a chain and continuous."""
+    home = tmp_path_factory.mktemp("evaluate")
+    write(home / "model")
+    write(home / "classifier", task="classifier", scale=0.5)
+    write(home / "gaussian", scale=0.0)
+    write(home / "continuous", schedule="vp", scale=0.0)
+    write(home / "autoencoder", task="autoencoder")
+    return home
+
+
+def evaluate(workdir, out, *flags):
+    assert main(["evaluate", f"--workdir={workdir}", f"--out={out}", *flags]) == 0
+    return json.loads(out.read_text())
+
+
+def images(num):
+    """The first num digits as the command takes them, [N, 8, 8, 1] in [-1, 1]."""
+    config = base()
+    config.train.batch_size = num
+    with contextlib.closing(build.batches(config, build.source(config))) as batches:
+        return next(batches)["image"].astype(np.float64)
+
+
+def test_the_ode_of_an_exact_model_gives_the_density_of_a_normal(home, tmp_path):
+    """v = 0 is exact for data of N(0, I): -log2 p of an image u, anywhere in its bins of width 1 / 128, plus 7."""
+    entry = evaluate(home / "gaussian", tmp_path / "a.json", "--metrics=bits_per_dim", "--method=ode", "--num=16")
+    entry = entry["metrics"]["bits_per_dim"]
+    u = np.round((images(16) + 1) * 127.5)
+    square = ((u + 0.5) / 128 - 1) ** 2 + 1 / 128**2 / 12
+    bits = (0.5 * square / np.log(2) + 0.5 * np.log2(2 * np.pi) + 7).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(entry["value"], bits.mean(), atol=1e-3)
+    np.testing.assert_allclose(entry["standard_error"], bits.std(ddof=1) / 4, rtol=0.02)
+    assert entry["label"] == "bits/dim (probability-flow ODE)"
+    assert (entry["how"]["n"], entry["how"]["steps"]) == (16, "adaptive")
+
+
+def test_the_bound_of_an_exact_model_is_its_closed_form(home, tmp_path):
+    """Each term's mean over the noise: E (x0 - alpha x)^2 = sigma^4 x0^2 + alpha^2 sigma^2 for x0^ = alpha x."""
+    entry = evaluate(home / "gaussian", tmp_path / "a.json", "--metrics=bits_per_dim", "--num=32")
+    entry = entry["metrics"]["bits_per_dim"]
+    schedule = build.schedule("cosine(steps=50)")
+    alpha, sigma = (np.asarray(a, np.float64) for a in schedule.level(np.arange(51) / np.float32(50)))
+    x0, diffusion = images(32), 0.0
+    for t in range(2, 51):
+        beta = 1 - (alpha[t] / alpha[t - 1]) ** 2
+        ratio = alpha[t - 1] * beta / sigma[t] ** 2  # of x0 in the posterior's mean
+        variance = sigma[t - 1] ** 2 * beta / sigma[t] ** 2
+        error = sigma[t] ** 4 * x0**2 + (alpha[t] * sigma[t]) ** 2
+        diffusion += (0.5 * ratio**2 / variance * error).mean() / np.log(2)
+    np.testing.assert_allclose(entry["parts"]["diffusion"], diffusion, rtol=0.02)
+    prior = 0.5 * (alpha[-1] ** 2 * x0**2 + sigma[-1] ** 2 - 1 - 2 * np.log(sigma[-1])).mean() / np.log(2)
+    np.testing.assert_allclose(entry["parts"]["prior"], prior, rtol=0.02, atol=1e-6)
+    np.testing.assert_allclose(entry["value"], sum(entry["parts"].values()), rtol=1e-5)
+
+
+def test_the_bound_in_continuous_time_is_its_integral(home, tmp_path):
+    """-1/2 of the integral of logsnr' E (eps - sigma x)^2, that is alpha^4 + (alpha sigma x0)^2, over [t_min, 1]."""
+    flags = ("--metrics=bits_per_dim", "--num=32", "--likelihood_steps=32")
+    entry = evaluate(home / "continuous", tmp_path / "a.json", *flags)["metrics"]["bits_per_dim"]
+    schedule = build.schedule("vp")
+    t = np.linspace(schedule.t_min, 1, 4001).astype(np.float32)
+    alpha, sigma = (np.asarray(a, np.float64) for a in schedule.level(t))
+    error = alpha**4 + (alpha * sigma) ** 2 * (images(32) ** 2).mean()
+    expected = -0.5 * np.trapezoid(error, 2 * np.log(alpha / sigma)) / np.log(2)
+    np.testing.assert_allclose(entry["parts"]["diffusion"], expected, rtol=0.05)
+    assert entry["how"]["steps"] == 32
+
+
+@pytest.fixture(scope="module")
+def many(home, tmp_path_factory):
+    """The random model's results, of batches of 8 on 8 devices and of one batch on one; the workdir's alone first."""
+    folder = tmp_path_factory.mktemp("results")
+    flags = ("--num=20", f"--features={home}/classifier", "--kid_size=10", "--seed=3")
+    metrics = f"{SAMPLES},bits_per_dim"
+    first = evaluate(home / "model", folder / "eight.json", metrics, *flags, "--batch=8")
+    mesh = sharding.mesh
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "mesh", lambda **options: mesh(**{"devices": jax.devices()[:1]} | options))
+        second = evaluate(home / "model", folder / "one.json", metrics, *flags, "--batch=20")
+    return folder, first, second
+
+
+def test_neither_batch_nor_devices_change_a_result(many):
+    _, first, second = many
+    assert len(first["metrics"]) == 6
+    for name, entry in first["metrics"].items():
+        np.testing.assert_allclose(entry["value"], second["metrics"][name]["value"], rtol=1e-3, err_msg=name)
+        assert entry["how"] == second["metrics"][name]["how"]
+    a, b = (result["metrics"]["bits_per_dim"]["parts"] for result in (first, second))
+    assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_the_distance_is_that_of_the_samples_that_sample_draws(home, many, tmp_path):
+    out = tmp_path / "samples"
+    assert main(["sample", f"--workdir={home}/model", f"--out={out}", "--num=20", "--seed=3"]) == 0
+    config = Workdir(home / "classifier").read_config()
+    with contextlib.closing(Checkpoints(home / "classifier/checkpoints", read_only=True)) as checkpoints:
+        abstract = sharding.mesh(devices=jax.devices()[:1])
+        from diffusion_jax.train.checkpoint import whole
+
+        params = checkpoints.restore_tree("ema", whole(build.classifier.abstract_state(config).ema, abstract), 7)
+    net = build.classifier.network(config)
+
+    @jax.jit
+    def pooled(x):
+        t = build.schedule(config.schedule).conditioning(np.zeros(len(x), np.float32))
+        aside = net.apply({"params": params}, x, t, mutable=["intermediates"])[1]
+        return aside["intermediates"]["attention_pool"]["pooled"][0]
+
+    drawn = np.load(out / "samples.npz")["images"] / np.float32(127.5) - 1
+    a, b = (np.asarray(pooled(np.float32(x)), np.float64) for x in (drawn, images(20)))
+    expected = scores.frechet_distance(a.mean(0), np.cov(a.T), b.mean(0), np.cov(b.T))
+    np.testing.assert_allclose(many[1]["metrics"]["fd"]["value"], expected, rtol=1e-3)
+
+    moments.save_statistics(tmp_path / "real.npz", moments.statistics(moments.moments(b)))
+    flags = ("--metrics=fd", "--num=20", "--seed=3", f"--features={home}/classifier", "--batch=8")
+    found = evaluate(home / "model", tmp_path / "r.json", *flags, f"--reference={tmp_path}/real.npz")
+    entry = found["metrics"]["fd"]
+    np.testing.assert_allclose(entry["value"], expected, rtol=1e-3)
+    assert entry["how"]["real"] == {"statistics_sha256": moments.sha256(tmp_path / "real.npz"), "n": 20}
+
+
+def test_a_result_says_all_that_it_takes_to_repeat_it(home, many):
+    _, first, _ = many
+    assert first["subject"] | {"sampling": None} == {
+        "workdir": f"{home}/model",
+        "checkpoint_step": 7,
+        "weights": "ema",
+        "seeds": [3, 22],
+        "sampling": None,
+    }
+    sampling = first["subject"]["sampling"]
+    assert (sampling["sampler"], sampling["steps"], sampling["guidance"]) == ("ddim", 3, 1.0)
+    fd = first["metrics"]["fd"]
+    assert fd["label"] == f"FD (features: classifier {home}/classifier, step 7)"
+    assert len(fd["how"]["features"]["sha256"]) == len(fd["how"]["real"]["pixels_sha256"]) == 64
+    assert (fd["how"]["n"], fd["how"]["shape"], fd["how"]["real"]["split"]) == (20, [8, 8, 1], "train")
+    assert (first["metrics"]["kid"]["std"] > 0, first["metrics"]["kid"]["how"]["size"]) == (True, 10)
+    assert first["versions"]["jax"] == jax.__version__
+
+
+def test_a_result_without_out_lies_in_the_workdir_under_a_name_of_its_own(home, capsys):
+    flags = ["evaluate", f"--workdir={home}/gaussian", "--metrics=bits_per_dim", "--num=8", "--likelihood_steps=2"]
+    assert main(flags) == 0
+    assert main([*flags, "--seed=1"]) == 0
+    first, second = sorted((home / "gaussian/evaluations").iterdir())
+    printed = capsys.readouterr().out
+    assert str(first) in printed
+    assert str(second) in printed
+    assert "bits/dim (variational bound): " in printed
+
+
+def test_compare_shows_what_differs_of_results_measured_alike(many, tmp_path, capsys):
+    folder, first, _ = many
+    other = json.loads(json.dumps(first))
+    other["subject"]["sampling"]["guidance"] = 2.0
+    other["metrics"]["fd"]["value"] += 1.5
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    assert main(["evaluate", "compare", f"--a={folder}/eight.json", f"--b={tmp_path}/other.json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines if line.startswith("fd ")] == ["+1.5"]
+    assert "subject sampling.guidance 1.0 / 2.0" in lines
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("how.n", 500, "fd of {a} and of {b} cannot be compared (n 20 / 500)"),
+        ("how.features.sha256", "0", "features.sha256"),
+        ("how.real.pixels_sha256", "0", "real.pixels_sha256"),
+        ("how.told.labels", ["3"], "told.labels [] / ['3']"),
+    ],
+)
+def test_compare_refuses_unlike_results_and_says_what_differs(many, tmp_path, capsys, path, value, message):
+    folder, first, _ = many
+    other = json.loads(json.dumps(first))
+    entry = other["metrics"]["fd"]
+    *keys, last = path.split(".")
+    for key in keys:
+        entry = entry[key]
+    entry[last] = value
+    a, b = folder / "eight.json", tmp_path / "other.json"
+    b.write_text(json.dumps(other))
+    assert main(["evaluate", "compare", f"--a={a}", f"--b={b}"]) == 2
+    captured = capsys.readouterr()
+    assert message.format(a=a, b=b) in captured.err
+    assert not captured.out
+
+
+@pytest.mark.parametrize(
+    ("workdir", "flags", "message"),
+    [
+        ("model", ["--metrics=fdd"], "unknown metric 'fdd'; choose from bits_per_dim, fd, kid"),
+        ("model", ["--metrics=fid"], "give --metrics=fd --features=inception"),
+        ("model", [], "give --metrics"),
+        ("model", ["--metrics=fd"], "fd needs features: give --features=inception --weights=FILE.safetensors, or"),
+        ("model", ["--metrics=kid", "--num=20", "--features=classifier"], "takes 1000 images, and --num is 20"),
+        ("model", ["--metrics=fd", "--features=inception"], "needs --weights=FILE.safetensors"),
+        ("model", ["--metrics=fd", "--features=inception", "--weights=no.safetensors"], "no file no.safetensors"),
+        ("model", ["--metrics=fd", "--features=inception", "--weights=a.pth"], "a pickle such as .pth is not read"),
+        ("model", ["--metrics=fd", "--features=model"], "--features is inception or a classifier's workdir"),
+        ("model", ["--metrics=fd", "--features=nowhere"], "nowhere is not a workdir"),
+        ("model", ["--metrics=bits_per_dim", "--num=1798"], "has 1,797 images, and --num is 1,798"),
+        ("model", ["--metrics=bits_per_dim", "--method=exact"], "by method bound or ode; got exact"),
+        ("model", ["--metrics=bits_per_dim", "--features=classifier"], "--features is of metrics of samples"),
+        ("model", ["--metrics=bits_per_dim", "--out=result.txt"], "is to be a new .json file"),
+        ("autoencoder", ["--metrics=bits_per_dim"], "has a run of task autoencoder"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(home, capsys, monkeypatch, workdir, flags, message):
+    monkeypatch.chdir(home)
+    before = sorted(home.rglob("*.json"))
+    assert main(["evaluate", f"--workdir={workdir}", *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(home.rglob("*.json")) == before

@@ -1,0 +1,172 @@
+"""The command as a user runs it."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from diffusion_jax import build
+from diffusion_jax.cli.main import main
+from diffusion_jax.config import base
+from diffusion_jax.report.plan import text
+from diffusion_jax.runs import plan as runs
+from diffusion_jax.runs import preflight
+from diffusion_jax.train import sharding
+from diffusion_jax.train.machines import CHIPS, Chip
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SMALL = ["--config.model.multipliers=(1,)", "--config.model.attention=()"]
+
+
+def plan(*flags):
+    return main(["plan", f"--config={CONFIGS / 'tiny.py'}", *SMALL, *flags])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A plan for 4 data x 2 fsdp of tiny.py's step, two of them in one dispatch, each accumulated twice."""
+    out = tmp_path_factory.mktemp("plan") / "plan.json"
+    several = [f"--config.{key}=10" for key in ("train.steps", "log_every", "checkpoint.every", "sample.every")]
+    flags = ["--config.train.accumulate=2", "--config.train.steps_per_dispatch=2", "--config.mesh.fsdp=2", *several]
+    flags += [
+        "--config.model.channels=32",
+        "--devices=8",
+        "--chip=v5e",
+        "--price=1.5",
+        "--images=1000000000",
+        "--sample",
+        f"--out={out}",
+    ]
+    assert plan(*flags) == 0
+    return json.loads(out.read_text())
+
+
+def test_a_plan_knows_what_training_holds(made):
+    config = base()
+    config.model.update(channels=32, multipliers=(1,), blocks=1, attention=(), groups=4, dropout=0.1, num_classes=10)
+    config.data.cache = True
+    state = build.abstract_state(config, build.model(config))
+    count = sum(a.size for a in jax.tree.leaves(state.params))
+    assert made["parameters"] == count
+    assert made["checkpoint_bytes"] == sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state))
+    held = made["state_bytes_a_chip"]
+    assert held["parameters"] == held["average"]
+    assert held["optimizer"] == pytest.approx(2 * held["parameters"], rel=0.01)  # Adam's two moments
+    assert count * 4 / 2 <= held["parameters"] < count * 4  # fsdp = 2 halves the large arrays
+
+
+def test_work_of_a_step_is_of_one_step_whatever_is_dispatched(made):
+    step = made["train"]
+    assert step["loop_factor"] == pytest.approx(4, rel=0.05)  # two steps of two micro-batches, the compiler sees one
+    print("RATIO", step["flops"] / 8 * 2 / 4 / step["compiled_flops_a_chip"])
+    assert step["fits"]
+    assert step["roofline"]["bound"] == "hbm"
+    assert step["images_per_second"] == pytest.approx(16 / step["roofline"]["seconds"])
+    assert step["mfu"] == pytest.approx(step["roofline"]["compute"] / step["roofline"]["seconds"])
+    gathered = step["collectives_a_chip"]["all-gather"]["bytes"]
+    assert gathered > 0  # what fsdp splits is gathered to be used
+    hours = 1e9 / step["images_per_second"] / 3600
+    assert made["cost"]["total"] == pytest.approx(hours * 8 * 1.5)
+
+
+def test_a_sampler_is_planned_for_all_its_steps(made):
+    assert made["sample"]["batch_size"] == 24  # config.sample.num=20, rounded up to what the mesh divides
+    assert made["sample"]["loop_factor"] == pytest.approx(5, rel=0.01)
+
+
+def test_a_plan_is_printed(made):
+    lines = text(made).splitlines()
+    assert lines[0].startswith("machine")
+    assert f"{made['parameters']:,}" in lines[1]
+    assert any("at the peak: fits" in line for line in lines)
+    assert any("bound by HBM bandwidth" in line for line in lines)
+    assert any(line.startswith("all-gather x ") for line in lines)
+    assert any(line.startswith("ok       label: [] int32, from 0 to 9") for line in lines)
+    assert all("estimate" in line for line in lines if "images/s" in line or line.startswith(("time", "cost")))
+
+
+def test_what_does_not_fit_is_told():
+    mesh = sharding.mesh(devices=jax.devices()[:1])
+    traced = jax.jit(lambda x: x @ x).trace(jax.ShapeDtypeStruct((64, 64), jnp.float32))
+    small = Chip("toy", 1e12, 30_000, 1e9, 1e9)  # bytes: argument and result take 32,768
+    for chip, fits in ((small, False), (CHIPS["v5e"], True)):
+        step = {"batch_size": 1, **runs.analyse("product", traced, mesh, chip, images=1)}
+        assert step["fits"] is fits
+        machine = {"name": "toy", "devices": 1, "device_kind": "cpu", "mesh": dict(mesh.shape), "chip": vars(chip)}
+        told = text(
+            {
+                "machine": machine,
+                "train": step,
+                "parameters": 0,
+                "state_bytes_a_chip": {},
+                "checkpoint_bytes": 0,
+                "preflight": [],
+            }
+        )
+        assert ("DOES NOT FIT" in told) is not fits
+
+
+def test_preflight_sees_labels_out_of_range_and_guidance_never_trained(monkeypatch):
+    config = base()
+    config.model.update(channels=8, multipliers=(1,), blocks=1, attention=(), groups=4, num_classes=10)
+    config.train.batch_size = 16
+    config.sample.guidance = 2.0
+    model, mesh = build.model(config), sharding.mesh()
+
+    def verdicts():
+        return {c["check"]: c["verdict"] for c in preflight.checks(config, model, mesh, 0)}
+
+    assert set(verdicts().values()) == {"ok"}
+    config.condition_dropout = 0.0
+    assert verdicts()["guidance"] == "warning"
+    first_batch = preflight.preview.first_batch
+
+    def broken(*args):
+        batch = first_batch(*args)
+        return batch | {"label": batch["label"] + 1, "image": batch["image"] * 127.5 + 127.5}
+
+    monkeypatch.setattr(preflight.preview, "first_batch", broken)
+    assert verdicts()["label"] == verdicts()["image"] == "warning"
+    for source, told in (("folder:/nowhere", "/nowhere"), ("tfds:cifar10", "is not on this machine")):
+        config.data.source = source
+        data = next(c for c in preflight.checks(config, model, mesh, 0) if c["check"] == "data")
+        assert data["verdict"] == "warning"
+        assert told in data["says"]
+    disk = next(c for c in preflight.checks(config, model, mesh, 10**18) if c["check"] == "disk")
+    assert disk["verdict"] == "warning"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--topology=v9:2x2"], "unknown topology 'v9:2x2'; known are v5e:"),
+        (["--chip=abacus"], "unknown chip 'abacus'; choose from v4, v5e"),
+        (["--price=2"], "both --price=PER_CHIP_HOUR and --images=NUMBER"),
+        (["--topology=v5e:2x2", "--devices=8"], "choose one machine"),
+        (["--devices=0"], "--devices is at least 1"),
+        (["--devices=3"], "train.batch_size=16 is not divisible by 3"),
+        (["--sample", "--config.task=classifier"], "draws no samples"),
+        (["--config.task=poem"], "unknown task 'poem'"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_sentence(flags, message, capsys):
+    assert plan(*flags) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, of the tpu extra")
+def test_a_tpu_slice_is_planned_without_a_tpu(tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    assert plan("--topology=v5e:2x2", f"--out={out}") == 0
+    made = json.loads(out.read_text())
+    assert made["machine"]["device_kind"] == "TPU v5 lite"
+    step = made["train"]
+    assert step["fits"]
+    gradient = step["collectives_a_chip"]["all-reduce"]["bytes"]  # beside it, sums of the loss
+    assert gradient == pytest.approx(4 * made["parameters"], rel=0.05)
+    assert "4 x TPU v5 lite" in capsys.readouterr().out
