@@ -52,6 +52,7 @@ def base() -> ConfigDict:
                 "scale_shift": False,  # adaptive group norm (ADM)
                 "resample": "conv",  # conv | block: residual blocks between levels (ADM)
                 "head_channels": 0,  # channels of an attention head; 0 leaves it to `heads`
+                "patch": 1,  # side of the patches whose pixels are channels to the network
                 "depth": 1,  # layers of each spatial transformer, where there is text
                 "epsilon": 1e-6,  # of the group norms; 1e-5 in ADM and Stable Diffusion
                 "sinusoids": "ddpm",  # ddpm | adm: form of the time embedding; adm in Stable Diffusion too

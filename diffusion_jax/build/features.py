@@ -45,9 +45,11 @@ class Features:
 
 def inception(weights: Path, mesh: Mesh) -> Features:
     """FID's InceptionV3 with the weights of a .safetensors file; gray images are repeated over the channels."""
+    if not weights.is_file():
+        inception_weights.load(weights, "", {})  # raises, and says where they are to be had
     net = InceptionV3()
     like = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3), jnp.uint8))["params"]
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     params = jax.device_put(inception_weights.load(weights, digest, like), sharding.replicated(mesh))
 
     def program(params: Params, images: Array) -> dict[str, Array]:

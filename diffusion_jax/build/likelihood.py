@@ -118,7 +118,7 @@ def ode(model: Model, steps: int) -> Measure:
     schedule = model.schedule
     if not schedule.t_min:
         raise UserError("the ODE needs a schedule that starts at the image itself; for a learned one give method bound")
-    times = jnp.asarray(logsnr()(schedule, steps + 1)[-2::-1] if steps else [schedule.t_min, 1.0])
+    times: Any = logsnr()(schedule, steps + 1)[-2::-1] if steps else np.array([schedule.t_min, 1.0])
     solver = likelihood.fixed("rk4") if steps else likelihood.adaptive()
     dims = int(np.prod(model.shape))
 

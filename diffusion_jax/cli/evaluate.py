@@ -3,6 +3,7 @@
 diffusion-jax evaluate --workdir=runs/digits --metrics=bits_per_dim --num=256 --split=test --method=ode
 diffusion-jax evaluate --workdir=runs/digits --metrics=fd,kid,precision_recall --features=runs/digits_classifier
 diffusion-jax evaluate --workdir=runs/cifar --metrics=fd --num=50000 --features=inception --weights=fid.safetensors
+diffusion-jax evaluate reference --config=configs/digits.py --features=runs/digits_classifier --out=digits.npz
 diffusion-jax evaluate compare --a=runs/digits/evaluations/A.json --b=runs/digits/evaluations/B.json
 
 bits_per_dim is of num real images and needs a model of pixels. The others compare num samples, drawn as `sample` draws

@@ -15,11 +15,12 @@ COMMANDS = {
     "figures": "draw schedules, the forward process, a checkpoint's trajectory: --out=figures [--workdir=runs/digits]",
     "evaluate": "measure a checkpoint: --workdir=runs/digits --metrics=bits_per_dim,fd --features=runs/classifier",
     "evaluate compare": "two evaluations side by side, if they are alike: --a=A.json --b=B.json",
+    "evaluate reference": "statistics of images: --config=configs/digits.py --features=runs/classifier --out=a.npz",
     "plan": "say what a config takes on a machine, TPU or not: --config=configs/digits.py --topology=v5e:4x4",
     "checkpoint verify": "find what is damaged of a workdir's checkpoints: --workdir=runs/digits [--step=1000]",
 }
 
-MODULES = {"evaluate compare": "compare"}
+MODULES = {"evaluate compare": "compare", "evaluate reference": "reference"}
 """Of commands of two words whose module is not the first."""
 
 DONE, BAD_INPUT, NON_FINITE = 0, 2, 3
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     if rest and f"{name} {rest[0]}" in COMMANDS:
         name, rest = f"{name} {rest[0]}", rest[1:]
     if name in ("--help", "-h", "help"):
-        print(__doc__, *(f"  {command:17} {text}" for command, text in COMMANDS.items()), sep="\n")
+        print(__doc__, *(f"  {command:18} {text}" for command, text in COMMANDS.items()), sep="\n")
         return DONE
     if name not in COMMANDS:
         return _fail(f"unknown command {name!r}; choose from {', '.join(COMMANDS)}")

@@ -47,6 +47,28 @@ def upsample_nearest(x: Array) -> Array:
     return x
 
 
+def to_patches(x: Array, patch: int) -> Array:
+    """[B, *S, C] -> [B, *(S / patch), patch^rank C]: the pixels of each patch as channels, rows first."""
+    if patch == 1:
+        return x
+    if patch < 1 or any(n % patch for n in x.shape[1:-1]):
+        raise UserError(f"patches of {patch} do not divide an image of {' x '.join(map(str, x.shape[1:-1]))}")
+    rank = x.ndim - 2
+    cells = x.reshape(x.shape[0], *(n for s in x.shape[1:-1] for n in (s // patch, patch)), x.shape[-1])
+    order = (0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1)
+    return cells.transpose(order).reshape(x.shape[0], *(s // patch for s in x.shape[1:-1]), -1)
+
+
+def from_patches(x: Array, patch: int) -> Array:
+    """The inverse of `to_patches`: [B, *S, patch^rank C] -> [B, *(S patch), C]."""
+    if patch == 1:
+        return x
+    rank = x.ndim - 2
+    cells = x.reshape(*x.shape[:-1], *(patch,) * rank, -1)
+    order = (0, *(axis for i in range(1, rank + 1) for axis in (i, rank + i)), 2 * rank + 1)
+    return cells.transpose(order).reshape(x.shape[0], *(s * patch for s in x.shape[1:-1]), -1)
+
+
 def average_pool(x: Array) -> Array:
     """[B, *S, C] -> [B, *(S / 2), C], S even: the mean of every cell of two positions along each axis."""
     cells = x.reshape(x.shape[0], *(n for s in x.shape[1:-1] for n in (s // 2, 2)), x.shape[-1])

@@ -130,6 +130,9 @@ class UNet(nn.Module):
     """Of the group norms but the transformers', which is 1e-6; 1e-5 in ADM and Stable Diffusion."""
     sinusoids: str = "ddpm"
     """Form of the time embedding, "ddpm" or "adm", as `layers.time_embedding`; "adm" in Stable Diffusion too."""
+    patch: int = 1
+    """The side of the patches whose pixels the net takes as channels, and gives: a patch of 2 saves the costly level of
+    the full size (section 2.2 of simple diffusion, arXiv:2301.11093). Level 0 then works at size S / patch."""
     padding: str = "end"
     """Of the stride-2 convolution: "end", or "both" sides in ADM and Stable Diffusion."""
     text_features: int | None = None
@@ -150,8 +153,9 @@ class UNet(nn.Module):
         dropout > 0. Raises UserError where the sizes or cond do not fit the net.
         """
         cond = cond or {}
-        check_sizes(x, t, self.multipliers, self.attention)
         self._check(x, cond)
+        joined = layers.to_patches(jnp.concatenate([x, *(cond[name] for name in self.concat)], axis=-1), self.patch)
+        check_sizes(joined, t, self.multipliers, self.attention)
         block = partial(
             nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock,
             groups=self.groups,
@@ -170,8 +174,7 @@ class UNet(nn.Module):
         for name in self.levels:
             emb += embed_level(cond[name], self.channels, self.sinusoids, self.dtype, f"level_{name}")
 
-        x = jnp.concatenate([x, *(cond[name] for name in self.concat)], axis=-1)
-        x = Conv(self.channels, dtype=self.dtype, name="conv_in")(x)
+        x = Conv(self.channels, dtype=self.dtype, name="conv_in")(joined)
         skips = [x]
         for i, multiplier in enumerate(self.multipliers):
             channels = self.channels * multiplier
@@ -195,7 +198,9 @@ class UNet(nn.Module):
             )(x, skips[-read:], emb, train, text)
             del skips[-read:]
         x = nn.silu(GroupNorm(self.groups, self.epsilon, dtype=self.dtype, name="norm_out")(x))
-        return Conv(self.out_channels, kernel_init=ZERO, name="conv_out")(x.astype(jnp.float32))
+        pixels = self.patch ** (x.ndim - 2)
+        x = Conv(self.out_channels * pixels, kernel_init=ZERO, name="conv_out")(x.astype(jnp.float32))
+        return layers.from_patches(x, self.patch)
 
     def _attention(self, channels: int) -> Callable[..., nn.Module]:
         heads = layers.attention_heads(channels, self.heads, self.head_channels)

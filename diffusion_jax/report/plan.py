@@ -38,7 +38,11 @@ def _program(title: str, made: Mapping[str, Any], machine: Mapping[str, Any]) ->
     if "compiled_flops_a_chip" not in made:
         yield "HBM a chip", f"DOES NOT FIT: {made['compiler']}"
         return
-    factor = f"; loops in it once, which run {made['loop_factor']:.4g} times" if made["loop_factor"] > 1.001 else ""
+    factor = (
+        f"; each loop's body once, all of it about {made['loop_factor']:.4g} times that"
+        if made["loop_factor"] > 1.001
+        else ""
+    )
     yield "FLOPs, compiled", f"{_si(made['compiled_flops_a_chip'])} a chip{factor}"
     yield "HBM a chip", _memory(made, chip)
     yield "bytes accessed", f"{_bytes(made['bytes_accessed_a_chip'])} a chip, the compiler's estimate"

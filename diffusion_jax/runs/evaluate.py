@@ -1,26 +1,23 @@
 """`diffusion-jax evaluate`: numbers about a checkpoint, each with all that it takes to believe it."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from diffusion_jax import build
 from diffusion_jax.build.likelihood import DRAWS, bits_per_dim_program, own_conditions
-from diffusion_jax.data.sources import Source
 from diffusion_jax.errors import UserError
 from diffusion_jax.evals import sample_metrics
 from diffusion_jax.report.atomic import replace_file
-from diffusion_jax.report.progress import progress
 from diffusion_jax.runs.conditions import Asked
 from diffusion_jax.runs.measured_samples import Judged, measure_samples
+from diffusion_jax.runs.real_images import RealImages, plain
 from diffusion_jax.runs.trained import Trained, restore, seeds_from
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train.checkpoint import versions
@@ -74,19 +71,22 @@ def evaluate(
     judged.check(of_samples, num)
     trained = restore(root, step=step, average=average, overrides=overrides)
     size = -(-min(batch, num) // trained.share) * trained.share
-    real = Real(_config(Workdir(root).read_config(), split, size), trained, num)
+    config = plain(Workdir(root).read_config(), split, size)
+    real = RealImages(config, num, trained.model, trained.tokenizer)
     found: dict[str, dict[str, Any]] = {}
     subject: dict[str, Any] = {
         "workdir": str(root),
         "checkpoint_step": trained.step,
         "weights": trained.weights,
-        "seeds": [int(seeds[0]), int(seeds[-1])],
+        "seed": seed,
     }
-    ruler = judged.ruler(trained, size) if of_samples else None  # all that can be wrong is said before the work begins
+    # What can be wrong is said before the work begins.
+    ruler = judged.ruler(trained.mesh, trained.model.shape, size) if of_samples else None
     if BITS_PER_DIM in names:
         found[BITS_PER_DIM] = _bits_per_dim(trained, real, seed, likelihood)
     if ruler is not None:
         found |= measure_samples(of_samples, trained, real, seeds, asked, ruler)
+        subject["seeds"] = [int(seeds[0]), int(seeds[-1])]
         subject["sampling"] = dataclasses.asdict(trained.how)
     result = {
         "format": FORMAT,
@@ -129,65 +129,7 @@ def line(entry: dict[str, Any]) -> str:
     return text + (f" = {' + '.join(parts)}" if parts else "") + f", n = {entry['how']['n']}"
 
 
-def _config(config: ConfigDict, split: str | None, size: int) -> ConfigDict:
-    """The config with its data as they are: not mirrored, in batches of size."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.train.batch_size, config.data.flip, config.data.cache, config.data.workers = size, False, False, 0
-        config.data.split = split or config.data.split
-    return config
-
-
-class Real:
-    """The first num examples, in the order of training, of the data of a config."""
-
-    def __init__(self, config: ConfigDict, trained: Trained, num: int):
-        self.config, self.num, self.size = config, num, config.train.batch_size
-        self._trained = trained
-        self._source: Source | None = None
-        self._pixels = ""
-
-    @property
-    def source(self) -> Source:
-        """Opened when first looked at; raises UserError where it has fewer than num examples."""
-        if self._source is None:
-            self._source = build.source(self.config)
-            if len(self._source) < self.num:
-                raise UserError(
-                    f"split {self.config.data.split} of {self.config.data.source} has {len(self._source):,} images, "
-                    f"and --num is {self.num:,}; ask for fewer"
-                )
-        return self._source
-
-    def batches(self, description: str = "") -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """(k, a batch of size): k of it are among the num, the rest stand there so that one program fits all.
-
-        With a description there is a bar of progress.
-        """
-        digest = hashlib.sha256()
-        model, tokenizer = self._trained.model, self._trained.tokenizer
-        stream = build.batches(self.config, self.source, model, tokenizer, split=False)
-        with contextlib.closing(stream), progress(self.num, description=description, show=bool(description)) as bar:
-            for start in range(0, self.num, self.size):
-                take = min(self.size, self.num - start)
-                examples = next(stream)
-                digest.update(np.ascontiguousarray(examples["image"][:take]).tobytes())
-                yield take, examples
-                bar.update(start + take)
-        self._pixels = digest.hexdigest()
-
-    def record(self) -> dict[str, Any]:
-        """What says which images these are, once they have been gone through."""
-        return {
-            "fingerprint": self.source.fingerprint,
-            "split": self.config.data.split,
-            "n": self.num,
-            "pixels_sha256": self._pixels,
-            "resize": "Pillow bicubic, antialiased, to cover; central crop",
-        }
-
-
-def _bits_per_dim(trained: Trained, real: Real, seed: int, likelihood: Likelihood) -> dict[str, Any]:
+def _bits_per_dim(trained: Trained, real: RealImages, seed: int, likelihood: Likelihood) -> dict[str, Any]:
     program = bits_per_dim_program(trained.model, trained.how, trained.mesh, likelihood.method, likelihood.steps)
     batches = []
     for take, examples in real.batches("bits/dim"):

@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from diffusion_jax import build
 from diffusion_jax.build import features as build_features
@@ -22,6 +24,7 @@ from diffusion_jax.report import pictures
 from diffusion_jax.report.progress import progress
 from diffusion_jax.runs import frozen
 from diffusion_jax.runs.conditions import Asked, conditions
+from diffusion_jax.runs.real_images import RealImages
 from diffusion_jax.runs.trained import Trained
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import sharding
@@ -29,22 +32,7 @@ from diffusion_jax.train.checkpoint import Checkpoints
 
 Told = dict[str, np.ndarray]
 
-_PIXELS = "uint8 rint((x + 1) 127.5), clipped to [0, 255]"
-
-
-class Examples(Protocol):
-    """Real images, as `runs.evaluate.Real` reads them."""
-
-    size: int
-    num: int
-
-    def batches(self, description: str = "") -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """(how many of a batch count, the batch); a bar of progress if described."""
-        ...
-
-    def record(self) -> dict[str, Any]:
-        """Which they are."""
-        ...
+PIXELS = "uint8 rint((x + 1) 127.5), clipped to [0, 255]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,22 +58,26 @@ class Judged:
         if not names:
             return
         sample_metrics.check(names, num, self.options)
+        self.check_features(names[0])
+        if self.reference is not None and "fd" not in names:
+            raise UserError("--reference is of fd; add it to --metrics")
+
+    def check_features(self, what: str) -> None:
+        """Raises UserError where the features that what needs are not said."""
         if not self.features:
             raise UserError(
-                f"{names[0]} needs features: give --features=inception --weights=FILE.safetensors, or "
+                f"{what} needs features: give --features=inception --weights=FILE.safetensors, or "
                 "--features=WORKDIR of a classifier trained on this data"
             )
         if self.features == build_features.INCEPTION and self.weights is None:
             raise UserError("--features=inception needs --weights=FILE.safetensors, the weights of FID's InceptionV3")
         if self.features != build_features.INCEPTION and self.weights is not None:
             raise UserError("--weights is of --features=inception; a classifier's are in its workdir")
-        if self.reference is not None and "fd" not in names:
-            raise UserError("--reference is of fd; add it to --metrics")
 
-    def ruler(self, trained: Trained, size: int) -> "Ruler":
-        """What measures batches of size; raises UserError where it does not fit the model's images."""
-        features = self._features(trained)
-        images = jax.ShapeDtypeStruct((size, *trained.model.shape), np.uint8)
+    def ruler(self, mesh: Mesh, shape: tuple[int, ...], size: int) -> "Ruler":
+        """What measures batches of size of images of this shape; raises UserError where it does not fit them."""
+        features = self._features(mesh)
+        images = jax.ShapeDtypeStruct((size, *shape), np.uint8)
         width = jax.eval_shape(features.apply, images)["pooled"].shape[-1]
         if self.reference is None:
             return Ruler(features, self.options)
@@ -95,12 +87,13 @@ class Judged:
                 f"--reference={self.reference} is of {len(statistics.mean)} features, {features.name} has {width}; "
                 "give statistics of these features"
             )
+        _check_described(self.reference, features, shape)
         return Ruler(features, self.options, statistics, moments.sha256(self.reference))
 
-    def _features(self, trained: Trained) -> Features:
+    def _features(self, mesh: Mesh) -> Features:
         if self.features == build_features.INCEPTION:
             assert self.weights is not None
-            return build_features.inception(self.weights, trained.mesh)
+            return build_features.inception(self.weights, mesh)
         root = Path(self.features)
         workdir = Workdir(root)
         config = workdir.read_config()
@@ -111,7 +104,7 @@ class Judged:
         network = frozen.read_classifier(root, config.schedule, 1.0)
         with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
             name = f"classifier {root}, step {checkpoints.latest()}"
-        return build_features.classifier(network, build.schedule(config.schedule), name, trained.mesh)
+        return build_features.classifier(network, build.schedule(config.schedule), name, mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,32 +118,27 @@ class Ruler:
 
 
 def measure_samples(
-    names: Sequence[str], trained: Trained, real: Examples, seeds: np.ndarray, asked: Asked, ruler: Ruler
+    names: Sequence[str], trained: Trained, real: RealImages, seeds: np.ndarray, asked: Asked, ruler: Ruler
 ) -> dict[str, dict[str, Any]]:
     """Each score by name, with its label, spread and how it was taken."""
     model, features = trained.model, ruler.features
     told_own = bool(model.text or model.spatial) and not any(dataclasses.asdict(asked).values())
     told = _own(model, real) if told_own else _asked(conditions(asked, trained, seeds), real.size)
 
-    def featurise(images: Iterable[np.ndarray], names: Sequence[str]) -> Gathered:
-        return sample_metrics.gather(
-            extract(features.apply, images, sharding=sharding.batch_sharding(trained.mesh)), names
-        )
-
     against = [name for name in names if METRICS[name].real and not (name == "fd" and ruler.reference)]
-    theirs = featurise(_real(real), against) if against else None
-    described = real.record() if against else None
-    ours = featurise(_drawn(trained, seeds, told, real.size), names)
+    theirs = featurise(features, trained.mesh, real_pixels(real), against) if against else None
+    images = real.record() if against else None
+    ours = featurise(features, trained.mesh, _drawn(trained, seeds, told, real.size), names)
     how = {
         "n": len(seeds),
         "features": {name: features.record[name] for name in ("sha256", "resize")},
-        "pixels": _PIXELS,
+        "pixels": PIXELS,
         "shape": list(model.shape),
         "told": "what the real images are told" if told_own else _record(asked),
     }
     found: dict[str, dict[str, Any]] = {}
     for name in names:
-        other, what = _reference(name, theirs, described, ruler)
+        other, what = _reference(name, theirs, images, ruler)
         for score, result in METRICS[name].scores(ours, other, ruler.options).items():
             found[score] = {
                 "label": sample_metrics.label(name, score, features.name, published=features.published),
@@ -163,18 +151,45 @@ def measure_samples(
     return found
 
 
-def _reference(name: str, real: Gathered | None, described: Any, ruler: Ruler) -> tuple[Any, Any]:
+def _reference(name: str, real: Gathered | None, images: Any, ruler: Ruler) -> tuple[Any, Any]:
     """(what the metric compares samples with, which that is)."""
     if name != "fd":
-        return real, described
+        return real, images
     if ruler.reference is None:
         assert real is not None
         assert real.moments is not None
-        return moments.statistics(real.moments), described
+        return moments.statistics(real.moments), images
     return ruler.reference, {"statistics_sha256": ruler.reference_sha256, "n": ruler.reference.count}
 
 
-def _real(real: Examples) -> Iterator[np.ndarray]:
+def featurise(features: Features, mesh: Mesh, images: Iterable[np.ndarray], names: Sequence[str]) -> Gathered:
+    """What metrics take of batches of images uint8 [B, H, W, C], one under way on the devices while one is reduced."""
+    return sample_metrics.gather(extract(features.apply, images, sharding=sharding.batch_sharding(mesh)), names)
+
+
+def described(path: Path) -> Path:
+    """The file beside statistics that says what they are of; those published elsewhere have none."""
+    return path.with_suffix(".json")
+
+
+def _check_described(path: Path, features: Features, shape: tuple[int, ...]) -> None:
+    if not described(path).is_file():
+        return
+    try:
+        said = json.loads(described(path).read_text(encoding="utf-8"))
+        other, size = said["features"]["sha256"], tuple(said["shape"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{described(path)} does not say what {path} is of; make the statistics anew") from None
+    if other != features.record["sha256"]:
+        raise UserError(
+            f"--reference={path} is of {said['features']['extractor']}, of other weights than {features.name}"
+        )
+    if size != tuple(shape):
+        raise UserError(f"--reference={path} is of images {list(size)}, the model draws {list(shape)}")
+
+
+def real_pixels(real: RealImages) -> Iterator[np.ndarray]:
+    """Their batches, uint8 [B, H, W, C], with a bar of progress."""
     for take, examples in real.batches("real images"):
         yield pictures.to_uint8(examples["image"][:take])
 
@@ -200,7 +215,7 @@ def _asked(cond: Told, size: int) -> Iterator[Told]:
         start += size
 
 
-def _own(model: build.Model, real: Examples) -> Iterator[Told]:
+def _own(model: build.Model, real: RealImages) -> Iterator[Told]:
     """Sample i is told what real image i is."""
     for _, examples in real.batches():
         yield own_conditions(model, examples)

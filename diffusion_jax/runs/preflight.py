@@ -42,10 +42,10 @@ def _guidance(config: ConfigDict, model: build.Model) -> Check:
 
 
 def _data(config: ConfigDict, model: build.Model | None) -> list[Check]:
-    """Of one batch, of at most 256 examples; nothing is downloaded for it."""
+    """Of one batch, of at most 256 examples; nothing is downloaded or made for it."""
     n = min(config.train.batch_size, 256)
     if not at_hand(config.data.source, config.data.data_dir or None):
-        return [_check("data", False, f"not read: {config.data.source} is not on this machine")]
+        return [_check("data", False, f"not read: {config.data.source} is not prepared on this machine")]
     try:
         source = build.source(config)
         tokenizer = None if model is None else build.tokenizer(model, source)
@@ -57,7 +57,7 @@ def _data(config: ConfigDict, model: build.Model | None) -> list[Check]:
         if name not in batch:
             found.append(_check(name, False, f"the data has none; the step reads {list(wanted.shape)}"))
             continue
-        found.append(_entry(name, batch[name], (n, *wanted.shape[1:]), _range(name, config, model)))
+        found.append(_entry(name, batch[name], (n, *wanted.shape[1:]), wanted.dtype, _range(name, config, model)))
     return found
 
 
@@ -73,11 +73,11 @@ def _range(name: str, config: ConfigDict, model: build.Model | None) -> tuple[fl
     return (0, 1) if name == "mask" else (-1, 1)
 
 
-def _entry(name: str, a: np.ndarray, shape: tuple[int, ...], allowed: tuple[float, float]) -> Check:
+def _entry(name: str, a: np.ndarray, shape: tuple[int, ...], dtype: Any, allowed: tuple[float, float]) -> Check:
     low, high = float(a.min()), float(a.max())
     says = f"{list(a.shape[1:])} {a.dtype}, from {low:g} to {high:g}"
-    if a.shape != shape:
-        return _check(name, False, f"{says}; the step reads {list(shape[1:])}")
+    if a.shape != shape or a.dtype != dtype:
+        return _check(name, False, f"{says}; the step reads {list(shape[1:])} {dtype}")
     if not (np.isfinite(a).all() and allowed[0] <= low and high <= allowed[1]):
         return _check(name, False, f"{says}; within {allowed[0]:g} to {allowed[1]:g} is expected")
     if name == "image" and high - low < 0.1:

@@ -23,6 +23,10 @@ TENSOR_RULES: tuple[tuple[str, int], ...] = (
     (r"/conv2/kernel$", -2),
     (r"attention[^/]*/(query|key|value)/(kernel|bias)$", -1),
     (r"attention[^/]*/out/kernel$", -2),
+    (r"feed_forward/(linear|gate)/(kernel|bias)$", -1),
+    (r"feed_forward/project/kernel$", -2),
+    (r"layer_\d+/up/(kernel|bias)$", -1),  # of a text encoder
+    (r"layer_\d+/down/kernel$", -2),
 )
 """(path pattern, axis split over `tensor`); the first match counts, arrays without one are not split over it."""
 

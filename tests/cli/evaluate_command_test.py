@@ -13,7 +13,7 @@ from diffusion_jax.config import base
 from diffusion_jax.evals import moments, scores
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import sharding
-from diffusion_jax.train.checkpoint import Checkpoints
+from diffusion_jax.train.checkpoint import Checkpoints, whole
 
 SAMPLES = "--metrics=fd,kid,precision_recall,inception_score"
 
@@ -136,15 +136,24 @@ def test_neither_batch_nor_devices_change_a_result(many):
     assert a == pytest.approx(b, rel=1e-5)
 
 
+def test_bits_per_dim_tells_the_model_each_image_s_own_class_and_does_not_guide(home, many, tmp_path, monkeypatch):
+    flags = ("--metrics=bits_per_dim", "--num=20", "--seed=3", "--batch=8", "--guidance=3")
+    first = many[1]["metrics"]["bits_per_dim"]["value"]
+    again = evaluate(home / "model", tmp_path / "a.json", *flags)
+    np.testing.assert_allclose(again["metrics"]["bits_per_dim"]["value"], first, rtol=1e-6)
+    wrong = lambda model, batch: {"label": (batch["label"] + 1) % 10}  # noqa: E731
+    monkeypatch.setattr("diffusion_jax.runs.evaluate.own_conditions", wrong)
+    other = evaluate(home / "model", tmp_path / "b.json", *flags)
+    assert abs(other["metrics"]["bits_per_dim"]["value"] / first - 1) > 1e-5
+
+
 def test_the_distance_is_that_of_the_samples_that_sample_draws(home, many, tmp_path):
     out = tmp_path / "samples"
     assert main(["sample", f"--workdir={home}/model", f"--out={out}", "--num=20", "--seed=3"]) == 0
     config = Workdir(home / "classifier").read_config()
     with contextlib.closing(Checkpoints(home / "classifier/checkpoints", read_only=True)) as checkpoints:
-        abstract = sharding.mesh(devices=jax.devices()[:1])
-        from diffusion_jax.train.checkpoint import whole
-
-        params = checkpoints.restore_tree("ema", whole(build.classifier.abstract_state(config).ema, abstract), 7)
+        mesh = sharding.mesh(devices=jax.devices()[:1])
+        params = checkpoints.restore_tree("ema", whole(build.classifier.abstract_state(config).ema, mesh), 7)
     net = build.classifier.network(config)
 
     @jax.jit
@@ -158,12 +167,29 @@ def test_the_distance_is_that_of_the_samples_that_sample_draws(home, many, tmp_p
     expected = scores.frechet_distance(a.mean(0), np.cov(a.T), b.mean(0), np.cov(b.T))
     np.testing.assert_allclose(many[1]["metrics"]["fd"]["value"], expected, rtol=1e-3)
 
-    moments.save_statistics(tmp_path / "real.npz", moments.statistics(moments.moments(b)))
-    flags = ("--metrics=fd", "--num=20", "--seed=3", f"--features={home}/classifier", "--batch=8")
-    found = evaluate(home / "model", tmp_path / "r.json", *flags, f"--reference={tmp_path}/real.npz")
-    entry = found["metrics"]["fd"]
-    np.testing.assert_allclose(entry["value"], expected, rtol=1e-3)
-    assert entry["how"]["real"] == {"statistics_sha256": moments.sha256(tmp_path / "real.npz"), "n": 20}
+
+def test_statistics_kept_in_a_file_give_the_distance_of_the_images(home, many, tmp_path, capsys):
+    """The same number as from the images themselves; of other features or another size they are refused."""
+    (tmp_path / "digits.py").write_text("from diffusion_jax.config import base as get_config\n")
+    features = f"--features={home}/classifier"
+    kept = tmp_path / "real.npz"
+    made = ["evaluate", "reference", f"--config={tmp_path}/digits.py", features, "--num=20", "--batch=8"]
+    assert main([*made, f"--out={kept}"]) == 0
+    flags = ("--metrics=fd", "--num=20", "--seed=3", features, "--batch=8", f"--reference={kept}")
+    entry = evaluate(home / "model", tmp_path / "r.json", *flags)["metrics"]["fd"]
+    np.testing.assert_allclose(entry["value"], many[1]["metrics"]["fd"]["value"], rtol=1e-5)
+    assert entry["how"]["real"] == {"statistics_sha256": moments.sha256(kept), "n": 20}
+    said = json.loads((tmp_path / "real.json").read_text())
+    assert said["real"] == many[1]["metrics"]["fd"]["how"]["real"]
+
+    others = {
+        "of images [4, 4, 1]": {"shape": [4, 4, 1]},
+        "of other weights": {"features": {**entry["features"], "sha256": "0"}},
+    }
+    for message, other in others.items():
+        (tmp_path / "real.json").write_text(json.dumps(said | other))
+        assert main(["evaluate", f"--workdir={home}/model", f"--out={tmp_path}/n.json", *flags]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_result_says_all_that_it_takes_to_repeat_it(home, many):
@@ -172,6 +198,7 @@ def test_a_result_says_all_that_it_takes_to_repeat_it(home, many):
         "workdir": f"{home}/model",
         "checkpoint_step": 7,
         "weights": "ema",
+        "seed": 3,
         "seeds": [3, 22],
         "sampling": None,
     }
@@ -186,13 +213,13 @@ def test_a_result_says_all_that_it_takes_to_repeat_it(home, many):
 
 
 def test_a_result_without_out_lies_in_the_workdir_under_a_name_of_its_own(home, capsys):
+    """The name is the step and the result's own SHA-256."""
     flags = ["evaluate", f"--workdir={home}/gaussian", "--metrics=bits_per_dim", "--num=8", "--likelihood_steps=2"]
     assert main(flags) == 0
-    assert main([*flags, "--seed=1"]) == 0
-    first, second = sorted((home / "gaussian/evaluations").iterdir())
+    (file,) = (home / "gaussian/evaluations").iterdir()
+    assert file.name == f"00000007-{moments.sha256(file)[:8]}.json"
     printed = capsys.readouterr().out
-    assert str(first) in printed
-    assert str(second) in printed
+    assert str(file) in printed
     assert "bits/dim (variational bound): " in printed
 
 
@@ -247,7 +274,7 @@ def test_compare_refuses_unlike_results_and_says_what_differs(many, tmp_path, ca
         ("model", ["--metrics=fd", "--features=model"], "--features is inception or a classifier's workdir"),
         ("model", ["--metrics=fd", "--features=nowhere"], "nowhere is not a workdir"),
         ("model", ["--metrics=bits_per_dim", "--num=1798"], "has 1,797 images, and --num is 1,798"),
-        ("model", ["--metrics=bits_per_dim", "--method=exact"], "by method bound or ode; got exact"),
+        ("model", ["--metrics=bits_per_dim", "--method=exact"], "by method bound or ode; got 'exact'"),
         ("model", ["--metrics=bits_per_dim", "--features=classifier"], "--features is of metrics of samples"),
         ("model", ["--metrics=bits_per_dim", "--out=result.txt"], "is to be a new .json file"),
         ("autoencoder", ["--metrics=bits_per_dim"], "has a run of task autoencoder"),

@@ -235,3 +235,15 @@ def test_initial_weights_have_the_variance_of_ddpm():
     expected = 1 / (9 * (16 + 48) / 2)
     assert float(kernel.var()) == pytest.approx(expected, rel=0.05)
     assert float(jnp.abs(kernel).max()) <= np.sqrt(3 * expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 12, 3), (2, 8, 12, 3), (2, 4, 8, 4, 1)])
+def test_patches_hold_their_own_pixels_and_come_apart_again(shape):
+    x = jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape)
+    patches = layers.to_patches(x, 4)
+    assert patches.shape == (2, *(n // 4 for n in shape[1:-1]), 4 ** (len(shape) - 2) * shape[-1])
+    np.testing.assert_array_equal(layers.from_patches(patches, 4), x)
+    corner = (slice(None), *(slice(0, 4) for _ in shape[1:-1]))
+    np.testing.assert_array_equal(patches[(slice(None), *(0 for _ in shape[1:-1]))], x[corner].reshape(2, -1))
+    with pytest.raises(UserError, match="patches of 3 do not divide"):
+        layers.to_patches(jnp.zeros((1, 8, 1)), 3)

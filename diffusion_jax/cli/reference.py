@@ -1,0 +1,38 @@
+"""Statistics of a config's real images, for fd to compare samples with; beside them a JSON that says what they are of.
+
+diffusion-jax evaluate reference --config=configs/digits.py --features=runs/digits_classifier --out=digits.npz
+diffusion-jax evaluate --workdir=runs/digits --metrics=fd --features=runs/digits_classifier --reference=digits.npz
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from diffusion_jax.errors import UserError
+
+
+def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """The command's flags."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file; --config.KEY=VALUE changes a key.", flag_values=values, sys_argv=list(arguments)
+    )
+    flags.DEFINE_string("features", "", "inception, or the workdir of a classifier trained here.", flag_values=values)
+    flags.DEFINE_string("weights", None, "Of inception: its .safetensors file.", flag_values=values)
+    flags.DEFINE_string("split", None, "Split of the data; the config's if left out.", flag_values=values)
+    flags.DEFINE_integer("num", 0, "Images; 0 is all of the split.", flag_values=values)
+    flags.DEFINE_integer("batch", 64, "Images at once; changes no result but by rounding.", flag_values=values)
+    flags.DEFINE_string("out", None, "New .npz file, of ADM's layout.", flag_values=values)
+
+
+def run(values: flags.FlagValues) -> None:
+    """Writes the statistics."""
+    if not values.config or not values.out:
+        raise UserError("evaluate reference needs --config=FILE, --features=NAME and --out=FILE.npz")
+    from diffusion_jax.runs.measured_samples import Judged
+    from diffusion_jax.runs.reference import reference
+
+    judged = Judged(values.features, Path(values.weights) if values.weights else None)
+    out, num, batch = Path(values.out), values.num, values.batch
+    reference(values.config, out, judged=judged, split=values.split, num=num, batch=batch)
