@@ -113,12 +113,13 @@ def _in_continuous_time(model: Model, draws: int) -> Measure:
 def ode(model: Model, steps: int) -> Measure:
     """The density of dequantised images by the probability-flow ODE, its trace by one Rademacher vector an image.
 
-    In so many steps of Runge-Kutta's method of order 4, evenly spaced in log-SNR, or adaptively.
+    In so many steps of Runge-Kutta's method of order 4, evenly spaced in log-SNR below sigma / alpha = 80, or
+    adaptively.
     """
     schedule = model.schedule
     if not schedule.t_min:
         raise UserError("the ODE needs a schedule that starts at the image itself; for a learned one give method bound")
-    times: Any = logsnr()(schedule, steps + 1)[-2::-1] if steps else np.array([schedule.t_min, 1.0])
+    times: Any = logsnr(sigma_max=80.0)(schedule, steps + 1)[-2::-1] if steps else np.array([schedule.t_min, 1.0])
     solver = likelihood.fixed("rk4") if steps else likelihood.adaptive()
     dims = int(np.prod(model.shape))
 

@@ -19,7 +19,7 @@ def at_hand(spec: str, data_dir: str | None = None) -> bool:
     try:
         if kind == "shapes":
             given = (int(part) for part in argument.split(",") if part)
-            options = dict(drawn_shapes.__kwdefaults__, **dict(zip(("size", "count"), given, strict=False)))
+            options = (drawn_shapes.__kwdefaults__ or {}) | dict(zip(("size", "count"), given, strict=False))
             size, count = options["size"], options["count"]
             chosen = {"name": DrawnShapes.name, "config": ShapesConfig(name=f"{size}_{count}", size=size, count=count)}
         elif kind != "tfds":

@@ -27,7 +27,10 @@ _NOTHING = Work(0, 0, 0)
 
 
 def count(jaxpr: ClosedJaxpr | Jaxpr) -> Work:
-    """The work of a jaxpr and all that it calls; of a `cond`, that of its most expensive branch."""
+    """The work of a jaxpr and all that it calls; of a `cond`, that of its most expensive branch.
+
+    Of branches alike the one with the fewest loops: the other ways are for other platforms.
+    """
     inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     return sum((_of(equation) for equation in inner.eqns), _NOTHING)
 
@@ -39,10 +42,12 @@ def _of(equation: JaxprEqn) -> Work:
     if name == "conv_general_dilated":
         return _matrix(_conv(equation))
     if name == "cond":
-        return max((count(branch) for branch in parameters["branches"]), key=lambda work: work.flops)
+        return max((count(branch) for branch in parameters["branches"]), key=lambda work: (work.flops, work.once))
     inside = sum((count(jaxpr) for jaxpr in _jaxprs(parameters)), _NOTHING)
     if name == "scan":
-        return inside._replace(flops=inside.flops * parameters["length"])
+        length = parameters["length"]
+        unrolled = min(parameters["unroll"], length)  # what is unrolled, a compiler sees
+        return inside._replace(flops=inside.flops * length, once=inside.once * unrolled)
     if name == "while" and inside.flops:
         return inside._replace(open_loops=inside.open_loops + 1)
     if name == "shard_map":  # its body is what each device does

@@ -20,6 +20,8 @@ from diffusion_jax.train.machines import CHIPS, Chip
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = ["--config.model.multipliers=(1,)", "--config.model.attention=()"]
 
+NOTHING_ELSE = {"parameters": 0, "state_bytes_a_chip": {}, "checkpoint_bytes": 0, "preflight": []}
+
 
 def plan(*flags):
     return main(["plan", f"--config={CONFIGS / 'tiny.py'}", *SMALL, *flags])
@@ -97,17 +99,28 @@ def test_what_does_not_fit_is_told():
         step = {"batch_size": 1, **runs.analyse("product", traced, mesh, chip, images=1)}
         assert step["fits"] is fits
         machine = {"name": "toy", "devices": 1, "device_kind": "cpu", "mesh": dict(mesh.shape), "chip": vars(chip)}
-        told = text(
-            {
-                "machine": machine,
-                "train": step,
-                "parameters": 0,
-                "state_bytes_a_chip": {},
-                "checkpoint_bytes": 0,
-                "preflight": [],
-            }
-        )
+        told = text({"machine": machine, "train": step, **NOTHING_ELSE})
         assert ("DOES NOT FIT" in told) is not fits
+
+
+def test_what_the_compiler_refuses_for_want_of_memory_does_not_fit():
+    class Refused:
+        """As libtpu refuses a program that is too large."""
+
+        jaxpr = jax.make_jaxpr(lambda x: x @ x)(jnp.zeros((4, 4)))
+
+        def lower(self):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory on HBM, 76.19G exceeds 15.75G")
+
+    mesh = sharding.mesh()
+    step = {"batch_size": 8, **runs.analyse("product", Refused(), mesh, CHIPS["v5e"], images=8)}
+    assert step["fits"] is False
+    assert step["flops"] == 2 * 4**3
+    assert runs.cost(step, 8, 1.5, 100)["total"] is None
+    machine = {"name": "toy", "devices": 8, "device_kind": "cpu", "mesh": dict(mesh.shape), "chip": None}
+    told = text({"machine": machine, "train": step, "cost": runs.cost(step, 8, 1.5, 100), **NOTHING_ELSE})
+    assert "DOES NOT FIT: RESOURCE_EXHAUSTED: Ran out of memory on HBM" in told
+    assert "no estimate" in told
 
 
 def test_preflight_sees_labels_out_of_range_and_guidance_never_trained(monkeypatch):

@@ -49,6 +49,26 @@ def test_a_scan_counts_its_length_and_so_does_its_gradient():
     assert work(jax.grad(loss, argnums=(0, 1)), x, ws) == (3 * 11 * body, 3 * body, 0)
 
 
+@pytest.mark.parametrize(("unroll", "seen"), [(1, 1), (2, 2), (True, 8)])
+def test_what_is_unrolled_is_seen_by_the_compiler(unroll, seen):
+    def f(x, ws):
+        return jax.lax.scan(lambda x, w: (x @ w, None), x, ws, unroll=unroll)[0]
+
+    x, ws = jnp.zeros((50, 70)), jnp.zeros((8, 70, 70))
+    body = 2 * 50 * 70 * 70
+    assert work(f, x, ws) == (8 * body, seen * body, 0)
+    assert jax.jit(f).lower(x, ws).compile().cost_analysis()["flops"] == pytest.approx(seen * body, rel=0.05)
+
+
+def test_of_ways_to_do_the_same_the_one_without_a_loop_is_taken():
+    def f(x):
+        parts = x.reshape(4, 2, 7)
+        looped = lambda: jax.lax.map(lambda part: part @ W, parts).reshape(8, 3)  # noqa: E731
+        return jax.lax.platform_dependent(cpu=looped, default=lambda: x @ W)
+
+    assert work(f, jnp.zeros((8, 7))) == (2 * 8 * 7 * 3, 2 * 8 * 7 * 3, 0)
+
+
 def test_a_loop_of_unknown_length_is_told():
     def f(x, w):
         return jax.lax.while_loop(lambda x: jnp.sum(x) < 1, lambda x: x @ w, x)
