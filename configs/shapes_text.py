@@ -14,12 +14,13 @@ def get_config() -> ConfigDict:
     config = base()
     config.data.update(source="shapes:32,20000", height=32, width=32, channels=3, cache=True)
     config.schedule = "cosine"
-    config.prediction = "v"
+    config.prediction = "x0"
+    config.weighting = "min_snr(gamma=5.0)"
     config.text = "transformer(length=20, vocabulary=512, width=64, layers=2, heads=4)"
     config.model.update(patch=2, channels=48, multipliers=(1, 2), blocks=1, attention=(2,), groups=8, heads=4)
     config.optimizer.update(learning_rate=1e-3, warmup=100, decay="cosine")
     config.ema.decay = 0.995
-    config.train.update(steps=3000, batch_size=32)
+    config.train.update(steps=2600, batch_size=32)
     config.log_every = 50
     config.checkpoint.every = 300
     config.sample.update(every=300, num=32, sampler="dpmpp_2m", steps=20, guidance=2.0)
