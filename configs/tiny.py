@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     config = base()
     config.data.cache = True
     config.schedule = "cosine(steps=100)"
-    config.model.update(channels=8, multipliers=(1, 2), blocks=1, attention=(2,), groups=4, dropout=0.1, num_classes=10)
+    config.model.update(channels=8, multipliers=(1,), blocks=1, attention=(), groups=4, dropout=0.1, num_classes=10)
     config.optimizer.update(learning_rate=3e-3, warmup=5)
     config.train.update(steps=20, batch_size=16)
     config.log_every = 5

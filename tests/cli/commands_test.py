@@ -140,7 +140,10 @@ def train_on_one_device(workdir, *overrides):
         (["--config.train.steps=0"], "train.steps=0 and train.steps_per_dispatch=1 are at least 1"),
         (["--config.train.batch_size=12"], "train.batch_size=12 is not divisible by 8"),
         (["--config.mesh.fsdp=3"], "does not fit 8 devices"),
-        (["--config.data.height=9"], "every side must be a multiple of 2; got 9 x 8"),
+        (
+            ["--config.data.height=9", "--config.model.multipliers=(1,2)"],
+            "every side must be a multiple of 2; got 9 x 8",
+        ),
         (["--config.model.groups=3"], "8 channels cannot be normalized in 3 groups"),
         (["--config.model.num_classes=7"], "has 10 classes"),
         (["--config.schedule=cosin"], "unknown schedule 'cosin'; choose from"),

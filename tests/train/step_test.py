@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from configs import tiny
 from diffusion_jax import build
@@ -20,6 +21,27 @@ def config_of(**changes):
     config.train.batch_size = 16
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     return config
+
+
+class Perceptron(nn.Module):
+    """The least network of the U-Net's interface: for what does not hang on the network, it compiles in no time."""
+
+    out_channels: int
+    num_classes: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x, t, cond, *, train=False):
+        h = nn.Dense(16)(x) + nn.Dense(16)(t[:, None])[:, None, None]
+        h += nn.Embed(self.num_classes + 1, 16)(cond["label"])[:, None, None]
+        h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
+        return nn.Dense(self.out_channels)(h)
+
+
+def small_model(config):
+    model = build.model(config)
+    network = Perceptron(model.network.out_channels, model.num_classes, config.model.dropout)
+    return dataclasses.replace(model, network=network)
 
 
 def batch_of(n=16, seed=0):
@@ -92,7 +114,7 @@ def test_several_steps_in_one_dispatch_are_the_same_steps(alone):
 def dropping():
     """A step with dropout and half of the labels dropped, not donating, and a state to start from."""
     config = config_of(model__dropout=0.3, condition_dropout=0.5)
-    model = build.model(config)
+    model = small_model(config)
     mesh = sharding.mesh(devices=jax.devices()[:1])
     return jax.jit(build.train_step(config, model, mesh)), shifted(build.initial_state(config, model, mesh))
 
@@ -162,7 +184,7 @@ def test_importance_sampled_times_learn_where_the_loss_is():
     config = config_of(schedule="cosine(steps=4)", times="loss_second_moment(history=2)", train__batch_size=64)
     config.sample.steps = 4
     mesh = sharding.mesh(devices=jax.devices()[:1])
-    model = build.model(config)
+    model = small_model(config)
     step = jax.jit(build.train_step(config, model, mesh))
     state = build.initial_state(config, model, mesh)
     for n in range(3):
@@ -189,7 +211,7 @@ def test_importance_sampled_times_learn_where_the_loss_is():
 def test_each_formulation_takes_a_finite_step(changes):
     config = config_of(**changes)
     mesh = sharding.mesh(devices=jax.devices()[:1])
-    model = build.model(config)
+    model = small_model(config)
     state, metrics = jax.jit(build.train_step(config, model, mesh))(
         build.initial_state(config, model, mesh), batch_of(), jax.random.key(0)
     )
@@ -199,7 +221,7 @@ def test_each_formulation_takes_a_finite_step(changes):
 def test_a_learned_schedule_learns_and_is_sampled_as_it_was_learned():
     config = config_of(schedule="learned(hidden=16)", objective="vdm", times="low_discrepancy")
     mesh = sharding.mesh(devices=jax.devices()[:1])
-    model = build.model(config)
+    model = small_model(config)
     start = build.initial_state(config, model, mesh)
     step = jax.jit(build.train_step(config, model, mesh))
     state = start
@@ -211,9 +233,10 @@ def test_a_learned_schedule_learns_and_is_sampled_as_it_was_learned():
     how = dataclasses.replace(build.sampling(config), sampler="dpmpp_2m", steps=4)
     program = build.sample_program(model, how, mesh)
     seeds = np.arange(2, dtype=np.int32)
-    with_learned, with_first = (
-        np.asarray(program(state.params | {"schedule": s.params["schedule"]}, {}, seeds, {"label": seeds}))
-        for s in (state, start)
+    learned = state.params["schedule"]
+    with_learned, with_other = (
+        np.asarray(program(state.params | {"schedule": schedule}, {}, seeds, {"label": seeds}))
+        for schedule in (learned, learned | {"ends": jnp.array([5.0, -1.0])})
     )
     assert np.isfinite(with_learned).all()
-    assert np.abs(with_learned - with_first).max() > 1e-5
+    assert np.abs(with_learned - with_other).max() > 0.01
