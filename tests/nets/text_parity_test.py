@@ -86,7 +86,7 @@ def test_clip(tmp_path, activation, record_property):
     tokens, _ = texts()
     out, expected = ours(tmp_path, tokens), theirs(model, tokens)
     assert np.std(np.asarray(out.hidden)) > 0.5
-    record_property("error", error(out.hidden, expected.last_hidden_state))
+    record_property("error", float(error(out.hidden, expected.last_hidden_state)))
     assert error(out.hidden, expected.last_hidden_state) < 1e-4
     assert error(out.pooled, expected.pooler_output) < 1e-4
 
