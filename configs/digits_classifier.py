@@ -3,6 +3,7 @@
 diffusion-jax train --config=configs/digits_classifier.py --workdir=runs/digits_classifier
 diffusion-jax sample --workdir=runs/digits_plain --out=samples --classifier=runs/digits_classifier --label=3
 
+Not run to the end yet; a few steps of the same kind are (tests/cli/conditions_command_test.py).
 """
 
 from ml_collections import ConfigDict

@@ -2,6 +2,7 @@
 
 diffusion-jax train --config=configs/digits_plain.py --workdir=runs/digits_plain
 
+Not run to the end yet; a few steps of the same kind are (tests/cli/conditions_command_test.py).
 """
 
 from ml_collections import ConfigDict

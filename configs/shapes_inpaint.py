@@ -4,6 +4,7 @@ diffusion-jax train --config=configs/shapes_inpaint.py --workdir=runs/shapes_inp
 diffusion-jax sample --workdir=runs/shapes_inpaint --out=painted --num=8 --init_image=a.png --mask=mask.png
 diffusion-jax sample --workdir=runs/shapes_inpaint --out=wider --num=8 --init_image=a.png --expand=16,0,16,0
 
+Not run to the end yet; a few steps of the same kind are (tests/cli/conditions_command_test.py).
 """
 
 from ml_collections import ConfigDict

@@ -3,6 +3,7 @@
 diffusion-jax train --config=configs/shapes_latent.py --workdir=runs/shapes_latent
 diffusion-jax sample --workdir=runs/shapes_latent --out=samples --num=8 --prompt='a large green triangle'
 
+Not run to the end yet; a few steps of the same kind are (tests/cli/conditions_command_test.py).
 """
 
 from ml_collections import ConfigDict

@@ -3,6 +3,7 @@
 diffusion-jax train --config=configs/shapes_map.py --workdir=runs/shapes_map
 diffusion-jax sample --workdir=runs/shapes_map --out=samples --num=8 --map=map.png
 
+Not run to the end yet; a few steps of the same kind are (tests/cli/conditions_command_test.py).
 """
 
 from ml_collections import ConfigDict

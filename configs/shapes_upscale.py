@@ -4,6 +4,8 @@ diffusion-jax train --config=configs/shapes_upscale.py --workdir=runs/shapes_ups
 diffusion-jax sample --workdir=runs/shapes_upscale --out=large --num=8 --low_res=small.png
 
 --low_res takes a folder of samples too: the second stage of a cascade.
+
+Not run to the end yet; a few steps of the same kind are (tests/cli/conditions_command_test.py).
 """
 
 from ml_collections import ConfigDict
