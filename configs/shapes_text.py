@@ -3,8 +3,8 @@
 diffusion-jax train --config=configs/shapes_text.py --workdir=runs/shapes_text
 diffusion-jax sample --workdir=runs/shapes_text --out=samples --num=8 --prompt='a large green triangle'
 
-Run and seen, 2,600 steps in 24 min 23 s on two CPU cores: colours are right, shapes often are not. Of 100 captions of the
-test split 28 are right in both (benchmarks/shapes_quality.py), so it wants more steps than that.
+Run and seen, 2,600 steps in 24 min 23 s on two CPU cores: colours are right, shapes often are not. Of 100 captions of
+the test split 28 are right in both (benchmarks/shapes_quality.py), so it wants more steps than that.
 """
 
 from ml_collections import ConfigDict
