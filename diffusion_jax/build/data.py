@@ -35,7 +35,7 @@ def batches(
     split: bool = True,
 ) -> pipeline.TrainBatches:
     """Endless training batches, with what the model's conditions are made of; split: this process's slice of each."""
-    reads = {entry for condition in model.spatial for entry in condition.reads} if model else set()
+    spatial = model.spatial if model else ()
     encode = partial(model.text.encode, tokenizer) if model and model.text and tokenizer else None
     return pipeline.train_batches(
         data,
@@ -50,8 +50,8 @@ def batches(
         process_index=jax.process_index() if split else 0,
         process_count=jax.process_count() if split else 1,
         encode=encode,
-        map="map" in reads,
-        mask="mask" in reads,
+        map_classes=sum(condition.channels(1).get("map", 0) for condition in spatial),
+        mask=any("mask" in condition.reads for condition in spatial),
     )
 
 

@@ -81,8 +81,11 @@ class _Examples(NamedTuple):
 class _Decoded:
     """The examples of a source, decoded, optionally held in memory once they were read."""
 
-    def __init__(self, source: Source, shape: tuple[int, int, int], asked: frozenset[str], cache: bool):
+    def __init__(
+        self, source: Source, shape: tuple[int, int, int], asked: frozenset[str], cache: bool, map_classes: int
+    ):
         self._source, self._shape, self._asked, self._cache = source, shape, asked, cache
+        self._map_classes = map_classes
         self._hold()
 
     def _hold(self) -> None:
@@ -96,7 +99,7 @@ class _Decoded:
         return _Examples(images, labels, np.empty(size, object), maps)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: self.__dict__[key] for key in ("_source", "_shape", "_asked", "_cache")}
+        return {key: self.__dict__[key] for key in ("_source", "_shape", "_asked", "_cache", "_map_classes")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -123,6 +126,10 @@ class _Decoded:
         map = None
         if "map" in self._asked:
             map = masks.read_map(_require(example, "map"), image.shape[:2], height, width, name=name)
+            if map.max() >= self._map_classes:
+                raise UserError(
+                    f"the map of {name} has class {map.max()}, and the model is told of 0 to {self._map_classes - 1}"
+                )
         return transforms.resize_crop(image, height, width), example.get("label", 0), caption, map
 
 
@@ -234,7 +241,7 @@ def train_batches(
     flip: bool = False,
     cache: bool = False,
     encode: Encode | None = None,
-    map: bool = False,
+    map_classes: int = 0,
     mask: bool = False,
     process_index: int = 0,
     process_count: int = 1,
@@ -245,12 +252,12 @@ def train_batches(
 
     A batch holds "image" float32 [b, H, W, C] in [-1, 1], "index" int64 [b], the examples' places in source, and
     "label" int32 [b] where source has labels; b = batch_size / process_count. With encode, which must be picklable if
-    there are workers, "tokens" int32 [b, N] is what it makes of the captions [b]. With map, "map" int32 [b, H, W] is
-    the semantic map, with the image's crop and mirroring; with mask, "mask" bool [b, H, W] is one of
-    `masks.random_masks`. With flip, half of the images are mirrored, at random, but none whose caption is encoded and
-    says left or right, which would be false of its mirror image. cache keeps decoded images in memory. threads run in
-    each of workers processes, or in this one if workers is 0. Raises UserError for numbers that don't fit together, and
-    for a source that lacks what is asked for.
+    there are workers, "tokens" int32 [b, N] is what it makes of the captions [b]. With map_classes, "map" int32
+    [b, H, W] is the semantic map, whose values are below it, with the image's crop and mirroring; with mask, "mask"
+    bool [b, H, W] is one of `masks.random_masks`. With flip, half of the images are mirrored, at random, but none whose
+    caption is encoded and says left or right, which would be false of its mirror image. cache keeps decoded images in
+    memory. threads run in each of workers processes, or in this one if workers is 0. Raises UserError for numbers that
+    don't fit together, and for a source that lacks what is asked for.
     """
     size = len(source)
     height, width = image_size
@@ -272,22 +279,22 @@ def train_batches(
         raise UserError("the data source has no examples; check its split")
     if mask and min(image_size) < 2:
         raise UserError(f"masks need images of at least 2 x 2 pixels, not {height} x {width}")
-    if cache and (needed := size * height * width * (channels + 4 * map)) > MAX_CACHE:
+    if cache and (needed := size * height * width * (channels + 4 * bool(map_classes))) > MAX_CACHE:
         raise UserError(f"cache=True would hold {needed:,} bytes of pixels, more than {MAX_CACHE:,}; set cache=False")
     if encode is not None:
         _require(source[0], "caption")
-    if map:
+    if map_classes:
         _require(source[0], "map")
-    asked = frozenset(key for key, wanted in (("caption", encode is not None), ("map", map)) if wanted)
+    asked = frozenset(key for key, wanted in (("caption", encode is not None), ("map", map_classes)) if wanted)
     count = batch_size // process_count
     rows = _Rows(
-        decoded=_Decoded(source, (height, width, channels), asked, cache),
+        decoded=_Decoded(source, (height, width, channels), asked, cache, map_classes),
         size=size,
         labelled=source.num_classes is not None,
         seed=seed,
         flip=flip,
         encode=encode,
-        map=map,
+        map=bool(map_classes),
         mask=mask,
         offset=process_index * count,
         count=count,

@@ -64,7 +64,7 @@ def lengths_and_numbers(captions):
     return np.array([[len(caption), int(caption.split()[1].strip(","))] for caption in captions])
 
 
-EVERYTHING = {"encode": lengths_and_numbers, "map": True, "mask": True}
+EVERYTHING = {"encode": lengths_and_numbers, "map_classes": 14, "mask": True}
 
 
 def ramp(index):
@@ -296,7 +296,11 @@ def test_closing_ends_the_threads():
 
 
 def test_a_stream_that_was_never_read_closes():
-    stream().close()
+    """It has no thread then, and what is read of it later begins at the beginning."""
+    batches = stream()
+    batches.close()
+    assert batches.get_state()["position"] == 0
+    assert_same(take(batches, 2), take(stream(), 2))
 
 
 def test_digits_go_on_exactly_in_the_middle_of_an_epoch(tmp_path):
@@ -321,12 +325,12 @@ def test_captions_maps_and_masks_come_where_asked():
     np.testing.assert_array_equal(batch["mask"], masks.random_masks(0, 0, 4, 2, 4))
     assert set(take(stream(Described(10)), 1)[0]) == set(plain)
     # What is asked for beside changes nothing of the images and their order.
-    asked, alone = (take(stream(Described(10), **o), 8) for o in ({"map": True, "mask": True}, {}))
+    asked, alone = (take(stream(Described(10), **o), 8) for o in ({"map_classes": 14, "mask": True}, {}))
     assert_same([{key: batch[key] for key in plain} for batch in asked], alone)
 
 
 def test_maps_are_mirrored_with_their_images():
-    batch = together(take(stream(Described(10), map=True), 20))
+    batch = together(take(stream(Described(10), map_classes=14), 20))
     flipped = batch["map"][:, 0, 0] > batch["map"][:, 0, 3]
     np.testing.assert_array_equal(flipped, flips(batch))
     np.testing.assert_array_equal(np.sort(batch["map"], axis=2), np.tile(np.arange(10, 14), (80, 2, 1)))
@@ -363,11 +367,15 @@ def test_data_that_lacks_what_is_asked_is_refused():
     with pytest.raises(UserError, match="ramp 0 has no caption, which"):
         stream(Ramps(4), encode=lengths_and_numbers)
     with pytest.raises(UserError, match="ramp 0 has no map, which"):
-        stream(Described(4, mapped=False), map=True)
+        stream(Described(4, mapped=False), map_classes=14)
+    refused = stream(Described(4), map_classes=13)
+    with pytest.raises(UserError, match=r"ramp \d has class 13, and the model is told of 0 to 12"):
+        next(refused)
+    refused.close()
     with pytest.raises(UserError, match="masks need images of at least 2 x 2 pixels"):
         stream(image_size=(1, 4), mask=True)
     with pytest.raises(UserError, match=r"would hold 16,200,000,000 bytes"):
-        stream(Described(10), map=True, cache=True, image_size=(18_000, 18_000))
+        stream(Described(10), map_classes=14, cache=True, image_size=(18_000, 18_000))
 
 
 @pytest.mark.parametrize(
