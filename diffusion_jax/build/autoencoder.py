@@ -122,15 +122,7 @@ def train_step(config: ConfigDict, mesh: Mesh, frozen: Mapping[str, Params] = tr
         )
         return total + adversarial * (options.adversarial_weight * weight * generator + judged)
 
-    step = steps.train_step(
-        draw,
-        loss,
-        optimizer(config),
-        ema_decay=config.ema.decay,
-        ema_warmup=config.ema.warmup,
-        accumulate=config.train.accumulate,
-    )
-    return steps.several(step) if config.train.steps_per_dispatch > 1 else step
+    return training.descend(config, draw, loss, optimizer(config))
 
 
 def _weight(net: AutoencoderKL, params: Params, z: Array, reconstruction: Any, generator: Any) -> Array:

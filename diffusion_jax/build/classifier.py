@@ -110,15 +110,7 @@ def train_step(config: ConfigDict, mesh: Mesh) -> steps.Step:
         logits: Any = net.apply(variables, x, noise.conditioning(t), train=True, rngs={"dropout": dropout})
         return optax.softmax_cross_entropy_with_integer_labels(logits, label)
 
-    step = steps.train_step(
-        draw,
-        loss,
-        training.optimizer(config),
-        ema_decay=config.ema.decay,
-        ema_warmup=config.ema.warmup,
-        accumulate=config.train.accumulate,
-    )
-    return steps.several(step) if config.train.steps_per_dispatch > 1 else step
+    return training.descend(config, draw, loss, training.optimizer(config))
 
 
 def compiled_step(config: ConfigDict, mesh: Mesh) -> Any:

@@ -85,14 +85,25 @@ def train_step(config: ConfigDict, model: Model, mesh: Mesh, frozen: Mapping[str
         return objective(apply, model.bind(params).schedule, model.parameterization, x0, cond, t, eps)
 
     adaptive = {"learn_times": sampling.update} if isinstance(sampling, AdaptiveTimes) else {}
+    return descend(config, draw, loss, optimizer(config), **adaptive)
+
+
+def descend(
+    config: ConfigDict,
+    draw: Callable[[Array, steps.Batch, TrainState], steps.Examples],
+    loss: Callable[[Params, steps.Examples, Array], Array],
+    optimizer: optax.GradientTransformation,
+    **learn_times: Any,
+) -> steps.Step:
+    """`train.step.train_step` with the average, accumulation and steps a dispatch of config: what all tasks share."""
     step = steps.train_step(
         draw,
         loss,
-        optimizer(config),
+        optimizer,
         ema_decay=config.ema.decay,
         ema_warmup=config.ema.warmup,
         accumulate=config.train.accumulate,
-        **adaptive,
+        **learn_times,
     )
     return steps.several(step) if config.train.steps_per_dispatch > 1 else step
 
