@@ -127,6 +127,8 @@ def guided(model: Model, how: Sampling, guides: Guides = ALONE) -> Guided:
         raise UserError("guidance_rescale and guidance_interval need a guidance other than 1")
     if len(how.guidance_interval) not in (0, 2):
         raise UserError(f"guidance_interval is (low, high) of sigma / alpha, or (); got {how.guidance_interval}")
+    if how.decode_tile and (model.autoencoder is None or how.decode_tile < 2):
+        raise UserError(f"decode_tile is of a model of latents, 2 or more of them, or 0; got {how.decode_tile}")
     if model.autoencoder is not None and how.threshold == "static":
         raise UserError("threshold static clips to [-1, 1], which latents exceed; choose none")
     if classifier is not None:

@@ -60,8 +60,7 @@ def mesh(config: ConfigDict) -> Mesh:
 def train_step(config: ConfigDict, model: Model, mesh: Mesh, frozen: Mapping[str, Params] = FROZEN) -> steps.Step:
     """The step of config, not yet compiled: its loss at its times, conditions dropped for classifier-free guidance.
 
-    A batch holds "image", or "mean" and "logvar" of its latents, and what `batches` adds for the model's conditions;
-    frozen is the model's, on the devices.
+    A batch holds "image" and what `batches` adds for the model's conditions; frozen is the model's, on the devices.
     """
     sampling = time_sampling(config.times)
     objective = _objective(config, model)
@@ -109,13 +108,10 @@ def descend(
 
 
 def _x0(model: Model, key: Array, batch: Mapping[str, Array], frozen: Mapping[str, Params]) -> Array:
-    """The images, or samples of their latents: the same whether these are encoded here or were stored."""
+    """The images, or samples of their latents."""
     if model.autoencoder is None:
         return batch["image"]
-    if "mean" in batch:
-        mean, logvar = batch["mean"], batch["logvar"]
-    else:
-        mean, logvar = model.autoencoder.encode(frozen["autoencoder"], batch["image"])
+    mean, logvar = model.autoencoder.encode(frozen["autoencoder"], batch["image"])
     return sample_posterior(mean, logvar, jax.random.normal(key, mean.shape))
 
 

@@ -7,7 +7,16 @@ from absl import flags
 
 from diffusion_jax.errors import UserError
 
-OVERRIDES = ("sampler", "grid", "steps", "guidance", "guidance_rescale", "guidance_interval", "threshold")
+OVERRIDES = (
+    "sampler",
+    "grid",
+    "steps",
+    "guidance",
+    "guidance_rescale",
+    "guidance_interval",
+    "threshold",
+    "decode_tile",
+)
 """Flags that replace a key of the config's sampling."""
 
 ASKED = ("label", "prompt", "prompts", "negative_prompt", "low_res", "augment", "map")
@@ -41,6 +50,7 @@ def define(values: flags.FlagValues, *, num: int) -> None:
         "guidance_interval", None, "low,high: guide only where sigma / alpha is between.", flag_values=values
     )
     flags.DEFINE_string("threshold", None, "Threshold of x0: none, static or dynamic.", flag_values=values)
+    flags.DEFINE_integer("decode_tile", None, "Latents on a side decoded at once; 0 is all.", flag_values=values)
     flags.DEFINE_bool("ema", True, "Sample from the averaged parameters.", flag_values=values)
     flags.DEFINE_integer("step", None, "Checkpoint to sample from; the newest if left out.", flag_values=values)
 

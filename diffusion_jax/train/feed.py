@@ -26,7 +26,7 @@ def device_batches(
     host: HostBatches,
     mesh: Mesh,
     *,
-    names: Sequence[str] = ("image", "label", "tokens", "map", "mask", "mean", "logvar"),
+    names: Sequence[str] = ("image", "label", "tokens", "map", "mask"),
     steps_per_dispatch: int = 1,
     ahead: int = 2,
 ) -> Iterator[tuple[Batch, Any]]:

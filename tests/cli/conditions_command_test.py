@@ -141,6 +141,10 @@ def test_latents_need_their_own_workdir_alone(trained, home, tmp_path):
         large = ["--prompt=", f"--init_image={home}/large.png", "--expand=4,0,0,2"]
         assert sample(root, tmp_path / "wide", *large, "--num=1") == 0
         assert images(tmp_path / "wide").shape == (1, 22, 28, 3)
+        assert sample(root, tmp_path / "tiled", *large, "--num=1", "--decode_tile=8") == 0
+        whole, tiled = (images(tmp_path / name)[0].astype(int) for name in ("wide", "tiled"))
+        np.testing.assert_array_equal(tiled[:20, 4:], whole[:20, 4:])  # what was given
+        assert 0 < np.abs(tiled - whole).mean() < 20  # a tile's norms see the tile alone
     finally:
         moved.rename(home / "autoencoder")
 
@@ -180,6 +184,7 @@ def test_a_classifier_guides_a_model_without_classes(trained, home, tmp_path):
         ("map", ["--map={home}/map.png", "--classifier={home}/map"], "--classifier is the workdir of a classifier"),
         ("autoencoder", [], "samples are drawn from one of task diffusion"),
         ("latent", ["--prompt=a"], "give --init_image with --mask or --expand"),
+        ("map", ["--map={home}/map.png", "--decode_tile=4"], "decode_tile is of a model of latents"),
         ("latent", ["--prompt=a", "--threshold=static"], "latents exceed; choose none"),
     ],
 )
