@@ -137,7 +137,7 @@ def test_the_source_holds_the_pictures(built):
 
 def test_a_batch_of_shapes_is_aligned(built):
     source = built("shapes:16,30")
-    options = {"image_size": (16, 16), "channels": 3, "batch_size": 30, "seed": 0, "flip": True, "map": True}
+    options = {"image_size": (16, 16), "channels": 3, "batch_size": 30, "seed": 0, "flip": True, "map_classes": 4}
     batches = train_batches(source, **options)
     batch = next(batches)
     batches.close()
