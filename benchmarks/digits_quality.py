@@ -1,6 +1,7 @@
 """Are the digits right, and are they new? 500 samples of a trained digits workdir against the 1,797 real digits.
 
     python benchmarks/digits_quality.py --workdir=runs/digits [--num=500 --guidance=2.0]
+    python benchmarks/digits_quality.py --workdir=runs/digits_plain --classifier=runs/digits_classifier --scale=4
 
 Right: a support vector classifier trained on the real digits agrees with the requested label. Its own accuracy, on
 digits held out from its training, is printed beside. New: the distance from each sample to its nearest real digit,
@@ -20,6 +21,7 @@ from sklearn.svm import SVC
 
 from diffusion_jax.runs.conditions import Asked
 from diffusion_jax.runs.sample import sample
+from diffusion_jax.runs.trained import GuidedBy
 
 
 def quality(images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -48,7 +50,10 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--num", type=int, default=500)
     parser.add_argument("--guidance", type=float, default=None)
+    parser.add_argument("--classifier", type=Path, default=None)
+    parser.add_argument("--scale", type=float, default=1.0)
     arguments = parser.parse_args()
+    guided_by = GuidedBy(arguments.classifier, arguments.scale)
     with tempfile.TemporaryDirectory() as folder:
         sample(
             arguments.workdir,
@@ -60,6 +65,7 @@ def main() -> None:
             step=None,
             average=True,
             overwrite=False,
+            guided_by=guided_by,
             guidance=arguments.guidance,
         )
         with np.load(Path(folder, "out", "samples.npz")) as arrays:

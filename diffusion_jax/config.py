@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -26,6 +27,9 @@ def base() -> ConfigDict:
                 "width": 8,
                 "channels": 1,  # 1, 3 or 4 (alpha)
                 "flip": False,  # mirror half of the images, at random
+                "precomputed": "",  # folder of latents or text features that `diffusion-jax precompute` made; "": none
+                "corrupt_limit": 0,  # unreadable examples that are skipped and named before the run ends
+                "log_examples": False,  # write which examples each step was given, to examples/
                 "cache": False,  # hold the decoded images in memory
                 "threads": 4,
                 "workers": 0,  # processes that read and decode; 0 uses threads alone
@@ -53,6 +57,7 @@ def base() -> ConfigDict:
                 "resample": "conv",  # conv | block: residual blocks between levels (ADM)
                 "head_channels": 0,  # channels of an attention head; 0 leaves it to `heads`
                 "patch": 1,  # side of the patches whose pixels are channels to the network
+                "pooled_text": False,  # one vector for the text, beside its tokens, added to the time embedding (GLIDE)
                 "depth": 1,  # layers of each spatial transformer, where there is text
                 "epsilon": 1e-6,  # of the group norms; 1e-5 in ADM and Stable Diffusion
                 "sinusoids": "ddpm",  # ddpm | adm: form of the time embedding; adm in Stable Diffusion too
@@ -83,29 +88,45 @@ def base() -> ConfigDict:
                 "discriminator_layers": 3,
             },
             "optimizer": {
-                "name": "adam",  # adam | adamw
+                "name": "adam",  # adam | adamw | muon
                 "learning_rate": 2e-4,
                 "warmup": 0,  # steps
                 "decay": "constant",  # constant | cosine (to 0 at the last step)
                 "b1": 0.9,
                 "b2": 0.999,
                 "eps": 1e-8,
-                "weight_decay": 0.0,  # adamw only
+                "weight_decay": 0.0,  # adamw and muon
                 "clip": 1.0,  # global norm of the gradient; 0 does not clip
             },
-            "ema": {"decay": 0.9999, "warmup": True},
+            "ema": {
+                "decay": 0.9999,
+                "warmup": True,
+                "profiles": (),  # sigma_rel of averages kept for `sample --ema=LENGTH`, such as (0.05, 0.10); (): none
+                "every": 0,  # steps between snapshots of them
+            },
             "train": {
                 "steps": 1000,
                 "batch_size": 128,  # global, whatever the mesh
                 "accumulate": 1,  # micro-batches a step
                 "steps_per_dispatch": 1,  # steps in one call to the device
                 "nonfinite_limit": 10,  # steps in a row without a finite loss before a roll-back to a checkpoint
-                "nonfinite_rollbacks": 2,  # roll-backs before the run gives up
+                "nonfinite_rollbacks": 2,  # roll-backs, of either kind, before the run gives up
+                "spike_factor": 0.0,  # a loss this many times its running median is a spike; 0: none is
+                "spike_window": 100,  # steps of the median
+                "spike_limit": 10,  # spikes in a row before a roll-back
                 "hang_seconds": 0,  # a phase that takes longer ends the run (sampling, compiling: ten times); 0: none
             },
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # sizes; -1 takes the rest
+            # Sizes; -1 takes the rest. zero splits optimizer state and averages over data too (arXiv:1910.02054).
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "zero": False},
             "log_every": 50,  # steps, as all that follow
-            "checkpoint": {"every": 1000, "keep": 2, "keep_every": 0},  # keep_every 0: only the newest `keep`
+            "checkpoint": {
+                "every": 1000,
+                "keep": 2,
+                "keep_every": 0,  # 0: only the newest `keep`
+                "best": 0,  # keep so many of the best too, by an evaluation in training
+                "best_metric": "fd",  # a score of `evaluate`
+                "direction": "min",  # min | max: which is better
+            },
             "sample": {
                 "every": 1000,  # a grid of samples in training; 0: none
                 "num": 64,
@@ -119,6 +140,21 @@ def base() -> ConfigDict:
                 "decode_tile": 0,  # latents on a side of what is decoded at once; 0: all
                 "prompts": (),  # of the grid in training; (): captions of the data
             },
+            "evaluate": {  # in training, as `diffusion-jax evaluate` does, of samples as `sample` says
+                "every": 0,  # 0: never
+                "num": 1000,
+                "metrics": ("fd",),
+                "features": "",  # inception, clip, or the workdir of a classifier
+                "weights": "",  # of inception and clip
+                "clip": "",  # folder of the model of clip_score
+                "reference": "",  # .npz of statistics; "": real images
+                "real": -1,  # real images to compare with; 0: all, -1: num
+                "kid_size": 1000,
+                "kid_subsets": 100,
+                "seed": 0,
+                "batch": 64,
+                "split": "",  # of the real images; "": that of training
+            },
         }
     )
     return config.lock()
@@ -130,8 +166,32 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The config that `to_json` wrote, with the types of `base()`: JSON's lists become tuples again."""
-    return check(json.loads(text))
+    """The config that `to_json` wrote, with the types of `base()`: JSON's lists become tuples again.
+
+    Keys that the version which wrote it did not have, of which `newer` tells, take their defaults: those of a new key
+    leave everything as it was.
+    """
+    return check(_completed(base().to_dict(), json.loads(text)))
+
+
+def newer(text: str) -> list[str]:
+    """The keys of `base()` that the config in text lacks, dotted."""
+    return list(_missing(base().to_dict(), json.loads(text)))
+
+
+def _completed(defaults: dict[str, Any], values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    sections = {k: _completed(v, values[k]) for k, v in defaults.items() if isinstance(v, dict) and k in values}
+    return defaults | values | sections
+
+
+def _missing(defaults: dict[str, Any], values: Any, prefix: str = "") -> Iterator[str]:
+    for key, default in defaults.items():
+        if key not in values:
+            yield f"{prefix}{key}"
+        elif isinstance(default, dict) and isinstance(values[key], dict):
+            yield from _missing(default, values[key], f"{prefix}{key}.")
 
 
 def check(values: Any) -> ConfigDict:

@@ -1,5 +1,7 @@
 """The text that chooses a function, and a config's JSON."""
 
+import json
+
 import pytest
 
 from diffusion_jax import config as configs
@@ -54,6 +56,17 @@ def test_json_round_trip_keeps_values_and_types():
     again = configs.from_json(configs.to_json(config))
     assert again.to_dict() == config.to_dict()
     assert isinstance(again.model.multipliers, tuple)
+
+
+def test_the_config_of_an_earlier_version_is_completed_by_defaults():
+    values = configs.base().to_dict()
+    del values["model"]["patch"], values["mesh"]
+    values["seed"] = 7
+    assert set(configs.newer(json.dumps(values))) == {"model.patch", "mesh"}
+    assert configs.from_json(json.dumps(values)).to_dict() == configs.base().to_dict() | {"seed": 7}
+    values["model"]["chanels"] = 3
+    with pytest.raises(UserError, match="unknown key config.model.chanels"):
+        configs.from_json(json.dumps(values))
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,19 @@
 """From a config to objects; the only reader of a config. Everything below takes plain arguments."""
 
-from diffusion_jax.build import autoencoder, classifier
+from diffusion_jax.build import autoencoder, classifier, precompute
 from diffusion_jax.build.classifier import Classifier
 from diffusion_jax.build.data import batches, source, tokenizer
 from diffusion_jax.build.editing import Edit, edit_program
 from diffusion_jax.build.latent import Autoencoder
 from diffusion_jax.build.model import Model, model, schedule
+from diffusion_jax.build.precompute import digest, precompute_program, precomputed
 from diffusion_jax.build.sampling import Guides, Sampling, guided, sample_program, sampling, trajectory_program
 from diffusion_jax.build.training import (
     abstract_state,
     compiled_step,
+    examples,
     initial_state,
+    layout,
     mesh,
     optimizer,
     time_sampling,
@@ -29,12 +32,18 @@ __all__ = [
     "batches",
     "classifier",
     "compiled_step",
+    "digest",
     "edit_program",
+    "examples",
     "guided",
     "initial_state",
+    "layout",
     "mesh",
     "model",
     "optimizer",
+    "precompute",
+    "precompute_program",
+    "precomputed",
     "sample_program",
     "sampling",
     "schedule",

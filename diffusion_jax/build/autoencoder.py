@@ -53,8 +53,8 @@ def abstract_state(config: ConfigDict) -> TrainState:
 
 def initial_state(config: ConfigDict, mesh: Mesh) -> TrainState:
     """The state before the first step, each array born where it will live."""
-    layout = sharding.tree_sharding(abstract_state(config), mesh)
-    return jax.jit(lambda: _state(config), out_shardings=layout)()
+    where = training.layout(config, abstract_state(config), mesh)
+    return jax.jit(lambda: _state(config), out_shardings=where)()
 
 
 def _state(config: ConfigDict) -> TrainState:
@@ -63,7 +63,7 @@ def _state(config: ConfigDict) -> TrainState:
     params = {"autoencoder": network(config).init(key, x)["params"]}
     if judge := discriminator(config):
         params["discriminator"] = judge.init(jax.random.fold_in(key, 1), x)["params"]
-    return create(params, optimizer(config))
+    return create(params, optimizer(config), profiles=len(config.ema.profiles))
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:

@@ -80,14 +80,14 @@ def abstract_state(config: ConfigDict) -> TrainState:
 
 def initial_state(config: ConfigDict, mesh: Mesh) -> TrainState:
     """The state before the first step, each array born where it will live."""
-    layout = sharding.tree_sharding(abstract_state(config), mesh)
-    return jax.jit(lambda: _state(config), out_shardings=layout)()
+    where = training.layout(config, abstract_state(config), mesh)
+    return jax.jit(lambda: _state(config), out_shardings=where)()
 
 
 def _state(config: ConfigDict) -> TrainState:
     x = jnp.zeros((1, config.data.height, config.data.width, config.data.channels))
     params = network(config).init(jax.random.key(config.seed), x, jnp.zeros(1))["params"]
-    return create(params, training.optimizer(config))
+    return create(params, training.optimizer(config), profiles=len(config.ema.profiles))
 
 
 def train_step(config: ConfigDict, mesh: Mesh) -> steps.Step:

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.build.model import Model
 from diffusion_jax.data import pipeline, sources
+from diffusion_jax.data.precomputed import Precomputed
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
 
@@ -32,11 +33,19 @@ def batches(
     model: Model | None = None,
     tokenizer: Tokenizer | None = None,
     *,
+    precomputed: Precomputed | None = None,
     split: bool = True,
 ) -> pipeline.TrainBatches:
     """Endless training batches, with what the model's conditions are made of; split: this process's slice of each."""
     spatial = model.spatial if model else ()
     encode = partial(model.text.encode, tokenizer) if model and model.text and tokenizer else None
+    if precomputed is not None and "text" in precomputed.names:
+        encode = None
+    if precomputed is not None and "mean" in precomputed.names and spatial:
+        raise UserError(
+            f"{', '.join(config.spatial)} is made of the image, and data.precomputed={precomputed.folder} has latents "
+            "alone; precompute the text alone, or nothing"
+        )
     return pipeline.train_batches(
         data,
         image_size=(config.data.height, config.data.width),
@@ -50,6 +59,8 @@ def batches(
         process_index=jax.process_index() if split else 0,
         process_count=jax.process_count() if split else 1,
         encode=encode,
+        precomputed=precomputed,
+        corrupt_limit=config.data.corrupt_limit,
         map_classes=sum(condition.channels(1).get("map", 0) for condition in spatial),
         mask=any("mask" in condition.reads for condition in spatial),
     )

@@ -27,10 +27,12 @@ INCEPTION = "inception"
 class Features:
     """A network whose features and classes samples are measured by."""
 
-    apply: Callable[[Array], Mapping[str, Array]]
-    """uint8 [B, H, W, C] -> "pooled" [B, D] and "probabilities" [B, classes], float32; each image by itself."""
+    apply: Callable[[Array | np.ndarray], Mapping[str, Array]]
+    """uint8 [B, H, W, C] -> "pooled" [B, D], "probabilities" [B, classes] and of Inception sFID's "spatial" [B, D'],
+    float32; each image by itself."""
     record: Mapping[str, Any]
     """What a result says of it: extractor, sha256, resize."""
+    spatial: bool = False
 
     @property
     def name(self) -> str:
@@ -50,7 +52,7 @@ def inception(weights: Path, mesh: Mesh) -> Features:
     net = InceptionV3()
     like = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3), jnp.uint8))["params"]
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    params = jax.device_put(inception_weights.load(weights, digest, like), sharding.replicated(mesh))
+    params = sharding.to_mesh(inception_weights.load(weights, digest, like), sharding.replicated(mesh))
 
     def program(params: Params, images: Array) -> dict[str, Array]:
         if images.shape[-1] == 4:
@@ -58,15 +60,16 @@ def inception(weights: Path, mesh: Mesh) -> Features:
         if images.shape[-1] == 1:
             images = jnp.repeat(images, 3, axis=-1)
         out: Any = net.apply({"params": params}, images)
-        return {"pooled": out["2048"], "probabilities": jax.nn.softmax(out["logits_unbiased"])}
+        classes = jax.nn.softmax(out["logits_unbiased"])
+        return {"pooled": out["2048"], "probabilities": classes, "spatial": out["spatial"]}
 
     record = {"extractor": INCEPTION, "sha256": digest, "resize": f"tensorflow 1 bilinear to {SIDE} x {SIDE}"}
-    return Features(_compiled(program, params, mesh), record)
+    return Features(_compiled(program, params, mesh), record, spatial=True)
 
 
 def classifier(trained: Classifier, schedule: Schedule, name: str, mesh: Mesh) -> Features:
     """What a classifier trained here pools before its last layer, at t = 0: of images of its own size alone."""
-    params = jax.device_put(trained.params, sharding.replicated(mesh))
+    params = sharding.to_mesh(trained.params, sharding.replicated(mesh))
 
     def program(params: Params, images: Array) -> dict[str, Array]:
         if images.shape[1:] != trained.shape:
@@ -84,7 +87,7 @@ def classifier(trained: Classifier, schedule: Schedule, name: str, mesh: Mesh) -
     return Features(_compiled(program, params, mesh), record)
 
 
-def _compiled(program: Callable[..., dict[str, Array]], params: Params, mesh: Mesh) -> Callable[[Array], Any]:
+def _compiled(program: Callable[..., dict[str, Array]], params: Params, mesh: Mesh) -> Callable[[Any], Any]:
     split = sharding.batch_sharding(mesh)
     run = jax.jit(program, in_shardings=(None, split), out_shardings=split)
     return lambda images: run(params, images)

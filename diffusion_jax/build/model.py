@@ -49,6 +49,11 @@ class Model:
         return self.autoencoder.latent_shape(self.shape) if self.autoencoder else self.shape
 
     @property
+    def pooled_text(self) -> bool:
+        """Whether the network is told one vector for the whole text, beside its tokens."""
+        return isinstance(self.network, UNet) and self.network.pooled_text
+
+    @property
     def frozen(self) -> dict[str, Params]:
         """The weights that training leaves as they are, on the host."""
         weights = {} if self.autoencoder is None else {"autoencoder": self.autoencoder.params}
@@ -72,6 +77,8 @@ class Model:
         cond: dict[str, Array] = {"label": jnp.zeros(1, jnp.int32)} if self.num_classes else {}
         if self.text:
             cond["text"] = jnp.zeros((1, self.text.length, self.text.width))
+            if self.pooled_text:
+                cond["text_pooled"] = jnp.zeros((1, self.text.width))
         channels = x.shape[-1]
         for condition in self.spatial:
             cond |= {name: jnp.zeros((1, *x.shape[1:-1], c)) for name, c in condition.channels(channels).items()}
@@ -140,7 +147,8 @@ class Model:
         train = dropout is not None
         encoded: Any = self.text.network.apply({"params": params}, cond["tokens"], train=train, rngs=rngs)
         rest = {name: value for name, value in cond.items() if name != "tokens"}
-        return rest | {"text": encoded.hidden, "text_mask": encoded.mask}
+        pooled = {"text_pooled": encoded.pooled} if self.pooled_text else {}
+        return rest | {"text": encoded.hidden, "text_mask": encoded.mask} | pooled
 
 
 def schedule(text: str) -> Schedule:
@@ -179,6 +187,8 @@ def model(config: ConfigDict, autoencoder: Autoencoder | None = None, text_folde
     shape = (config.data.height, config.data.width, config.data.channels)
     x_channels = autoencoder.latent_shape(shape)[-1] if autoencoder else config.data.channels
     encoder = text(config.text, text_folder)
+    if options["pooled_text"] and encoder is None:
+        raise UserError("model.pooled_text needs a text encoder; give `text`")
     spatial = tuple(from_spec(spec, SPATIAL, "spatial condition") for spec in config.spatial)
     network = NETWORKS[name](
         out_channels=x_channels * (2 if parameterization.learned_variance else 1),

@@ -9,7 +9,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax.build import autoencoder, classifier, training
+from diffusion_jax.build.latent import Autoencoder
 from diffusion_jax.build.model import Model
+from diffusion_jax.build.model import model as training_model
 from diffusion_jax.build.sampling import sample_program, sampling
 from diffusion_jax.core.schedules.learned import Learned
 from diffusion_jax.errors import UserError
@@ -22,9 +24,23 @@ Traced = Any
 
 def mesh(config: ConfigDict, devices: Any) -> Mesh:
     """The mesh of config over these devices; raises UserError unless it divides the batch."""
-    built = sharding.mesh(**config.mesh.to_dict(), devices=devices)
+    built = sharding.mesh(**{axis: config.mesh[axis] for axis in sharding.AXES}, devices=devices)
     sharding.check_batch(built, config.train.batch_size, config.train.accumulate)
     return built
+
+
+def model(config: ConfigDict, autoencoder_config: ConfigDict) -> Model:
+    """The model of a latent config before its autoencoder is trained: one of autoencoder_config, by its shapes.
+
+    Raises UserError where that is no config of an autoencoder, or config works in pixels.
+    """
+    if not config.latent:
+        raise UserError("--autoencoder is for a config with `latent`; this one works in pixels")
+    if autoencoder_config.task != "autoencoder":
+        raise UserError(f"--autoencoder is a config of task autoencoder; got one of task {autoencoder_config.task}")
+    params = autoencoder.abstract_state(autoencoder_config).ema["autoencoder"]
+    unit = 1.0  # the scale of the latents, which is measured in training; it changes nothing of a plan
+    return training_model(config, Autoencoder(autoencoder.network(autoencoder_config), params, unit))
 
 
 def abstract_state(config: ConfigDict, model: Model | None) -> TrainState:
@@ -34,14 +50,24 @@ def abstract_state(config: ConfigDict, model: Model | None) -> TrainState:
     return {"autoencoder": autoencoder, "classifier": classifier}[config.task].abstract_state(config)
 
 
-def abstract_batch(config: ConfigDict, model: Model | None) -> dict[str, ShapeDtypeStruct]:
-    """The shapes of one batch of what the step reads."""
+def abstract_batch(config: ConfigDict, model: Model | None, *, precomputed: bool = True) -> dict[str, ShapeDtypeStruct]:
+    """The shapes of one batch of what the step reads: with precomputed, latents and features where config has such."""
     n, (height, width) = config.train.batch_size, (config.data.height, config.data.width)
+    precomputed = precomputed and bool(config.data.precomputed)
     batch = {"image": ShapeDtypeStruct((n, height, width, config.data.channels), jnp.float32)}
+    if precomputed and model is not None and model.autoencoder is not None:
+        batch = {name: ShapeDtypeStruct((n, *model.x_shape), jnp.float32) for name in ("mean", "logvar")}
     if config.task != "autoencoder" and config.model.num_classes:
         batch["label"] = ShapeDtypeStruct((n,), jnp.int32)
     if model is not None and model.text is not None:
-        batch["tokens"] = ShapeDtypeStruct((n, model.text.length), jnp.int32)
+        length = model.text.length
+        if precomputed and not model.text.trained:
+            batch["text"] = ShapeDtypeStruct((n, length, model.text.width), jnp.float32)
+            batch["text_mask"] = ShapeDtypeStruct((n, length), jnp.bool_)
+            if model.pooled_text:
+                batch["text_pooled"] = ShapeDtypeStruct((n, model.text.width), jnp.float32)
+        else:
+            batch["tokens"] = ShapeDtypeStruct((n, length), jnp.int32)
     reads = {entry for condition in model.spatial for entry in condition.reads} if model else set()
     kinds = {"map": jnp.int32, "mask": jnp.bool_}
     return batch | {name: ShapeDtypeStruct((n, height, width), kinds[name]) for name in sorted(reads)}
@@ -75,7 +101,8 @@ def traced_sampler(config: ConfigDict, model: Model, mesh: Mesh) -> tuple[Traced
         return ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere)
 
     params = jax.tree.map(held, training.abstract_state(config, model).ema)
-    batch = {name: jnp.zeros((1, *a.shape[1:]), a.dtype) for name, a in abstract_batch(config, model).items()}
+    read = abstract_batch(config, model, precomputed=False)
+    batch = {name: jnp.zeros((1, *a.shape[1:]), a.dtype) for name, a in read.items()}
     cond: dict[str, Any] = {name: a for name, a in batch.items() if name in ("label", "tokens")}
     for condition in model.spatial:
         cond |= condition.parts(batch) | {level: jnp.zeros(1) for level in condition.levels}
@@ -92,6 +119,23 @@ def without_remat(config: ConfigDict) -> ConfigDict | None:
     with plain.unlocked():
         plain.model.remat = False
     return plain
+
+
+def laid_out(config: ConfigDict, *, fsdp: int, tensor: int, remat: bool, accumulate: int) -> ConfigDict:
+    """The same training in another layout: no key that changes its result."""
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.mesh.update(data=-1, fsdp=fsdp, tensor=tensor)
+        changed.train.accumulate = accumulate
+        if changed.task == "diffusion":
+            changed.model.remat = remat
+    return changed
+
+
+def accumulations(config: ConfigDict, share: int) -> list[int]:
+    """Powers of 2, rising: numbers of micro-batches into which config's batch splits, each over so many devices."""
+    options = [2**i for i in range(config.train.batch_size.bit_length())]
+    return [n for n in options if config.train.batch_size % (share * n) == 0]
 
 
 def check_task(config: ConfigDict, *, sample: bool) -> None:

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -13,7 +14,7 @@ from diffusion_jax.data import tokens
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop import huggingface_text
-from diffusion_jax.nets.text import TEXT_ENCODERS, TextTransformer
+from diffusion_jax.nets.text import TEXT_ENCODERS, ClipText, TextTransformer
 from diffusion_jax.spec import from_spec
 from diffusion_jax.train.state import Params
 
@@ -46,7 +47,12 @@ class Text:
         return self.params is None
 
     def learn_tokenizer(self, captions: Iterable[str]) -> Tokenizer:
-        """The published tokenizer, or one learned from the captions."""
+        """The published tokenizer, or one learned from the captions; UserError for an encoder without weights."""
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(self.params)):
+            raise UserError(
+                "text='clip(...)' has sizes and no weights, so it can be planned and nothing else; train with "
+                "text=\"huggingface(folder='...')\", the folder of its weights"
+            )
         return tokens.from_folder(self.tokenizer) if self.tokenizer else tokens.train(captions, self.vocabulary)
 
     def encode(self, tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
@@ -81,7 +87,19 @@ def huggingface(folder: str, length: int = 77, penultimate: bool = False, dtype:
     return Text(network, options["width"], length, options["vocabulary"], found.params, folder, found.tokenizer)
 
 
-TEXTS: dict[str, Callable[..., Text]] = {"transformer": transformer, "huggingface": huggingface}
+def clip(width: int = 768, layers: int = 12, heads: int = 12, length: int = 77, dtype: str = "float32") -> Text:
+    """A frozen CLIP text encoder by its sizes alone, ViT-L's by default: enough to plan with before its weights are at
+    hand.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"clip takes a dtype of {' or '.join(DTYPES)}; got {dtype!r}")
+    network = ClipText(width=width, layers=layers, heads=heads, hidden=4 * width, length=length, dtype=DTYPES[dtype])
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    params = jax.eval_shape(network.init, jax.random.key(0), tokens)["params"]
+    return Text(network, width, length, network.vocabulary, params)
+
+
+TEXTS: dict[str, Callable[..., Text]] = {"transformer": transformer, "huggingface": huggingface, "clip": clip}
 
 
 def text(spec: str, folder: str = "") -> Text | None:

@@ -24,6 +24,7 @@ from diffusion_jax.spec import from_spec
 from diffusion_jax.train import optimizer as optimizers
 from diffusion_jax.train import sharding
 from diffusion_jax.train import step as steps
+from diffusion_jax.train.ema import gamma_of
 from diffusion_jax.train.state import Params, TrainState, create
 
 _EPS_START = "eps_start"  # the noise of VDM's reconstruction term, drawn with the other draws of a step
@@ -52,18 +53,25 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 def mesh(config: ConfigDict) -> Mesh:
     """The device mesh; raises UserError unless it divides the batch."""
-    built = sharding.mesh(**config.mesh.to_dict())
+    built = sharding.mesh(**{axis: config.mesh[axis] for axis in sharding.AXES})
     sharding.check_batch(built, config.train.batch_size, config.train.accumulate)
     return built
 
 
-def train_step(config: ConfigDict, model: Model, mesh: Mesh, frozen: Mapping[str, Params] = FROZEN) -> steps.Step:
-    """The step of config, not yet compiled: its loss at its times, conditions dropped for classifier-free guidance.
+def layout(config: ConfigDict, abstract: TrainState, mesh: Mesh) -> Any:
+    """Where each array of the training state lives: a tree of NamedShardings."""
+    return sharding.tree_sharding(abstract, mesh, zero=config.mesh.zero)
 
-    A batch holds "image" and what `batches` adds for the model's conditions; frozen is the model's, on the devices.
+
+def examples(
+    config: ConfigDict, model: Model, frozen: Mapping[str, Params] = FROZEN
+) -> Callable[[Array, steps.Batch, TrainState], steps.Examples]:
+    """(key, batch, state) -> the noised examples of a step: x0, conditions, times and noise, as config draws them.
+
+    A batch holds "image", or "mean" and "logvar" of its latents, and what `batches` adds for the model's conditions;
+    frozen is the model's, on the devices.
     """
     sampling = time_sampling(config.times)
-    objective = _objective(config, model)
 
     def draw(key: Array, batch: Mapping[str, Array], state: TrainState) -> steps.Examples:
         t_key, eps_key, cond_key = jax.random.split(key, 3)
@@ -78,13 +86,21 @@ def train_step(config: ConfigDict, model: Model, mesh: Mesh, frozen: Mapping[str
             cond = cond | {_EPS_START: jax.random.normal(jax.random.fold_in(key, 4), x0.shape)}
         return steps.Examples(x0, cond, t, jax.random.normal(eps_key, x0.shape), weight)
 
+    return draw
+
+
+def train_step(config: ConfigDict, model: Model, mesh: Mesh, frozen: Mapping[str, Params] = FROZEN) -> steps.Step:
+    """The step of config, not yet compiled: its loss on `examples`."""
+    sampling = time_sampling(config.times)
+    objective = _objective(config, model)
+
     def loss(params: Params, examples: steps.Examples, dropout: Array) -> Array:
         apply = lambda x, t, cond: model.apply(sharding.gather(params, mesh), x, t, cond, dropout)  # noqa: E731
         x0, cond, t, eps, _ = examples
         return objective(apply, model.bind(params).schedule, model.parameterization, x0, cond, t, eps)
 
     adaptive = {"learn_times": sampling.update} if isinstance(sampling, AdaptiveTimes) else {}
-    return descend(config, draw, loss, optimizer(config), **adaptive)
+    return descend(config, examples(config, model, frozen), loss, optimizer(config), **adaptive)
 
 
 def descend(
@@ -102,17 +118,30 @@ def descend(
         ema_decay=config.ema.decay,
         ema_warmup=config.ema.warmup,
         accumulate=config.train.accumulate,
+        gammas=gammas(config),
         **learn_times,
     )
     return steps.several(step) if config.train.steps_per_dispatch > 1 else step
 
 
+def gammas(config: ConfigDict) -> tuple[float, ...]:
+    """Of the profiles that config keeps; raises UserError for a length that none has."""
+    return tuple(gamma_of(sigma) for sigma in config.ema.profiles)
+
+
 def _x0(model: Model, key: Array, batch: Mapping[str, Array], frozen: Mapping[str, Params]) -> Array:
-    """The images, or samples of their latents."""
+    """The images, or samples of their latents: the same whether these are encoded here or were precomputed."""
     if model.autoencoder is None:
         return batch["image"]
-    mean, logvar = model.autoencoder.encode(frozen["autoencoder"], batch["image"])
+    if "mean" in batch:
+        mean, logvar = batch["mean"], batch["logvar"]
+    else:
+        mean, logvar = model.autoencoder.encode(frozen["autoencoder"], batch["image"])
     return sample_posterior(mean, logvar, jax.random.normal(key, mean.shape))
+
+
+FEATURES = ("text", "text_mask", "text_pooled")
+"""What a batch holds in place of tokens where the captions' features were precomputed."""
 
 
 def _conditions(
@@ -122,13 +151,17 @@ def _conditions(
     cond: dict[str, Any] = {}
     if model.num_classes:
         cond["label"] = batch["label"]
-    if model.text:
+    encoded = {name: batch[name] for name in FEATURES if name in batch}  # precomputed
+    if model.text and not encoded:
         cond["tokens"] = batch["tokens"]
-    if cond:
-        out = jax.random.bernoulli(key, dropout, (len(next(iter(cond.values()))),))
+    if cond or encoded:
+        out = jax.random.bernoulli(key, dropout, (len(next(iter((cond | encoded).values()))),))
         null = model.null(cond)
+        if encoded and model.text:
+            nothing = {"tokens": jnp.asarray(model.text.null)[None]}
+            null, cond = {**null, **model.encode_text(frozen["text"], nothing)}, cond | encoded
         cond = {name: jnp.where(out.reshape(-1, *(1,) * (a.ndim - 1)), null[name], a) for name, a in cond.items()}
-    if model.text and not model.text.trained:
+    if "tokens" in cond and model.text and not model.text.trained:
         cond = dict(model.encode_text(frozen["text"], cond))
     for i, condition in enumerate(model.spatial):
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, i))
@@ -180,29 +213,31 @@ def compile_step(
     config: ConfigDict, mesh: Mesh, abstract: TrainState, make: Callable[[Mapping[str, Params]], steps.Step]
 ) -> Any:
     """(state, batch, seed, frozen) -> make(frozen)(state, batch, seed), jitted over the mesh; the state is donated."""
-    layout = sharding.tree_sharding(abstract, mesh)
+    where = layout(config, abstract, mesh)
     everywhere = sharding.replicated(mesh)
     batch = sharding.batch_sharding(mesh, leading=int(config.train.steps_per_dispatch > 1))
     return jax.jit(
         lambda state, batch, seed, frozen: make(frozen)(state, batch, seed),
-        in_shardings=(layout, batch, everywhere, everywhere),
-        out_shardings=(layout, everywhere),
+        in_shardings=(where, batch, everywhere, everywhere),
+        out_shardings=(where, everywhere),
         donate_argnums=0,
     )
 
 
 def abstract_state(config: ConfigDict, model: Model) -> TrainState:
     """The shapes of the training state; nothing is allocated."""
-    return jax.eval_shape(lambda: _state(config, model))
+    return jax.eval_shape(lambda: random_state(config, model))
 
 
 def initial_state(config: ConfigDict, model: Model, mesh: Mesh) -> TrainState:
     """The state before the first step, each array born where it will live."""
-    layout = sharding.tree_sharding(abstract_state(config, model), mesh)
-    return jax.jit(lambda: _state(config, model), out_shardings=layout)()
+    where = layout(config, abstract_state(config, model), mesh)
+    return jax.jit(lambda: random_state(config, model), out_shardings=where)()
 
 
-def _state(config: ConfigDict, model: Model) -> TrainState:
+def random_state(config: ConfigDict, model: Model) -> TrainState:
+    """The state before the first step, drawn from config.seed."""
     sampling = time_sampling(config.times)
     history = sampling.init(model.schedule) if isinstance(sampling, AdaptiveTimes) else ()
-    return create(model.init(jax.random.key(config.seed)), optimizer(config), history)
+    params = model.init(jax.random.key(config.seed))
+    return create(params, optimizer(config), history, profiles=len(config.ema.profiles))

@@ -6,12 +6,15 @@ diffusion-jax evaluate --workdir=runs/cifar --metrics=fd --num=50000 --features=
 diffusion-jax evaluate reference --config=configs/digits.py --features=runs/digits_classifier --out=digits.npz
 diffusion-jax evaluate compare --a=runs/digits/evaluations/A.json --b=runs/digits/evaluations/B.json
 
-bits_per_dim is of num real images and needs a model of pixels. The others compare num samples, drawn as `sample` draws
-them, with num real images: fd (FID, with InceptionV3's features), kid, precision_recall and inception_score.
+bits_per_dim is of num real images and needs a model of pixels. fd (FID, with InceptionV3's features), sfd, kid,
+precision_recall, inception_score and memorisation compare num samples, drawn as `sample` draws them, with real images;
+psnr and ssim are of models that restore an image, and of autoencoders; clip_score of models that are told captions. An
+evaluation that was killed goes on where it was, by the same command.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -21,8 +24,20 @@ from diffusion_jax.errors import UserError
 
 def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """The command's flags."""
+    define_measuring(values)
+    sampling.define_guides(values)
+    flags.DEFINE_string("out", None, "New JSON file; in WORKDIR/evaluations if left out.", flag_values=values)
+
+
+def define_measuring(values: flags.FlagValues) -> None:
+    """The flags that say how a checkpoint is measured, of every command that does."""
     flags.DEFINE_string("workdir", None, "Folder of the run to measure.", flag_values=values)
-    flags.DEFINE_list("metrics", [], "Of bits_per_dim, fd, kid, precision_recall, inception_score.", flag_values=values)
+    flags.DEFINE_list(
+        "metrics",
+        [],
+        "Of bits_per_dim, fd, sfd, kid, precision_recall, inception_score, memorisation, psnr, ssim, clip_score.",
+        flag_values=values,
+    )
     sampling.define(values, num=1000)
     flags.DEFINE_integer("batch", 64, "Images at once; changes no result but by rounding.", flag_values=values)
     flags.DEFINE_string("split", None, "Split of the data; the config's if left out.", flag_values=values)
@@ -34,28 +49,48 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
         "draws, adaptive steps.",
         flag_values=values,
     )
-    flags.DEFINE_string("features", "", "inception, or the workdir of a classifier trained here.", flag_values=values)
-    flags.DEFINE_string("weights", None, "Of inception: its .safetensors file.", flag_values=values)
-    flags.DEFINE_string("reference", None, "Of fd: .npz of statistics, not the config's data.", flag_values=values)
+    flags.DEFINE_string("features", "", "inception, clip, or the workdir of a classifier.", flag_values=values)
+    flags.DEFINE_string("weights", None, "Inception's .safetensors file, or CLIP's folder.", flag_values=values)
+    flags.DEFINE_string("clip", None, "Of clip_score: folder of a CLIP model.", flag_values=values)
+    flags.DEFINE_string(
+        "reference", None, "Of fd and sfd: .npz of statistics, not the config's data.", flag_values=values
+    )
     flags.DEFINE_integer("kid_size", 1000, "Images in a subset of kid.", flag_values=values)
     flags.DEFINE_integer("kid_subsets", 100, "Subsets of kid.", flag_values=values)
-    flags.DEFINE_string("out", None, "New JSON file; in WORKDIR/evaluations if left out.", flag_values=values)
+    flags.DEFINE_integer(
+        "real", None, "Real images to compare with, 0 for all; as many as samples if left out.", flag_values=values
+    )
+    flags.DEFINE_float(
+        "save_seconds", 60.0, "Seconds between saves of what is done, to go on from.", flag_values=values
+    )
 
 
 def run(values: flags.FlagValues) -> None:
     """Evaluates."""
     if not values.workdir:
         raise UserError("evaluate needs --workdir=FOLDER and --metrics=NAME,...")
-    from diffusion_jax.runs.evaluate import Judged, Likelihood, evaluate
+    from diffusion_jax.runs.evaluate import evaluate
 
-    weights, reference, out = (Path(p) if p else None for p in (values.weights, values.reference, values.out))
-    evaluate(
+    out = Path(values.out) if values.out else None
+    evaluate(request(values, guided_by=sampling.guided_by(values)), out=out, save_seconds=values.save_seconds)
+
+
+def request(values: flags.FlagValues, **more: Any) -> Any:
+    """What the flags ask for, as a `runs.evaluate.Request`."""
+    from diffusion_jax.runs.evaluate import Judged, Likelihood, Request
+
+    weights, reference, clip = (Path(p) if p else None for p in (values.weights, values.reference, values.clip))
+    said = sampling.arguments(values)
+    overrides = {name: said.pop(name) for name in sampling.OVERRIDES}
+    return Request(
         Path(values.workdir),
-        metrics=values.metrics,
+        metrics=tuple(values.metrics),
         batch=values.batch,
         split=values.split,
         likelihood=Likelihood(values.method, values.likelihood_steps),
-        judged=Judged(values.features, weights, reference, values.kid_size, values.kid_subsets),
-        out=out,
-        **sampling.arguments(values),
+        judged=Judged(values.features, weights, reference, values.kid_size, values.kid_subsets, clip),
+        real=values.real,
+        overrides=overrides,
+        **said,
+        **more,
     )

@@ -2,6 +2,8 @@
 
 import importlib
 import sys
+import traceback
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,12 +17,16 @@ COMMANDS = {
     "figures": "draw schedules, the forward process, a checkpoint's trajectory: --out=figures [--workdir=runs/digits]",
     "evaluate": "measure a checkpoint: --workdir=runs/digits --metrics=bits_per_dim,fd --features=runs/classifier",
     "evaluate compare": "two evaluations side by side, if they are alike: --a=A.json --b=B.json",
+    "evaluate heatmap": "scores by checkpoint and sampling: --workdir=runs/digits --over=guidance=1,2,4 --out=heatmap",
     "evaluate reference": "statistics of images: --config=configs/digits.py --features=runs/classifier --out=a.npz",
+    "precompute": "keep latents and text features of a config's data: --config=configs/shapes_latent.py --out=latents",
     "plan": "say what a config takes on a machine, TPU or not: --config=configs/digits.py --topology=v5e:4x4",
+    "launch": "start train on a cluster, or show how: slurm --nodes=2 --gpus=8 --time=24:00:00 --dry-run -- train ...",
+    "sweep": "train a config many times, and rank: --config=configs/digits.py --sweep=FILE --workdir=runs/sweep",
     "checkpoint verify": "find what is damaged of a workdir's checkpoints: --workdir=runs/digits [--step=1000]",
 }
 
-MODULES = {"evaluate compare": "compare", "evaluate reference": "reference"}
+MODULES = {"evaluate compare": "compare", "evaluate heatmap": "heatmap", "evaluate reference": "reference"}
 """Of commands of two words whose module is not the first."""
 
 DONE, BAD_INPUT, NON_FINITE = 0, 2, 3
@@ -28,11 +34,18 @@ DONE, BAD_INPUT, NON_FINITE = 0, 2, 3
 
 def entry() -> None:
     """The console script."""
-    sys.exit(main(sys.argv[1:]))
+    try:
+        status = main(sys.argv[1:])
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if status and (processes := sys.modules.get("diffusion_jax.train.processes")):
+        processes.leave(status)
+    sys.exit(status)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one command; returns its exit status: 0 done, 2 bad input, 3 a loss that is not finite."""
+    """Runs one command; returns its exit status: 0 done, 2 bad input, 3 a loss that is not finite or jumped."""
     name, *rest = arguments or ["--help"]
     if rest and f"{name} {rest[0]}" in COMMANDS:
         name, rest = f"{name} {rest[0]}", rest[1:]
@@ -41,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         return DONE
     if name not in COMMANDS:
         return _fail(f"unknown command {name!r}; choose from {', '.join(COMMANDS)}")
-    from diffusion_jax.train.loop import NonFiniteLossError  # imports jax: not for --help
+    from diffusion_jax.train.loop import DivergedError  # imports jax: not for --help
 
     command = importlib.import_module(f"diffusion_jax.cli.{MODULES.get(name, name.partition(' ')[0])}")
     logging.set_verbosity(logging.ERROR)  # orbax explains its defaults in warnings
@@ -54,34 +67,51 @@ def main(arguments: Sequence[str]) -> int:
         if {"--help", "-h"} & set(rest):
             print(command.__doc__, values.main_module_help() or values.get_help(), sep="\n")
             return DONE
-        _parse(values, name, rest)
-        command.run(values)
+        words = parse(values, name, rest)
+        for flag in ("workdir", "out"):
+            if flag in values and values[flag].value:
+                values[flag].value = _local(flag, str(values[flag].value))
+        if words and not getattr(command, "TAKES_WORDS", False):
+            raise UserError(f"unexpected argument {words[0]!r}; every option is written --flag=value")
+        status = command.run(values, words) if words else command.run(values)
     except (UserError, flags.Error) as error:
         return _fail(str(error))
     except OSError as error:  # a full disk, a folder that cannot be written: the system's own sentence, with the path
         return _fail(str(error))
-    except NonFiniteLossError as error:
+    except DivergedError as error:
         _fail(str(error))
         return NON_FINITE
-    return DONE
+    return status or DONE
 
 
-def _parse(values: flags.FlagValues, name: str, arguments: Sequence[str]) -> None:
-    """Reads the flags; a config file is Python and runs here, its overrides checked against its keys and types."""
+def parse(values: flags.FlagValues, name: str, arguments: Sequence[str]) -> list[str]:
+    """Reads the flags and returns what is none; a config file is Python and runs here, its overrides checked against
+    its keys and types.
+    """
     for argument in arguments:
-        path = argument.removeprefix("--config=").partition(":")[0]
-        if argument.startswith("--config=") and not Path(path).is_file():
+        flag, _, path = argument.partition(":")[0].partition("=")
+        if flag in ("--config", "--autoencoder") and not Path(path).is_file():
             raise UserError(f"no config file {path}; give the path of one, as in --config=configs/digits.py")
     try:
-        unparsed = values([f"diffusion-jax {name}", *arguments])[1:]
-        if "config" in values and values.config is not None:
-            values.config.keys()  # what its loading raised is raised at the first access
+        words = values([f"diffusion-jax {name}", *arguments])[1:]
+        for flag in ("config", "autoencoder"):
+            if flag in values and (given := values[flag].value) is not None:
+                given.keys()  # what its loading raised is raised at the first access
     except KeyError as error:
         raise UserError(f"unknown config key: {error.args[0]}") from error
     except (OSError, AttributeError, TypeError, ValueError, ImportError, SyntaxError) as error:
         raise UserError(f"cannot read the config: {error}") from error
-    if unparsed:
-        raise UserError(f"unexpected argument {unparsed[0]!r}; every option is written --flag=value")
+    return words
+
+
+def _local(flag: str, path: str) -> str:
+    """The path that a file:// URL means; raises UserError for another, which pathlib would take for a local folder."""
+    scheme, separator, rest = path.partition("://")
+    if not separator:
+        return path
+    if scheme != "file" or not rest.startswith("/"):
+        raise UserError(f"--{flag}={path} is no local path; give one, or file:///PATH: a bucket is mounted, by gcsfuse")
+    return urllib.request.url2pathname(rest)
 
 
 def _fail(message: str) -> int:

@@ -18,8 +18,8 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     config_flags.DEFINE_config_file(
         "config", None, "Config file; --config.KEY=VALUE changes a key.", flag_values=values, sys_argv=list(arguments)
     )
-    flags.DEFINE_string("features", "", "inception, or the workdir of a classifier trained here.", flag_values=values)
-    flags.DEFINE_string("weights", None, "Of inception: its .safetensors file.", flag_values=values)
+    flags.DEFINE_string("features", "", "inception, clip, or the workdir of a classifier.", flag_values=values)
+    flags.DEFINE_string("weights", None, "Inception's .safetensors file, or CLIP's folder.", flag_values=values)
     flags.DEFINE_string("split", None, "Split of the data; the config's if left out.", flag_values=values)
     flags.DEFINE_integer("num", 0, "Images; 0 is all of the split.", flag_values=values)
     flags.DEFINE_integer("batch", 64, "Images at once; changes no result but by rounding.", flag_values=values)
@@ -30,8 +30,8 @@ def run(values: flags.FlagValues) -> None:
     """Writes the statistics."""
     if not values.config or not values.out:
         raise UserError("evaluate reference needs --config=FILE, --features=NAME and --out=FILE.npz")
-    from diffusion_jax.runs.measured_samples import Judged
     from diffusion_jax.runs.reference import reference
+    from diffusion_jax.runs.ruler import Judged
 
     judged = Judged(values.features, Path(values.weights) if values.weights else None)
     out, num, batch = Path(values.out), values.num, values.batch

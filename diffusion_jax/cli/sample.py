@@ -34,10 +34,7 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     flags.DEFINE_integer(
         "resample", 4, "Turns of each step where a part is kept (RePaint); more fit better.", flag_values=values
     )
-    flags.DEFINE_string("classifier", None, "Workdir of a classifier that guides to --label.", flag_values=values)
-    flags.DEFINE_float("classifier_scale", 1.0, "How strongly it guides.", flag_values=values)
-    flags.DEFINE_string("weak", None, "Workdir of a weaker model that --guidance leads away from.", flag_values=values)
-    flags.DEFINE_integer("weak_step", None, "Its checkpoint; the newest if left out.", flag_values=values)
+    sampling.define_guides(values)
     flags.DEFINE_bool("invert", False, "Start from the noise that DDIM finds in --init_image.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace the samples in --out.", flag_values=values)
 
@@ -48,18 +45,8 @@ def run(values: flags.FlagValues) -> None:
         raise UserError("sample needs --workdir=FOLDER and --out=FOLDER")
     from diffusion_jax.runs.sample import sample
 
-    for name, of in (("classifier_scale", "classifier"), ("weak_step", "weak")):
-        if values[name].present and not values[of].value:
-            raise UserError(f"--{name} needs its --{of}=WORKDIR too")
-    options = sampling.arguments(values) | {"given": _given(values), "guided_by": _guided_by(values)}
+    options = sampling.arguments(values) | {"given": _given(values), "guided_by": sampling.guided_by(values)}
     sample(Path(values.workdir), Path(values.out), batch=values.batch, overwrite=values.overwrite, **options)
-
-
-def _guided_by(values: flags.FlagValues) -> Any:
-    from diffusion_jax.runs.trained import GuidedBy
-
-    classifier, weak = (Path(folder) if folder else None for folder in (values.classifier, values.weak))
-    return GuidedBy(classifier, values.classifier_scale, weak, values.weak_step)
 
 
 def _given(values: flags.FlagValues) -> Any:

@@ -51,8 +51,23 @@ def define(values: flags.FlagValues, *, num: int) -> None:
     )
     flags.DEFINE_string("threshold", None, "Threshold of x0: none, static or dynamic.", flag_values=values)
     flags.DEFINE_integer("decode_tile", None, "Latents on a side decoded at once; 0 is all.", flag_values=values)
-    flags.DEFINE_bool("ema", True, "Sample from the averaged parameters.", flag_values=values)
+    flags.DEFINE_string(
+        "ema",
+        "true",
+        "Average of the parameters: true is the one in training, false (or --noema) none, a number the length "
+        "sigma_rel of one that a run with ema.profiles gives.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool("noema", False, "--ema=false.", flag_values=values)
     flags.DEFINE_integer("step", None, "Checkpoint to sample from; the newest if left out.", flag_values=values)
+
+
+def define_guides(values: flags.FlagValues) -> None:
+    """Defines what names other networks that guide the model."""
+    flags.DEFINE_string("classifier", None, "Workdir of a classifier that guides to --label.", flag_values=values)
+    flags.DEFINE_float("classifier_scale", 1.0, "How strongly it guides.", flag_values=values)
+    flags.DEFINE_string("weak", None, "Workdir of a weaker model that --guidance leads away from.", flag_values=values)
+    flags.DEFINE_integer("weak_step", None, "Its checkpoint; the newest if left out.", flag_values=values)
 
 
 def arguments(values: flags.FlagValues) -> dict[str, Any]:
@@ -64,8 +79,37 @@ def arguments(values: flags.FlagValues) -> dict[str, Any]:
             chosen["guidance_interval"] = tuple(float(text) for text in interval)
         except ValueError as error:
             raise UserError(f"--guidance_interval is two numbers, as in 0.2,1.5; got {','.join(interval)}") from error
-    rest = {"num": values.num, "seed": values.seed, "asked": _asked(values), "step": values.step, "average": values.ema}
+    rest = {
+        "num": values.num,
+        "seed": values.seed,
+        "asked": _asked(values),
+        "step": values.step,
+        "average": average(values),
+    }
     return chosen | rest
+
+
+def guided_by(values: flags.FlagValues) -> Any:
+    """What the flags of `define_guides` say."""
+    from diffusion_jax.runs.trained import GuidedBy
+
+    for name, of in (("classifier_scale", "classifier"), ("weak_step", "weak")):
+        if values[name].present and not values[of].value:
+            raise UserError(f"--{name} needs its --{of}=WORKDIR too")
+    classifier, weak = (Path(folder) if folder else None for folder in (values.classifier, values.weak))
+    return GuidedBy(classifier, values.classifier_scale, weak, values.weak_step)
+
+
+def average(values: flags.FlagValues) -> bool | float:
+    """What --ema says: whether the parameters are averaged, or the length of the average."""
+    if values.noema:
+        return False
+    if values.ema.lower() in ("true", "false"):
+        return values.ema.lower() == "true"
+    try:
+        return float(values.ema)
+    except ValueError:
+        raise UserError(f"--ema is true, false or a length such as 0.1; got {values.ema}") from None
 
 
 def _asked(values: flags.FlagValues) -> Any:

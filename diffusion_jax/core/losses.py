@@ -70,7 +70,7 @@ def denoising_loss(
     *,
     weighting: weightings.Weighting | None = None,
     distance: Distance | None = None,
-    vlb_weight: float = 0.001,
+    vlb_weight: float | Array = 0.001,
 ) -> Array:
     """weight(t) times the mean over pixels and channels of distance(output - target); [B], float32.
 
@@ -87,7 +87,7 @@ def denoising_loss(
     loss = jnp.mean((distance or l2())(error), axis=tuple(range(1, error.ndim)))
     if weighting is not None:
         loss = weighting(schedule, parameterization, t) * loss
-    if parameterization.learned_variance and vlb_weight:
+    if parameterization.learned_variance and (isinstance(vlb_weight, Array) or vlb_weight):
         prediction = parameterization.to_prediction(out, x, level)
         fixed = jax.tree.map(jax.lax.stop_gradient, prediction)._replace(fraction=prediction.fraction)
         loss = loss + vlb_weight * _vlb(schedule, x0, x, t, fixed, "learned")

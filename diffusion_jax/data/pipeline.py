@@ -16,14 +16,17 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
 from diffusion_jax.data import masks, transforms
-from diffusion_jax.data.example import Example, Source
+from diffusion_jax.data.corrupt import Skipped
+from diffusion_jax.data.decoded import Decoded, require
+from diffusion_jax.data.example import Source
+from diffusion_jax.data.precomputed import Precomputed
 from diffusion_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -61,111 +64,41 @@ def coins(seed: int, first: int, count: int) -> np.ndarray:
     return raw[::4] >> np.uint64(63) == 1
 
 
-class _Examples(NamedTuple):
-    """Examples as they were decoded, before what chance does to them."""
-
-    images: np.ndarray  # uint8 [B, H, W, C]
-    labels: np.ndarray  # int32 [B], arbitrary where the source has none
-    captions: np.ndarray  # of str [B], or of None where they are not asked for
-    maps: np.ndarray  # int32 [B, H, W], or [B, 0, 0] where they are not asked for
-
-    def take(self, rows: np.ndarray) -> "_Examples":
-        return _Examples(self.images[rows], self.labels[rows], self.captions[rows], self.maps[rows])
-
-    def put(self, row: int, image: np.ndarray, label: int, caption: str | None, map: np.ndarray | None) -> None:
-        self.images[row], self.labels[row], self.captions[row] = image, label, caption
-        if map is not None:
-            self.maps[row] = map
-
-
-class _Decoded:
-    """The examples of a source, decoded, optionally held in memory once they were read."""
-
-    def __init__(
-        self, source: Source, shape: tuple[int, int, int], asked: frozenset[str], cache: bool, map_classes: int
-    ):
-        self._source, self._shape, self._asked, self._cache = source, shape, asked, cache
-        self._map_classes = map_classes
-        self._hold()
-
-    def _hold(self) -> None:
-        size = len(self._source) if self._cache else 0
-        self._examples, self._held = self._room(size), np.zeros(size, bool)
-
-    def _room(self, size: int) -> _Examples:
-        height, width, _ = self._shape
-        maps = np.empty((size, height, width) if "map" in self._asked else (size, 0, 0), np.int32)
-        images, labels = np.empty((size, *self._shape), np.uint8), np.empty(size, np.int32)
-        return _Examples(images, labels, np.empty(size, object), maps)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: self.__dict__[key] for key in ("_source", "_shape", "_asked", "_cache", "_map_classes")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._hold()
-
-    def read(self, indices: np.ndarray) -> _Examples:
-        """The examples at indices [B]; raises UserError that names one that lacks what is asked for."""
-        if not self._cache:
-            examples = self._room(len(indices))
-            for row, index in enumerate(indices):
-                examples.put(row, *self._read_one(int(index)))
-            return examples
-        for index in np.unique(indices[~self._held[indices]]):
-            self._examples.put(index, *self._read_one(int(index)))
-            self._held[index] = True  # last: another thread may be looking
-        return self._examples.take(indices)
-
-    def _read_one(self, index: int) -> tuple[np.ndarray, int, str | None, np.ndarray | None]:
-        height, width, channels = self._shape
-        example = self._source[index]
-        name = example["name"]
-        image = transforms.decode(example["image"], channels=channels, name=name)
-        caption = _require(example, "caption") if "caption" in self._asked else None
-        map = None
-        if "map" in self._asked:
-            map = masks.read_map(_require(example, "map"), image.shape[:2], height, width, name=name)
-            if map.max() >= self._map_classes:
-                raise UserError(
-                    f"the map of {name} has class {map.max()}, and the model is told of 0 to {self._map_classes - 1}"
-                )
-        return transforms.resize_crop(image, height, width), example.get("label", 0), caption, map
-
-
-def _require(example: Example, key: Literal["caption", "map"]) -> Any:
-    if key not in example:
-        raise UserError(
-            f"{example['name']} has no {key}, which the model is trained on; use data with a {key} for each"
-        )
-    return example[key]
-
-
 @dataclasses.dataclass(frozen=True)
 class _Rows:
     """Our process's rows of the batch that starts at a position of the stream; what threads and workers run."""
 
-    decoded: _Decoded
+    decoded: Decoded
     size: int  # of the source
     labelled: bool
     seed: int
     flip: bool
+    captioned: bool
     encode: Encode | None
     map: bool
     mask: bool
+    precomputed: Precomputed | None
     offset: int  # of the first of our rows in the global batch
     count: int
 
+    def indices(self, start: int) -> np.ndarray:
+        """The examples of our rows, int64 [count], whether they can be read or not."""
+        return example_indices(self.seed, self.size, start + self.offset, self.count)
+
     def __call__(self, start: int) -> Batch:
         first = start + self.offset
-        index = example_indices(self.seed, self.size, first, self.count)
-        images, labels, captions, maps = self.decoded.read(index)
+        index, images, labels, captions, maps = self.decoded.read(self.indices(start))
+        where = None
         if self.flip:
             where = coins(self.seed, first, self.count)
-            if self.encode:
+            if self.captioned:
                 where &= [_SIDED.search(caption) is None for caption in captions]
             images, maps = transforms.mirror(images, where), transforms.mirror(maps, where)
-        batch = {"image": transforms.to_float(images), "index": index}
+        batch = {"index": index}
+        if self.precomputed:
+            batch |= self.precomputed.read(index, where)
+        if images.size:
+            batch["image"] = transforms.to_float(images)
         if self.labelled:
             batch["label"] = labels
         if self.encode:
@@ -180,7 +113,18 @@ class _Rows:
 class TrainBatches:
     """An endless iterator of batches, prepared ahead in threads or worker processes; `train_batches` makes one."""
 
-    def __init__(self, rows: _Rows, *, batch_size: int, fingerprint: str, threads: int, workers: int, prefetch: int):
+    def __init__(
+        self,
+        rows: _Rows,
+        *,
+        batch_size: int,
+        fingerprint: str,
+        threads: int,
+        workers: int,
+        prefetch: int,
+        corrupt_limit: int = 0,
+    ):
+        self.skipped = Skipped(corrupt_limit, rows.size, rows.decoded.read_one)
         self._rows, self._batch_size, self._fingerprint = rows, batch_size, fingerprint
         self._threads, self._workers, self._prefetch = threads, workers, prefetch
         self._position = 0
@@ -195,6 +139,8 @@ class TrainBatches:
             if self._batches is None:
                 self._batches = self._open()
             batch = next(self._batches)
+            if self.skipped.limit:
+                self.skipped.compare(self._rows.indices(self._position), batch["index"])
             self._position += self._batch_size
         # Workers hand over shared memory, which would leak if a batch outlived the iterator.
         return {key: np.array(array) for key, array in batch.items()} if self._workers else batch
@@ -243,6 +189,8 @@ def train_batches(
     encode: Encode | None = None,
     map_classes: int = 0,
     mask: bool = False,
+    precomputed: Precomputed | None = None,
+    corrupt_limit: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     threads: int = 4,
@@ -255,8 +203,11 @@ def train_batches(
     there are workers, "tokens" int32 [b, N] is what it makes of the captions [b]. With map_classes, "map" int32
     [b, H, W] is the semantic map, whose values are below it, with the image's crop and mirroring; with mask, "mask"
     bool [b, H, W] is one of `masks.random_masks`. With flip, half of the images are mirrored, at random, but none whose
-    caption is encoded and says left or right, which would be false of its mirror image. cache keeps decoded images in
-    memory. threads run in each of workers processes, or in this one if workers is 0. Raises UserError for numbers that
+    caption the model is told says left or right, which would be false of its mirror image. With precomputed, a batch
+    holds its arrays too, and no image if latents are among them. cache keeps decoded images in memory. threads run in
+    each of workers processes, or in this one if workers is 0. Up to corrupt_limit examples of this process that cannot
+    be read are named, and others take their place, which "index" tells. Raises UserError for the next one, for numbers
+    that
     don't fit together, and for a source that lacks what is asked for.
     """
     size = len(source)
@@ -269,6 +220,7 @@ def train_batches(
         "seed": (seed, 0),
         "threads": (threads, 0),
         "workers": (workers, 0),
+        "corrupt_limit": (corrupt_limit, 0),
     }
     for name, (value, minimum) in least.items():
         if value < minimum:
@@ -281,21 +233,28 @@ def train_batches(
         raise UserError(f"masks need images of at least 2 x 2 pixels, not {height} x {width}")
     if cache and (needed := size * height * width * (channels + 4 * bool(map_classes))) > MAX_CACHE:
         raise UserError(f"cache=True would hold {needed:,} bytes of pixels, more than {MAX_CACHE:,}; set cache=False")
+    if precomputed is not None:
+        _check_precomputed(precomputed, source, flip=flip, spatial=mask or map_classes > 0)
     if encode is not None:
-        _require(source[0], "caption")
+        require(source[0], "caption")
     if map_classes:
-        _require(source[0], "map")
-    asked = frozenset(key for key, wanted in (("caption", encode is not None), ("map", map_classes)) if wanted)
+        require(source[0], "map")
+    latents = precomputed is not None and "mean" in precomputed.names
+    captioned = encode is not None or (precomputed is not None and "text" in precomputed.names)
+    asks = {"image": not latents, "caption": captioned, "map": map_classes}
+    asked = frozenset(key for key, wanted in asks.items() if wanted)
     count = batch_size // process_count
     rows = _Rows(
-        decoded=_Decoded(source, (height, width, channels), asked, cache, map_classes),
+        decoded=Decoded(source, (height, width, channels), asked, cache, map_classes, corrupt_limit),
         size=size,
         labelled=source.num_classes is not None,
         seed=seed,
         flip=flip,
+        captioned=captioned,
         encode=encode,
         map=bool(map_classes),
         mask=mask,
+        precomputed=precomputed,
         offset=process_index * count,
         count=count,
     )
@@ -306,4 +265,17 @@ def train_batches(
         threads=threads,
         workers=workers,
         prefetch=max(threads, 2),
+        corrupt_limit=corrupt_limit,
     )
+
+
+def _check_precomputed(found: Precomputed, source: Source, *, flip: bool, spatial: bool) -> None:
+    if found.fingerprint != source.fingerprint:
+        raise UserError(
+            f"the arrays in {found.folder} are of the data {found.fingerprint!r}, but the source is "
+            f"{source.fingerprint!r}; precompute them of this data"
+        )
+    if "mean" in found.names and flip and not found.flip:
+        raise UserError(f"{found.folder} has no latents of mirror images; precompute with data.flip, or train without")
+    if "mean" in found.names and spatial:
+        raise UserError(f"a mask or map goes with an image, and {found.folder} has latents alone; train without it")

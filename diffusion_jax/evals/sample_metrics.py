@@ -2,14 +2,18 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.evals import moments, neighbours, scores
-from diffusion_jax.evals.moments import Moments, Statistics
+from diffusion_jax.evals.gathering import Gathered, Wanted
+from diffusion_jax.evals.moments import Statistics
+
+SHOWN, SHOWN_NEIGHBOURS = 16, 4
+"""Of memorisation: the samples nearest to training images, and how many of these stand beside each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,16 +24,16 @@ class Options:
     kid_subsets: int = 100
     neighbours: int = 3
     splits: int = 10  # of the Inception score
+    copied: float = 0.5  # of memorisation: the ratio of distances below which a sample counts as a copy
 
 
 @dataclasses.dataclass(frozen=True)
-class Gathered:
-    """What is left of the features of N images: no more than the metrics take."""
+class Suspects:
+    """The samples that lie nearest to training images, nearest first."""
 
-    count: int
-    moments: Moments | None
-    pooled: np.ndarray | None  # [N, D]
-    probabilities: np.ndarray | None  # [N, classes]
+    samples: np.ndarray  # [n] places among the samples
+    ratio: np.ndarray  # [n] as of `neighbours.Memorisation`
+    images: np.ndarray  # [n, k] places of their nearest training images among these
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,11 @@ class Score:
     std: float | None = None
     how: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    suspects: Suspects | None = None
+
+
+Compare = Callable[[Gathered, Any, Options], dict[str, Score]]
+"""(what is gathered of the samples, what of the real images, options) -> scores by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,58 +56,119 @@ class Metric:
     """One or more scores of samples against real images."""
 
     label: str  # with the features of FID
-    other: str  # with other features
-    real: bool  # whether it looks at real images
-    gathers: str  # moments | pooled | probabilities
-    least: Callable[[Options], tuple[int, str]]  # the fewest images of each set, and what asks for them
-    scores: Callable[[Gathered, Any, Options], dict[str, Score]]
+    other: str  # with other features; "": the score's name
+    scores: Compare
+    least: Callable[[Options], tuple[int, str]] = lambda options: (1, "it")
+    """The fewest images of each set, and what asks for them."""
+    moments: str = ""  # the feature whose moments it takes of samples and, if real, of real images
+    kept: tuple[str, ...] = ()  # features that it takes of each image
+    real: bool = True  # whether it looks at real images as a set
+    needs: str = ""  # originals | captions: what a sample is judged by beside the features
 
 
-def _fd(samples: Gathered, real: Statistics, options: Options) -> dict[str, Score]:
-    assert samples.moments is not None
-    ours = moments.statistics(samples.moments)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        value = scores.frechet_distance(ours.mean, ours.covariance, real.mean, real.covariance)
-    return {"fd": Score(value, notes=tuple(str(warning.message) for warning in caught))}
+def _distance(name: str, feature: str) -> Compare:
+    """The Fréchet distance of the moments of a feature; real is their `Statistics`."""
+
+    def compare(samples: Gathered, real: Statistics, options: Options) -> dict[str, Score]:
+        ours = moments.statistics(samples.moments[feature])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            value = scores.frechet_distance(ours.mean, ours.covariance, real.mean, real.covariance)
+        return {name: Score(value, notes=tuple(str(warning.message) for warning in caught))}
+
+    return compare
 
 
 def _kid(samples: Gathered, real: Gathered, options: Options) -> dict[str, Score]:
-    assert samples.pooled is not None
-    assert real.pooled is not None
-    mean, std = scores.kernel_distance(samples.pooled, real.pooled, size=options.kid_size, subsets=options.kid_subsets)
+    ours, theirs = samples.kept["pooled"], real.kept["pooled"]
+    mean, std = scores.kernel_distance(ours, theirs, size=options.kid_size, subsets=options.kid_subsets)
     return {"kid": Score(mean, std, {"size": options.kid_size, "subsets": options.kid_subsets})}
 
 
 def _precision_recall(samples: Gathered, real: Gathered, options: Options) -> dict[str, Score]:
-    assert samples.pooled is not None
-    assert real.pooled is not None
-    found = neighbours.precision_recall(samples.pooled, real.pooled, options.neighbours)
+    found = neighbours.precision_recall(samples.kept["pooled"], real.kept["pooled"], options.neighbours)
     how = {"neighbours": options.neighbours}
     return {"precision": Score(found.precision, how=how), "recall": Score(found.recall, how=how)}
 
 
 def _inception_score(samples: Gathered, real: object, options: Options) -> dict[str, Score]:
-    assert samples.probabilities is not None
-    mean, std = scores.inception_score(samples.probabilities, options.splits)
+    mean, std = scores.inception_score(samples.kept["probabilities"], options.splits)
     return {"inception_score": Score(mean, std, {"splits": options.splits})}
 
 
+def _memorisation(samples: Gathered, real: Gathered, options: Options) -> dict[str, Score]:
+    found = neighbours.memorisation(
+        samples.kept["pooled"], real.kept["pooled"], k=min(SHOWN_NEIGHBOURS, real.count), threshold=options.copied
+    )
+    first = np.argsort(found.ratio, kind="stable")[:SHOWN]
+    shown = Suspects(first, found.ratio[first], found.neighbours.index[first])
+    how = {"threshold": options.copied}
+    return {
+        "copied": Score(found.copied, how=how, suspects=shown),
+        "median_ratio": Score(float(np.median(found.ratio))),
+    }
+
+
+def _mean_of(name: str) -> Compare:
+    def compare(samples: Gathered, real: object, options: Options) -> dict[str, Score]:
+        values = np.asarray(samples.kept[name], np.float64)
+        finite = values[np.isfinite(values)]
+        if not len(finite):
+            raise UserError(f"{name} is infinite: every image is its original to the byte")
+        equal = len(values) - len(finite)
+        notes = (f"{equal} of {len(values)} images are their originals to the byte and are left out of the mean",)
+        return {name: Score(float(finite.mean()), float(finite.std()), notes=notes if equal else ())}
+
+    return compare
+
+
 METRICS: dict[str, Metric] = {
-    "fd": Metric("FID", "FD", True, "moments", lambda o: (2, "a covariance"), _fd),
-    "kid": Metric("KID", "KD", True, "pooled", lambda o: (o.kid_size, "a subset of kid (--kid_size)"), _kid),
+    "fd": Metric("FID", "FD", _distance("fd", "pooled"), lambda o: (2, "a covariance"), "pooled"),
+    "sfd": Metric("sFID", "spatial FD", _distance("sfd", "spatial"), lambda o: (2, "a covariance"), "spatial"),
+    "kid": Metric("KID", "KD", _kid, lambda o: (o.kid_size, "a subset of kid (--kid_size)"), kept=("pooled",)),
     "precision_recall": Metric(
-        "", "", True, "pooled", lambda o: (o.neighbours + 1, "a neighbourhood of precision_recall"), _precision_recall
+        "",
+        "",
+        _precision_recall,
+        lambda o: (o.neighbours + 1, "a neighbourhood of precision_recall"),
+        kept=("pooled",),
     ),
     "inception_score": Metric(
         "Inception score",
         "classifier score",
-        False,
-        "probabilities",
-        lambda o: (o.splits, "a split of inception_score"),
         _inception_score,
+        lambda o: (o.splits, "a split of inception_score"),
+        kept=("probabilities",),
+        real=False,
+    ),
+    "memorisation": Metric("", "", _memorisation, lambda o: (2, "a distance within the real images"), kept=("pooled",)),
+    "psnr": Metric("PSNR (dB)", "PSNR (dB)", _mean_of("psnr"), kept=("psnr",), real=False, needs="originals"),
+    "ssim": Metric("SSIM", "SSIM", _mean_of("ssim"), kept=("ssim",), real=False, needs="originals"),
+    "clip_score": Metric(
+        "CLIP score", "CLIP score", _mean_of("clip_score"), kept=("clip_score",), real=False, needs="captions"
     ),
 }
+
+
+SCORES = {"precision_recall": ("precision", "recall"), "memorisation": ("copied", "median_ratio")}
+"""The scores of a metric, where they have not its own name."""
+
+
+def score_names(names: Collection[str]) -> list[str]:
+    """The scores that these metrics give."""
+    return [score for name in names for score in SCORES.get(name, (name,))]
+
+
+def of_features(names: Collection[str]) -> list[str]:
+    """Of these metrics those that are taken in the space of a network's features."""
+    return [name for name in names if not METRICS[name].needs]
+
+
+def wanted(names: Collection[str]) -> Wanted:
+    """What is gathered of samples for these metrics."""
+    chosen = [METRICS[name] for name in names]
+    kept = dict.fromkeys(feature for metric in chosen for feature in metric.kept)
+    return Wanted(tuple(dict.fromkeys(m.moments for m in chosen if m.moments)), tuple(kept))
 
 
 def check(names: Collection[str], num: int, options: Options) -> None:
@@ -113,31 +183,8 @@ def check(names: Collection[str], num: int, options: Options) -> None:
             raise UserError(f"{what} takes {least} images, and --num is {num}; ask for more, or less of each")
 
 
-def gather(batches: Iterable[Mapping[str, np.ndarray]], names: Collection[str]) -> Gathered:
-    """Reduces features as they come, "pooled" [b, D] and "probabilities" [b, classes], to what the metrics take."""
-    wanted = {METRICS[name].gathers for name in names}
-    count = 0
-    whole: Moments | None = None
-    pooled, probabilities = [], []
-    for batch in batches:
-        count += len(batch["pooled"])
-        if "moments" in wanted:
-            part = moments.moments(batch["pooled"])
-            whole = part if whole is None else moments.merge(whole, part)
-        if "pooled" in wanted:
-            pooled.append(batch["pooled"])
-        if "probabilities" in wanted:
-            probabilities.append(batch["probabilities"])
-    return Gathered(
-        count,
-        whole,
-        np.concatenate(pooled) if pooled else None,
-        np.concatenate(probabilities) if probabilities else None,
-    )
-
-
 def label(name: str, score: str, features: str, *, published: bool) -> str:
     """What a score is called: FID with the features of FID alone, "FD (features: ...)" with others."""
     metric = METRICS[name]
     text = (metric.label if published else metric.other) or score
-    return text if published and metric.label else f"{text} (features: {features})"
+    return text if metric.needs or (published and metric.label) else f"{text} (features: {features})"

@@ -138,6 +138,9 @@ class UNet(nn.Module):
     text_features: int | None = None
     """Width D of cond["text"] [B, N, D], to which spatial transformers in place of the attention attend (latent
     diffusion); the optional cond["text_mask"] [B, N] is True where a token counts. None: no text."""
+    pooled_text: bool = False
+    """Whether cond["text_pooled"] [B, D], one vector for the text, is projected and added to the time embedding too
+    (GLIDE, arXiv:2112.10741, section 4)."""
     depth: int = 1
     """Transformer layers of each spatial transformer."""
     concat: tuple[str, ...] = ()
@@ -171,6 +174,8 @@ class UNet(nn.Module):
         if self.num_classes is not None:
             table = nn.Embed(self.num_classes + 1, 4 * self.channels, dtype=self.dtype, name="label")
             emb += table(cond["label"])
+        if self.pooled_text:
+            emb += Dense(4 * self.channels, dtype=self.dtype, name="text_pooled")(cond["text_pooled"])
         for name in self.levels:
             emb += embed_level(cond[name], self.channels, self.sinusoids, self.dtype, f"level_{name}")
 
@@ -231,6 +236,9 @@ class UNet(nn.Module):
         if self.text_features is not None:
             options.append(f"text_features={self.text_features}")
             entries["text"] = (x.shape[0], None, self.text_features)
+        if self.pooled_text:
+            options.append("pooled_text=True")
+            entries["text_pooled"] = (x.shape[0], self.text_features)
         for name in self.concat:
             entries[name] = (*x.shape[:-1], None)
         for name in self.levels:

@@ -19,6 +19,27 @@ def text(plan: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", "CHECKS", *checks])
 
 
+def tried(
+    number: int,
+    fsdp: int,
+    tensor: int,
+    remat: bool,
+    micro_batches: int,
+    a_chip: float,
+    fits: bool,
+    images_per_second: float,
+    peak: int | None,
+) -> str:
+    """One line of a search: a layout, and what came of it."""
+    layout = (
+        f"fsdp {fsdp:<4} tensor {tensor:<2} remat {'yes' if remat else 'no ':3} {micro_batches} x {a_chip:g} a chip"
+    )
+    memory = "" if peak is None else f", {_bytes(peak)} at the peak"
+    return f"{number:3}  {layout}: " + (
+        f"{images_per_second:,.0f} images/s{memory}" if fits else f"does not fit{memory}"
+    )
+
+
 def _machine(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     machine, held = plan["machine"], plan["state_bytes_a_chip"]
     shape = " x ".join(f"{size} {axis}" for axis, size in machine["mesh"].items())

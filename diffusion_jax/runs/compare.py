@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs.evaluate import FORMAT
+from diffusion_jax.runs.results import FORMAT
 
 
 def compare(a: Path, b: Path) -> dict[str, float]:

@@ -1,32 +1,38 @@
 """`diffusion-jax evaluate`: numbers about a checkpoint, each with all that it takes to believe it."""
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_jax import build
+from diffusion_jax import config as configs
 from diffusion_jax.build.likelihood import DRAWS, bits_per_dim_program, own_conditions
 from diffusion_jax.errors import UserError
 from diffusion_jax.evals import sample_metrics
+from diffusion_jax.evals.moments import sha256
 from diffusion_jax.report.atomic import replace_file
+from diffusion_jax.runs import measured_samples, subjects, suspects
 from diffusion_jax.runs.conditions import Asked
-from diffusion_jax.runs.measured_samples import Judged, measure_samples
+from diffusion_jax.runs.measured_samples import Interrupted, Reference, Subject
 from diffusion_jax.runs.real_images import RealImages, plain
-from diffusion_jax.runs.trained import Trained, restore, seeds_from
+from diffusion_jax.runs.results import line, result_of, write
+from diffusion_jax.runs.ruler import Judged, Ruler
+from diffusion_jax.runs.trained import UNGUIDED, GuidedBy, Trained, restore, seeds_from, weights_name
+from diffusion_jax.runs.unfinished import Unfinished
 from diffusion_jax.runs.workdir import Workdir
-from diffusion_jax.train.checkpoint import versions
-
-FORMAT = "diffusion_jax evaluation 1"
+from diffusion_jax.train import manifest, sharding
+from diffusion_jax.train.faults import stop_on_signal
 
 BITS_PER_DIM = "bits_per_dim"
 
 METRICS = (BITS_PER_DIM, *sample_metrics.METRICS)
+
+AGAIN = 75
+"""The exit status of an evaluation that a signal stopped, EX_TEMPFAIL: the same command goes on."""
 
 _METHODS = {"bound": "variational bound", "ode": "probability-flow ODE"}
 
@@ -39,72 +45,121 @@ class Likelihood:
     steps: int = 0  # 0: all that the method knows
 
 
-def evaluate(
-    root: Path,
-    *,
-    metrics: Sequence[str],
-    num: int,
-    seed: int,
-    batch: int,
-    asked: Asked,
-    step: int | None,
-    average: bool,
-    split: str | None,
-    likelihood: Likelihood,
-    judged: Judged,
-    out: Path | None,
-    **overrides: object,
-) -> Path:
-    """Measures a checkpoint of the workdir root by each metric on num images, prints the results, and writes them.
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Which numbers, of which checkpoint and how: all that a result depends on, but the machine."""
+
+    root: Path
+    metrics: tuple[str, ...]
+    num: int
+    seed: int
+    batch: int
+    asked: Asked
+    step: int | None
+    average: bool | float
+    split: str | None
+    likelihood: Likelihood
+    judged: Judged
+    overrides: Mapping[str, object]
+    real: int | None = None  # images that samples are compared with; 0: all, None: num
+    guided_by: GuidedBy = UNGUIDED
+
+
+def evaluate(request: Request, *, out: Path | None, save_seconds: float = 60.0) -> Path:
+    """Measures a checkpoint of a workdir by each metric, prints the results, and writes them.
 
     Returns the JSON file: out or, where None, one of its own in the workdir's evaluations/. Sample i has seed `seed` +
-    i; the real images are num of the config's data, of split where given. Raises UserError before anything is drawn
-    for what the model, the data or num cannot give.
+    i; the real images are those of the config's data, of split where given. What is gathered is saved beside the result
+    about every save_seconds, and an evaluation that was killed goes on from there; a SIGINT or SIGTERM saves too, and
+    raises SystemExit(AGAIN). Raises UserError before anything is drawn for what the model, the data or num cannot give.
     """
-    names = check_metrics(metrics)
-    if batch < 1:
-        raise UserError(f"--batch is at least 1; got {batch}")
     if out is not None and (out.exists() or out.suffix != ".json"):
         raise UserError(f"--out={out} is to be a new .json file; give another")
-    of_samples = [name for name in names if name != BITS_PER_DIM]
-    seeds = seeds_from(seed, num)
-    judged.check(of_samples, num)
-    trained = restore(root, step=step, average=average, overrides=overrides)
-    size = -(-min(batch, num) // trained.share) * trained.share
-    config = plain(Workdir(root).read_config(), split, size)
-    real = RealImages(config, num, trained.model, trained.tokenizer)
-    found: dict[str, dict[str, Any]] = {}
-    subject: dict[str, Any] = {
-        "workdir": str(root),
-        "checkpoint_step": trained.step,
-        "weights": trained.weights,
-        "seed": seed,
-    }
-    # What can be wrong is said before the work begins.
-    ruler = judged.ruler(trained.mesh, trained.model.shape, size) if of_samples else None
-    if BITS_PER_DIM in names:
-        found[BITS_PER_DIM] = _bits_per_dim(trained, real, seed, likelihood)
-    if ruler is not None:
-        found |= measure_samples(of_samples, trained, real, seeds, asked, ruler)
-        subject["seeds"] = [int(seeds[0]), int(seeds[-1])]
-        subject["sampling"] = dataclasses.asdict(trained.how)
-    result = {
-        "format": FORMAT,
-        "subject": subject,
-        "data": {"source": real.config.data.source, "split": real.config.data.split},
-        "metrics": found,
-        "device": jax.devices()[0].device_kind,
-        "versions": versions(),
-    }
-    text = json.dumps(result, indent=2, allow_nan=False)
-    if out is None:
-        digest = hashlib.sha256(text.encode()).hexdigest()  # the same evaluation again gives the same file
-        out = root / "evaluations" / f"{trained.step:08d}-{digest[:8]}.json"
-    replace_file(out, text.encode())
-    for entry in found.values():
+    if not save_seconds >= 0:
+        raise UserError(f"--save_seconds is at least 0; got {save_seconds}")
+    folder = request.root / "evaluations" if out is None else out.parent
+    with stop_on_signal() as stop:
+        try:
+            result, picture = measure(request, folder, save_seconds, lambda: stop.signal is not None)
+        except Interrupted as done:
+            print(f"stopped by {stop.signal} after {done}; the same command goes on", flush=True)
+            raise SystemExit(AGAIN) from None
+    out = write(result, folder, out)
+    if picture is not None:
+        replace_file(out.with_suffix(".memorisation.png"), picture)
+    for entry in result["metrics"].values():
         print(line(entry), *(f"  note: {note}" for note in entry.get("notes", ())), sep="\n")
-    print(f"step {trained.step}, {trained.weights}: {out}")
+    subject = result["subject"]
+    print(f"step {subject['checkpoint_step']}, {subject['weights']}: {out}")
     return out
+
+
+def measure(
+    request: Request,
+    folder: Path,
+    save_seconds: float,
+    stopped: Callable[[], bool],
+    shared: dict[Any, Any] | None = None,
+) -> tuple[dict[str, Any], bytes | None]:
+    """(the result, a PNG of the samples that memorisation suspects); what is unfinished lies in folder meanwhile.
+
+    Requests that differ in checkpoint, average and sampling alone may share programs, features and what is gathered of
+    real images in the dict shared.
+    """
+    shared = {} if shared is None else shared
+    names = check_metrics(request.metrics)
+    if request.batch < 1:
+        raise UserError(f"--batch is at least 1; got {request.batch}")
+    if request.real is not None and request.real < 0:
+        raise UserError(f"--real is at least 0, all images; got {request.real}")
+    of_samples = [name for name in names if name != BITS_PER_DIM]
+    seeds = seeds_from(request.seed, request.num)
+    request.judged.check(of_samples, request.num, request.real)
+    config = Workdir(request.root).read_config()
+    size = -(-min(request.batch, request.num) // sharding_share()) * sharding_share()
+    config = plain(config, request.split, size)
+    trained, subject, step, weights = _subject(config, request, seeds, size, shared)
+    measured_samples.check(of_samples, subject)
+    if "ruler" not in shared:
+        shared["ruler"] = request.judged.ruler(of_samples, subject.mesh, subject.shape, size)
+    ruler: Ruler = shared["ruler"]
+    model, tokenizer = (trained.model, trained.tokenizer) if trained else (None, None)
+    own = RealImages(config, request.num, model, tokenizer)
+    real = own if request.real in (None, request.num) else RealImages(config, request.real or 0, model, tokenizer)
+    found: dict[str, dict[str, Any]] = {}
+    about: dict[str, Any] = {
+        "checkpoint_step": step,
+        "checkpoint_sha256": checkpoint_digest(request.root, step),
+        "weights": weights,
+        "seed": request.seed,
+    }
+    if of_samples:
+        about |= {"seeds": [int(seeds[0]), int(seeds[-1])], "guided_by": subjects.record(request.guided_by)}
+        about["sampling"] = dataclasses.asdict(trained.how) if trained else None
+    # What can be wrong is said before the work begins.
+    if BITS_PER_DIM in names:
+        if trained is None:
+            raise UserError(f"{BITS_PER_DIM} is of diffusion models; {request.root} has a run of task {config.task}")
+        found[BITS_PER_DIM] = _bits_per_dim(trained, own, request.seed, request.likelihood, stopped)
+    result = result_of(request.root, config, about, found)
+    if not of_samples:
+        return result, None
+    key = {**result, "metrics": of_samples, "size": size, "told": subject.record, "config": configs.to_json(config)}
+    key |= {"real": real.num, "features": ruler.features and dict(ruler.features.record)}
+    key |= {"score": ruler.score and dict(ruler.score.record)}
+    key |= {"reference": ruler.reference_sha256, "num": request.num, "options": dataclasses.asdict(ruler.options)}
+    unfinished = Unfinished(folder, key, seconds=save_seconds)
+    if "reference" not in shared:
+        shared["reference"] = measured_samples.gather_real(of_samples, subject.mesh, real, ruler, unfinished)
+    reference: Reference = shared["reference"]
+    gathered = measured_samples.gather_samples(of_samples, subject, seeds, size, ruler, unfinished, stopped)
+    scores, suspected = measured_samples.scored(of_samples, subject, gathered, reference, ruler)
+    found |= scores
+    picture = None
+    for each in suspected.values():
+        picture = suspects.png(each, subject, seeds, size, real)
+    unfinished.remove()
+    return result, picture
 
 
 def check_metrics(metrics: Sequence[str]) -> list[str]:
@@ -119,24 +174,59 @@ def check_metrics(metrics: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(metrics))
 
 
-def line(entry: dict[str, Any]) -> str:
-    """A metric's result as a person reads it."""
-    value, std, error = (entry.get(name) for name in ("value", "std", "standard_error"))
-    text = f"{entry['label']}: {value:.6g}"
-    text += f" ± {std:.2g} (standard deviation)" if std is not None else ""
-    text += f" ± {error:.2g} (standard error)" if error is not None else ""
-    parts = [f"{name} {part:.4g}" for name, part in entry.get("parts", {}).items()]
-    return text + (f" = {' + '.join(parts)}" if parts else "") + f", n = {entry['how']['n']}"
+def sharding_share() -> int:
+    """What the size of a batch of samples must be a multiple of, on all devices."""
+    mesh = sharding.mesh()
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def _bits_per_dim(trained: Trained, real: RealImages, seed: int, likelihood: Likelihood) -> dict[str, Any]:
+def _subject(
+    config: ConfigDict, request: Request, seeds: np.ndarray, size: int, shared: dict[Any, Any]
+) -> tuple[Trained | None, Subject, int, str]:
+    """(the diffusion model, or None, what is measured, its checkpoint's step, its weights); config is `plain`."""
+    if config.task == "autoencoder":
+        params, step = subjects.restore_autoencoder(config, request.root, request.step, request.average)
+        if "decode" not in shared:
+            shared["decode"] = build.autoencoder.reconstruct_program(config)
+        own = RealImages(config, request.num)
+        subject = subjects.of_reconstructions(shared["decode"], params, sharding.mesh(), own)
+        return None, subject, step, weights_name(request.average)
+    trained = restore(
+        request.root,
+        step=request.step,
+        average=request.average,
+        overrides=request.overrides,
+        guided_by=request.guided_by,
+    )
+    if trained.how not in shared:
+        shared[trained.how] = build.sample_program(trained.model, trained.how, trained.mesh, trained.guides)
+    own = RealImages(config, request.num, trained.model, trained.tokenizer)
+    subject = subjects.of_samples(
+        trained, shared[trained.how], request.asked, seeds, size, own, "clip_score" in request.metrics
+    )
+    return trained, subject, trained.step, trained.weights
+
+
+def checkpoint_digest(root: Path, step: int) -> str | None:
+    """The SHA-256 of the checkpoint's manifest, which lists those of its files; None where it has none."""
+    file = Workdir(root).checkpoints / str(step) / manifest.NAME
+    return sha256(file) if file.is_file() else None
+
+
+def _bits_per_dim(
+    trained: Trained, real: RealImages, seed: int, likelihood: Likelihood, stopped: Callable[[], bool]
+) -> dict[str, Any]:
     program = bits_per_dim_program(trained.model, trained.how, trained.mesh, likelihood.method, likelihood.steps)
-    batches = []
+    batches: list[dict[str, np.ndarray]] = []
+    done = 0
     for take, examples in real.batches("bits/dim"):
         cond = own_conditions(trained.model, examples)
         index = examples["index"].astype(np.int32)
         parts = program(trained.params, trained.frozen, examples["image"], np.int32(seed), index, cond)
         batches.append({name: np.asarray(a, np.float64)[:take] for name, a in parts.items()})
+        done += take
+        if stopped() and done < real.num:
+            raise Interrupted(done, real.num)
     parts = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     total = parts.pop("total")
     if lost := int((~np.isfinite(total)).sum()):

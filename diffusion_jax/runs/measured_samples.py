@@ -1,225 +1,248 @@
-"""Metrics of samples against real images: drawn, featurised and reduced batch by batch."""
+"""Metrics of samples against real images: drawn, featurised and reduced on the devices, batch by batch."""
 
 import contextlib
 import dataclasses
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
-from diffusion_jax import build
-from diffusion_jax.build import features as build_features
 from diffusion_jax.build.features import Features
-from diffusion_jax.build.likelihood import own_conditions
+from diffusion_jax.core import autoencoding
 from diffusion_jax.errors import UserError
 from diffusion_jax.evals import moments, sample_metrics
-from diffusion_jax.evals.features import extract
-from diffusion_jax.evals.moments import Statistics
-from diffusion_jax.evals.sample_metrics import METRICS, Gathered, Options
+from diffusion_jax.evals.gathering import NOTHING, Gathered, Gathering, Wanted
+from diffusion_jax.evals.sample_metrics import METRICS, Suspects
 from diffusion_jax.report import pictures
 from diffusion_jax.report.progress import progress
-from diffusion_jax.runs import frozen
-from diffusion_jax.runs.conditions import Asked, conditions
 from diffusion_jax.runs.real_images import RealImages
-from diffusion_jax.runs.trained import Trained
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.ruler import PIXELS, Ruler
+from diffusion_jax.runs.unfinished import Unfinished
 from diffusion_jax.train import sharding
-from diffusion_jax.train.checkpoint import Checkpoints
 
-Told = dict[str, np.ndarray]
+Phase = Callable[[str], AbstractContextManager[None]]
+"""As `train.faults.Watchdog.phase`."""
 
-PIXELS = "uint8 rint((x + 1) 127.5), clipped to [0, 255]"
+_NAN = "nan"
 
 
-@dataclasses.dataclass(frozen=True)
-class Judged:
-    """What samples are judged by, as the command's flags say it."""
-
-    features: str = ""  # inception, or the workdir of a classifier
-    weights: Path | None = None  # of inception
-    reference: Path | None = None  # statistics for fd, instead of real images
-    kid_size: int = 1000
-    kid_subsets: int = 100
-
-    @property
-    def options(self) -> Options:
-        """Of the metrics."""
-        return Options(self.kid_size, self.kid_subsets)
-
-    def check(self, names: Sequence[str], num: int) -> None:
-        """Raises UserError where a metric has no features, or too few images."""
-        for flag, value in (("features", self.features), ("reference", self.reference)):
-            if value and not names:
-                raise UserError(f"--{flag} is of metrics of samples: {', '.join(METRICS)}")
-        if not names:
-            return
-        sample_metrics.check(names, num, self.options)
-        self.check_features(names[0])
-        if self.reference is not None and "fd" not in names:
-            raise UserError("--reference is of fd; add it to --metrics")
-
-    def check_features(self, what: str) -> None:
-        """Raises UserError where the features that what needs are not said."""
-        if not self.features:
-            raise UserError(
-                f"{what} needs features: give --features=inception --weights=FILE.safetensors, or "
-                "--features=WORKDIR of a classifier trained on this data"
-            )
-        if self.features == build_features.INCEPTION and self.weights is None:
-            raise UserError("--features=inception needs --weights=FILE.safetensors, the weights of FID's InceptionV3")
-        if self.features != build_features.INCEPTION and self.weights is not None:
-            raise UserError("--weights is of --features=inception; a classifier's are in its workdir")
-
-    def ruler(self, mesh: Mesh, shape: tuple[int, ...], size: int) -> "Ruler":
-        """What measures batches of size of images of this shape; raises UserError where it does not fit them."""
-        features = self._features(mesh)
-        images = jax.ShapeDtypeStruct((size, *shape), np.uint8)
-        width = jax.eval_shape(features.apply, images)["pooled"].shape[-1]
-        if self.reference is None:
-            return Ruler(features, self.options)
-        statistics = moments.load_statistics(self.reference)
-        if len(statistics.mean) != width:
-            raise UserError(
-                f"--reference={self.reference} is of {len(statistics.mean)} features, {features.name} has {width}; "
-                "give statistics of these features"
-            )
-        _check_described(self.reference, features, shape)
-        return Ruler(features, self.options, statistics, moments.sha256(self.reference))
-
-    def _features(self, mesh: Mesh) -> Features:
-        if self.features == build_features.INCEPTION:
-            assert self.weights is not None
-            return build_features.inception(self.weights, mesh)
-        root = Path(self.features)
-        workdir = Workdir(root)
-        config = workdir.read_config()
-        if config.task != "classifier":
-            raise UserError(
-                f"{root} has a run of task {config.task}; --features is inception or a classifier's workdir"
-            )
-        network = frozen.read_classifier(root, config.schedule, 1.0)
-        with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
-            name = f"classifier {root}, step {checkpoints.latest()}"
-        return build_features.classifier(network, build.schedule(config.schedule), name, mesh)
+def _no_phase(name: str) -> AbstractContextManager[None]:
+    return contextlib.nullcontext()
 
 
 @dataclasses.dataclass(frozen=True)
-class Ruler:
-    """What samples are measured with."""
+class Told:
+    """What samples are made of, beside their seeds; every array leads with B."""
 
-    features: Features
-    options: Options
-    reference: Statistics | None = None
-    reference_sha256: str = ""
+    cond: Mapping[str, np.ndarray]
+    originals: np.ndarray | None = None  # [B, H, W, C] in [-1, 1]: what they are to look like
+    captions: Sequence[str] = ()
 
 
-def measure_samples(
-    names: Sequence[str], trained: Trained, real: RealImages, seeds: np.ndarray, asked: Asked, ruler: Ruler
-) -> dict[str, dict[str, Any]]:
-    """Each score by name, with its label, spread and how it was taken."""
-    model, features = trained.model, ruler.features
-    told_own = bool(model.text or model.spatial) and not any(dataclasses.asdict(asked).values())
-    told = _own(model, real) if told_own else _asked(conditions(asked, trained, seeds), real.size)
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is measured: a model that draws images of this shape."""
 
-    against = [name for name in names if METRICS[name].real and not (name == "fd" and ruler.reference)]
-    theirs = featurise(features, trained.mesh, real_pixels(real), against) if against else None
-    images = real.record() if against else None
-    ours = featurise(features, trained.mesh, _drawn(trained, seeds, told, real.size), names)
-    how = {
-        "n": len(seeds),
-        "features": {name: features.record[name] for name in ("sha256", "resize")},
-        "pixels": PIXELS,
-        "shape": list(model.shape),
-        "told": "what the real images are told" if told_own else _record(asked),
-    }
-    found: dict[str, dict[str, Any]] = {}
+    mesh: Mesh
+    shape: tuple[int, int, int]
+    draw: Callable[[np.ndarray, Mapping[str, np.ndarray]], Array]
+    """(seeds int32 [B], cond) -> images [B, H, W, C] in about [-1, 1], on the devices."""
+    told: Callable[[int], Iterator[Told]]
+    """The batches from the given one on."""
+    record: Any  # what they are told, as the result says it
+    restores: bool = False  # whether its images have originals
+    reconstructs: bool = False  # whether it draws nothing of its own
+    captioned: bool = False  # whether it is told captions
+
+
+class Interrupted(Exception):
+    """The evaluation was asked to stop after so many of its samples; what it has is saved where it can be."""
+
+    def __init__(self, done: int, num: int):
+        super().__init__(f"{done:,} of {num:,} samples")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What is gathered of the real images, and which these are."""
+
+    gathered: Gathered | None
+    record: Mapping[str, Any] | None
+
+
+def check(names: Sequence[str], subject: Subject) -> None:
+    """Raises UserError for a metric that the model cannot have."""
     for name in names:
-        other, what = _reference(name, theirs, images, ruler)
-        for score, result in METRICS[name].scores(ours, other, ruler.options).items():
+        needs = METRICS[name].needs
+        if needs == "originals" and not subject.restores:
+            raise UserError(
+                f"{name} compares an image with its original: it is of an autoencoder, or of a super-resolution or "
+                "inpainting model that is told of the data's own images; this model has no originals"
+            )
+        if needs == "captions" and not subject.captioned:
+            raise UserError(f"{name} compares an image with its caption; this model is told none")
+        if name == "ssim" and min(subject.shape[:2]) < autoencoding.WINDOW:
+            side = autoencoding.WINDOW
+            raise UserError(f"ssim looks at {side} x {side} windows; the images are {_size(subject.shape[:2])}")
+        if subject.reconstructs and name in ("memorisation", "inception_score"):
+            raise UserError(f"{name} is of samples; an autoencoder draws none")
+
+
+def gather_real(
+    names: Sequence[str],
+    mesh: Mesh,
+    real: RealImages,
+    ruler: Ruler,
+    unfinished: Unfinished | None = None,
+    phase: Phase = _no_phase,
+    show: bool = True,
+) -> Reference:
+    """What the metrics take of real images; nothing where none looks at them, or only at a file of statistics."""
+    against = [n for n in names if METRICS[n].real and METRICS[n].moments not in ruler.reference]
+    if not against:
+        return Reference(None, None)
+    assert ruler.features is not None
+    if unfinished is not None and (found := unfinished.of("real"))[0] is not None:
+        return Reference(*found)
+    gathered = featurise(ruler.features, mesh, real, sample_metrics.wanted(against), phase, show)
+    if unfinished is not None:
+        unfinished.write("real", gathered, real.record())
+    return Reference(gathered, real.record())
+
+
+def featurise(
+    features: Features, mesh: Mesh, real: RealImages, wanted: Wanted, phase: Phase = _no_phase, show: bool = True
+) -> Gathered:
+    """What is wanted of the features of real images, where show with a bar of progress."""
+    gathering = Gathering(wanted, everywhere=sharding.replicated(mesh))
+    for take, examples in real.batches("real images" if show else ""):
+        with phase("sample"):
+            gathering.add(take, features.apply(pictures.to_uint8(examples["image"])))
+    return gathering.so_far()
+
+
+def gather_samples(
+    names: Sequence[str],
+    subject: Subject,
+    seeds: np.ndarray,
+    size: int,
+    ruler: Ruler,
+    unfinished: Unfinished | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    phase: Phase = _no_phase,
+    show: bool = True,
+) -> Gathered:
+    """What the metrics take of the samples of seeds, drawn in batches of size; goes on from unfinished.
+
+    Raises Interrupted, what there is being saved, where stopped says so between two batches. phase("sample") is entered
+    around each batch.
+    """
+    start = (unfinished.of("samples")[0] if unfinished else None) or NOTHING
+    wanted = sample_metrics.wanted(names)
+    wanted = dataclasses.replace(wanted, kept=(*wanted.kept, _NAN))
+    gathering = Gathering(wanted, start, everywhere=sharding.replicated(subject.mesh), inspect=_refuse_nan)
+    num = len(seeds)
+    first = start.count // size  # a batch is taken in as a whole
+    with progress(num, start=start.count, description="samples", unit="samples", show=show) as bar:
+        for i, told in zip(range(first, -(-num // size)), subject.told(first), strict=False):
+            take = np.arange(i * size, (i + 1) * size).clip(max=num - 1)
+            done = min((i + 1) * size, num)
+            with phase("sample"):
+                drawn = _pixels(subject.draw(seeds[take], told.cond))
+                features: dict[str, Array] = {_NAN: drawn[_NAN]}
+                if ruler.features is not None:
+                    features |= ruler.features.apply(drawn["pixels"])
+                if told.originals is not None:
+                    features |= _restoration(drawn["pixels"], told.originals)
+                if ruler.score is not None:
+                    features["clip_score"] = ruler.score.apply(drawn["pixels"], told.captions)
+                gathering.add(done - i * size, features)
+            bar.update(done)
+            halt = stopped()
+            if unfinished is not None and done < num and (halt or unfinished.due()):
+                unfinished.write("samples", gathering.so_far())
+            if halt and done < num:
+                raise Interrupted(done, num)
+    return gathering.so_far()
+
+
+def scored(
+    names: Sequence[str], subject: Subject, samples: Gathered, real: Reference, ruler: Ruler
+) -> tuple[dict[str, dict[str, Any]], dict[str, Suspects]]:
+    """(each score by name, with its label, spread and how it was taken; the samples that a score picks out)."""
+    features = ruler.features
+    found: dict[str, dict[str, Any]] = {}
+    suspects: dict[str, Suspects] = {}
+    for name in names:
+        metric = METRICS[name]
+        how: dict[str, Any] = {
+            "n": samples.count,
+            "pixels": PIXELS,
+            "shape": list(subject.shape),
+            "told": subject.record,
+        }
+        other, what = _against(name, real, ruler)
+        if features is not None and not metric.needs:
+            how["features"] = {key: features.record[key] for key in ("sha256", "resize")}
+        if ruler.score is not None and metric.needs == "captions":
+            how["features"] = {key: ruler.score.record[key] for key in ("sha256", "resize")}
+        if metric.real:
+            how["real"] = what
+        for score, result in metric.scores(samples, other, ruler.options).items():
+            published = features is not None and features.published
+            label = sample_metrics.label(name, score, features.name if features else "", published=published)
             found[score] = {
-                "label": sample_metrics.label(name, score, features.name, published=features.published),
+                "label": f"reconstruction {label}" if subject.reconstructs and metric.real else label,
                 "value": result.value,
                 "std": result.std,
-                "how": how | ({"real": what} if METRICS[name].real else {}) | dict(result.how),
-                "features": dict(features.record),
+                "how": how | dict(result.how),
+                "features": dict(features.record) if features is not None and not metric.needs else None,
                 "notes": list(result.notes),
             }
-    return found
+            if result.suspects is not None:
+                suspects[score] = result.suspects
+    return found, suspects
 
 
-def _reference(name: str, real: Gathered | None, images: Any, ruler: Ruler) -> tuple[Any, Any]:
+def _against(name: str, real: Reference, ruler: Ruler) -> tuple[Any, Any]:
     """(what the metric compares samples with, which that is)."""
-    if name != "fd":
-        return real, images
-    if ruler.reference is None:
-        assert real is not None
-        assert real.moments is not None
-        return moments.statistics(real.moments), images
-    return ruler.reference, {"statistics_sha256": ruler.reference_sha256, "n": ruler.reference.count}
+    feature = METRICS[name].moments
+    if feature in ruler.reference:
+        statistics = ruler.reference[feature]
+        return statistics, {"statistics_sha256": ruler.reference_sha256, "n": statistics.count}
+    if feature and METRICS[name].real:
+        assert real.gathered is not None
+        return moments.statistics(real.gathered.moments[feature]), real.record
+    return real.gathered, real.record
 
 
-def featurise(features: Features, mesh: Mesh, images: Iterable[np.ndarray], names: Sequence[str]) -> Gathered:
-    """What metrics take of batches of images uint8 [B, H, W, C], one under way on the devices while one is reduced."""
-    return sample_metrics.gather(extract(features.apply, images, sharding=sharding.batch_sharding(mesh)), names)
+@jax.jit
+def _pixels(images: Array) -> dict[str, Array]:
+    """`report.pictures.to_uint8` on the devices, and which images [B] are not numbers."""
+    axes = tuple(range(1, images.ndim))
+    x = jnp.clip(images.astype(jnp.float32), -1.0, 1.0)
+    return {"pixels": jnp.rint((x + 1.0) * 127.5).astype(jnp.uint8), _NAN: jnp.isnan(images).any(axis=axes)}
 
 
-def described(path: Path) -> Path:
-    """The file beside statistics that says what they are of; those published elsewhere have none."""
-    return path.with_suffix(".json")
+@jax.jit
+def _restoration(pixels: Array, originals: Array) -> dict[str, Array]:
+    """PSNR and SSIM [B] of pixels against originals, as these are as pixels."""
+    x, y = (a.astype(jnp.float32) / 127.5 - 1.0 for a in (_pixels(originals)["pixels"], pixels))
+    found = {"psnr": autoencoding.psnr(x, y)}
+    return found | ({"ssim": autoencoding.ssim(x, y)} if min(x.shape[1:3]) >= autoencoding.WINDOW else {})
 
 
-def _check_described(path: Path, features: Features, shape: tuple[int, ...]) -> None:
-    if not described(path).is_file():
-        return
-    try:
-        said = json.loads(described(path).read_text(encoding="utf-8"))
-        other, size = said["features"]["sha256"], tuple(said["shape"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{described(path)} does not say what {path} is of; make the statistics anew") from None
-    if other != features.record["sha256"]:
+def _refuse_nan(kept: Mapping[str, np.ndarray]) -> None:
+    if kept[_NAN].any():
         raise UserError(
-            f"--reference={path} is of {said['features']['extractor']}, of other weights than {features.name}"
+            f"{kept[_NAN].mean():.1%} of a batch of samples are NaN; the network or the sampler has diverged"
         )
-    if size != tuple(shape):
-        raise UserError(f"--reference={path} is of images {list(size)}, the model draws {list(shape)}")
 
 
-def real_pixels(real: RealImages) -> Iterator[np.ndarray]:
-    """Their batches, uint8 [B, H, W, C], with a bar of progress."""
-    for take, examples in real.batches("real images"):
-        yield pictures.to_uint8(examples["image"][:take])
-
-
-def _drawn(trained: Trained, seeds: np.ndarray, told: Iterator[Told], size: int) -> Iterator[np.ndarray]:
-    program: Callable[..., jax.Array] = build.sample_program(trained.model, trained.how, trained.mesh)
-    num = len(seeds)
-    with progress(num, description="samples", unit="samples") as bar:
-        for start in range(0, num, size):
-            take = np.arange(start, start + size).clip(max=num - 1)
-            images = program(trained.params, trained.frozen, seeds[take], next(told))
-            yield pictures.to_uint8(np.asarray(images)[: num - start])
-            bar.update(min(start + size, num))
-
-
-def _asked(cond: Told, size: int) -> Iterator[Told]:
-    """Batches of what all samples are told, the last one padded; for ever where they are told nothing."""
-    num = min((len(a) for a in cond.values()), default=0)
-    start = 0
-    while not cond or start < num:
-        take = np.arange(start, start + size).clip(max=max(num - 1, 0))
-        yield {name: a[take] for name, a in cond.items()}
-        start += size
-
-
-def _own(model: build.Model, real: RealImages) -> Iterator[Told]:
-    """Sample i is told what real image i is."""
-    for _, examples in real.batches():
-        yield own_conditions(model, examples)
-
-
-def _record(asked: Asked) -> dict[str, Any]:
-    return {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(asked).items()}
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

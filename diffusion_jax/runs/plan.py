@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as configs
+from diffusion_jax.build import Model
 from diffusion_jax.build import plan as building
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import plan as report
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.runs import frozen, preflight
+from diffusion_jax.runs import search as searching
+from diffusion_jax.runs.compiled_once import compiled_once
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import compiled, flops, machines, sharding
 
@@ -28,15 +30,20 @@ _NOWHERE = Workdir(Path("/nonexistent"))  # nothing is kept: an autoencoder is r
 def plan(
     config: ConfigDict,
     *,
+    autoencoder: ConfigDict | None = None,
     topology: str | None = None,
     devices: int | None = None,
     chip: str | None = None,
     price: float | None = None,
     images: int | None = None,
     sample: bool = False,
+    search: bool = False,
     out: Path | None = None,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """Prints what training config takes on a machine, and writes it to out as JSON; the same is returned.
+
+    With search, of the fastest layout that fits, with all that were tried. Compiled results are in kept.
 
     The machine is a TPU topology, so many virtual CPU devices, or this one. chip says whose peaks to reckon with where
     the devices' own are not known. price is of a chip-hour, images how many are trained on. Raises UserError, before
@@ -58,8 +65,15 @@ def plan(
     else:
         found, name = jax.devices(), "this machine"
     peaks = peaks or machines.chip_of(found[0])
+    tried: list[dict[str, Any]] = []
+    if search:
+        if peaks is None:
+            raise UserError(
+                f"--search compares by the peaks of a chip, and those of {name} are not known; give a --chip"
+            )
+        config, tried = _searched(config, autoencoder, found, peaks, kept)
     mesh = building.mesh(config, found)
-    model = frozen.model(config, _NOWHERE) if config.task == "diffusion" else None
+    model = _model(config, autoencoder)
     abstract = building.abstract_state(config, model)
 
     made: dict[str, Any] = {
@@ -72,31 +86,102 @@ def plan(
         },
         "parameters": sum(math.prod(a.shape) for a in jax.tree.leaves(abstract.params)),
         "state_bytes_a_chip": {
-            part: _held(getattr(abstract, field), mesh, field)
+            part: _held(getattr(abstract, field), mesh, field, zero=config.mesh.zero)
             for part, field in {"parameters": "params", "optimizer": "opt_state", "average": "ema"}.items()
         },
         "checkpoint_bytes": sum(_size(a.shape, a.dtype) for a in jax.tree.leaves(abstract)),
     }
     made["preflight"] = preflight.checks(config, model, mesh, made["checkpoint_bytes"])
-    steps, batch = config.train.steps_per_dispatch, config.train.batch_size
-    traced = building.traced_step(config, model, mesh)
-    plain = building.without_remat(config)
-    needed = None
-    if plain is not None:  # what is computed twice to save memory is work, but no use
-        again = building.traced_step(plain, frozen.model(plain, _NOWHERE), mesh)
-        needed = flops.count(again.jaxpr).flops
-    step = analyse("train step", traced, mesh, peaks, times=steps, images=batch, needed=needed)
-    made["train"] = {"batch_size": batch, **step}
+    made["train"] = _step(config, autoencoder, mesh, peaks, kept)
     if sample and model is not None:
         traced, n = building.traced_sampler(config, model, mesh)
-        made["sample"] = {"batch_size": n, **analyse("sampler", traced, mesh, peaks, images=n)}
+        made["sample"] = {"batch_size": n, **analyse("sampler", traced, mesh, peaks, images=n, kept=kept)}
     if price is not None and images is not None:
         made["cost"] = cost(made["train"], len(found), price, images)
+    if search:
+        made["search"] = tried
     print(report.text(made))
     if out is not None:
         replace_file(out, (json.dumps(made, indent=2) + "\n").encode())
         print(f"plan: {out}")
     return made
+
+
+def _model(config: ConfigDict, autoencoder: ConfigDict | None) -> Model | None:
+    """The model that config trains; autoencoder is the config of one that is not trained yet."""
+    if config.task != "diffusion":
+        return None
+    if autoencoder is None and config.latent and not Workdir(Path(config.latent)).config.is_file():
+        raise UserError(
+            f"there is no run of an autoencoder in latent={config.latent}; plan with the shapes of one by "
+            "--autoencoder=ITS_CONFIG"
+        )
+    return frozen.model(config, _NOWHERE) if autoencoder is None else building.model(config, configs.check(autoencoder))
+
+
+def _step(
+    config: ConfigDict, autoencoder: ConfigDict | None, mesh: Mesh, peaks: machines.Chip | None, kept: Path | None
+) -> dict[str, Any]:
+    """What one step of training takes."""
+    model, plain = _model(config, autoencoder), building.without_remat(config)
+    needed = None
+    if plain is not None:  # what is computed twice to save memory is work, but no use
+        needed = flops.count(building.traced_step(plain, _model(plain, autoencoder), mesh).jaxpr).flops
+    steps, batch = config.train.steps_per_dispatch, config.train.batch_size
+    traced = building.traced_step(config, model, mesh)
+    return {
+        "batch_size": batch,
+        **analyse("train step", traced, mesh, peaks, times=steps, images=batch, needed=needed, kept=kept),
+    }
+
+
+def _searched(
+    config: ConfigDict, autoencoder: ConfigDict | None, devices: Sequence[Any], peaks: machines.Chip, kept: Path | None
+) -> tuple[ConfigDict, list[dict[str, Any]]]:
+    """(config in the fastest layout that fits, or as it is where none does; all that were tried)."""
+
+    def measure(choice: searching.Choice) -> searching.Outcome:
+        laid_out = building.laid_out(config, **dataclasses.asdict(choice))
+        mesh = building.mesh(laid_out, devices)
+        abstract = building.abstract_state(laid_out, _model(laid_out, autoencoder))
+        held = sum(
+            _held(getattr(abstract, field), mesh, field, zero=config.mesh.zero)
+            for field in ("params", "opt_state", "ema")
+        )
+        if held > peaks.hbm:
+            return searching.Outcome(False, 0.0, held)
+        step = _step(laid_out, autoencoder, mesh, peaks, kept)
+        memory = step.get("memory_a_chip")
+        return searching.Outcome(
+            bool(step["fits"]), step.get("images_per_second", 0.0), memory["peak"] if memory else None
+        )
+
+    count, found = len(devices), []
+    remat = (False, True) if config.task == "diffusion" else (False,)
+    options = searching.meshes(count, tuple({1, max(config.mesh.tensor, 1)}))
+
+    def accumulate(fsdp: int, tensor: int) -> list[int]:
+        return building.accumulations(config, count // tensor)
+
+    for choice, outcome in searching.search(options, remat, accumulate, measure):
+        found.append((choice, outcome))
+        line = report.tried(
+            len(found),
+            choice.fsdp,
+            choice.tensor,
+            choice.remat,
+            choice.accumulate,
+            config.train.batch_size * choice.tensor / count / choice.accumulate,
+            **dataclasses.asdict(outcome),
+        )
+        print(line, file=sys.stderr, flush=True)
+    chosen = searching.best(found)
+    tried = [dataclasses.asdict(choice) | dataclasses.asdict(outcome) for choice, outcome in found]
+    if chosen is None:
+        print("plan: nothing fits; more chips, or a smaller batch", file=sys.stderr, flush=True)
+        return config, tried
+    print(f"plan: the fastest that fits: {chosen.flags}", file=sys.stderr, flush=True)
+    return building.laid_out(config, **dataclasses.asdict(chosen)), tried
 
 
 def analyse(
@@ -108,10 +193,12 @@ def analyse(
     times: int = 1,
     images: int = 0,
     needed: int | None = None,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """What one program takes, its work and time a `times`-th of the whole; one that does not fit says so.
 
-    needed are the FLOPs that count as use, where they are not all. Every time is a least one: the roofline's.
+    needed are the FLOPs that count as use, where they are not all; kept is where compiled results are. Every time is a
+    least one: the roofline's.
     """
     work = flops.count(traced.jaxpr)
     asked = work.flops / times
@@ -120,20 +207,13 @@ def analyse(
         "model_flops": asked if needed is None else needed / times,
         "open_loops": work.open_loops,
     }
-    begun = time.monotonic()
-    print(f"compiling the {what} for {mesh.size} x {mesh.devices.flat[0].device_kind} ...", file=sys.stderr, flush=True)
-    try:
-        program = traced.lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return made | {"fits": False, "compiler": " ".join(str(error).split())[:400]}
-    made["compile_seconds"] = round(time.monotonic() - begun, 1)
-    print(f"compiled in {made['compile_seconds']:.0f} s", file=sys.stderr, flush=True)
-    reckoned, accessed = compiled.cost(program)
+    program = compiled_once(what, traced.lower(), mesh, kept)
+    if program.refused:
+        return made | {"fits": False, "compiler": program.refused}
+    made["compile_seconds"] = program.seconds
+    reckoned, accessed, memory = program.flops, program.accessed, program.memory
     repeats = work.flops / work.once / times if work.once else 1 / times  # its loops are in the compiler's count once
-    memory = compiled.memory(program)
-    found = compiled.collectives(program.as_text(), mesh.size)
+    found = dict(program.collectives)
     made |= {
         "compiled_flops_a_chip": reckoned,
         "bytes_accessed_a_chip": accessed * repeats,
@@ -174,9 +254,9 @@ def _by_kind(found: Mapping[compiled.Collective, int], times: int) -> dict[str, 
     return kinds
 
 
-def _held(tree: Any, mesh: Mesh, field: str) -> int:
+def _held(tree: Any, mesh: Mesh, field: str, *, zero: bool) -> int:
     """Bytes of a part of the state on one chip, as training lays it out."""
-    layout = sharding.tree_sharding({field: tree}, mesh)[field]
+    layout = sharding.tree_sharding({field: tree}, mesh, zero=zero)[field]
     leaves: Sequence[Any] = jax.tree.leaves(tree)
     return sum(_size(s.shard_shape(a.shape), a.dtype) for a, s in zip(leaves, jax.tree.leaves(layout), strict=True))
 

@@ -53,7 +53,7 @@ def _data(config: ConfigDict, model: build.Model | None) -> list[Check]:
     except (UserError, OSError, ImportError) as error:
         return [_check("data", False, f"not read: {error}")]
     found = [_check("data", True, f"{len(source):,} examples in {config.data.source}")]
-    for name, wanted in building.abstract_batch(config, model).items():
+    for name, wanted in building.abstract_batch(config, model, precomputed=False).items():
         if name not in batch:
             found.append(_check(name, False, f"the data has none; the step reads {list(wanted.shape)}"))
             continue

@@ -37,7 +37,9 @@ def samples(
         """uint8 [rows, columns, H, W, C]; cond has an entry [rows] of each condition."""
         take = np.arange(-(-rows * columns // share) * share).clip(max=rows * columns - 1)
         told = {name: a[take // columns] for name, a in cond.items()}
-        images = np.asarray(program(params, frozen, take.astype(np.int32), told))
+        split = sharding.batch_sharding(mesh)
+        seeds, told = sharding.to_mesh((take.astype(np.int32), told), split)
+        images = sharding.to_host(program(params, frozen, seeds, told))
         return pictures.to_uint8(images[: rows * columns]).reshape(rows, columns, *images.shape[1:])
 
     if model.spatial:
@@ -114,11 +116,11 @@ def reconstructions(
 ) -> tuple[Draw, Callable[[Params], dict[str, float]]]:
     """(a picture of images above what is made of them, their measures), both of averaged parameters."""
     batch = first_batch(config, source, None, None, max(config.sample.num, 2))
-    images = jax.device_put(batch["image"], sharding.replicated(mesh))
+    images = sharding.to_mesh(batch["image"], sharding.replicated(mesh))
 
     def draw(params: Params) -> np.ndarray:
         both = [images, program(params, images).images]
-        shown = np.stack([pictures.to_uint8(np.asarray(a)) for a in both])[:, : config.sample.num]
+        shown = np.stack([pictures.to_uint8(sharding.to_host(a)) for a in both])[:, : config.sample.num]
         return pictures.labelled_grid(shown, rows=["image", "decoded"])
 
     def measure(params: Params) -> dict[str, float]:

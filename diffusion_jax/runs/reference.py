@@ -1,4 +1,4 @@
-"""`diffusion-jax evaluate reference`: what fd compares samples with, kept in a file."""
+"""`diffusion-jax evaluate reference`: what fd and sfd compare samples with, kept in a file."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,11 @@ from ml_collections import ConfigDict
 from diffusion_jax.config import check
 from diffusion_jax.errors import UserError
 from diffusion_jax.evals import moments
+from diffusion_jax.evals.gathering import Wanted
 from diffusion_jax.report.atomic import replace_file
-from diffusion_jax.runs.measured_samples import PIXELS, Judged, described, featurise, real_pixels
+from diffusion_jax.runs.measured_samples import featurise
 from diffusion_jax.runs.real_images import RealImages, plain
+from diffusion_jax.runs.ruler import PIXELS, Judged, described
 from diffusion_jax.train import sharding
 from diffusion_jax.train.checkpoint import versions
 
@@ -28,12 +30,14 @@ def reference(config: ConfigDict, out: Path, *, judged: Judged, split: str | Non
     size = -(-batch // share) * share
     real = RealImages(plain(config, split, size), num)
     shape = (config.data.height, config.data.width, config.data.channels)
-    features = judged.ruler(mesh, shape, size).features
+    features = judged.ruler(["fd"], mesh, shape, size).features
+    assert features is not None
+    layers = Wanted(moments=("pooled", "spatial") if features.spatial else ("pooled",))
     _ = real.source  # raises where there are too few
-    found = featurise(features, mesh, real_pixels(real), ["fd"])
-    assert found.moments is not None
+    found = featurise(features, mesh, real, layers)
+    of = {name: moments.statistics(m) for name, m in found.moments.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    moments.save_statistics(out, moments.statistics(found.moments))
+    moments.save_statistics(out, of["pooled"], of.get("spatial"))
     record = {
         "statistics_sha256": moments.sha256(out),
         "features": dict(features.record),

@@ -37,7 +37,7 @@ def sample(
     asked: Asked,
     batch: int,
     step: int | None,
-    average: bool,
+    average: bool | float,
     overwrite: bool,
     given: Given | None = None,
     guided_by: GuidedBy = UNGUIDED,

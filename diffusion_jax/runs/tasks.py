@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -13,7 +12,8 @@ from diffusion_jax import build
 from diffusion_jax.data.pipeline import TrainBatches
 from diffusion_jax.data.sources import Source
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs import frozen, preview
+from diffusion_jax.runs import frozen, preview, training_evaluation
+from diffusion_jax.runs.training_evaluation import Evaluation
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import sharding
 from diffusion_jax.train.state import Params, TrainState
@@ -33,6 +33,7 @@ class Task:
     draw: Callable[[Params], np.ndarray] | None  # averaged parameters -> a picture; None: nothing to see
     measure: Callable[[Params], dict[str, float]] = lambda params: {}  # of averaged parameters; kept with a checkpoint
     keep: Callable[[], None] = lambda: None  # brings into the workdir what the model needs beside its parameters
+    evaluation: Evaluation | None = None
 
 
 def task(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
@@ -48,16 +49,17 @@ def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
     source = build.source(config)
     kept = workdir.tokenizer.is_file() and model.text is not None
     tokenizer = frozen.read_tokenizer(workdir) if kept else build.tokenizer(model, source)
-    weights = jax.device_put(model.frozen, sharding.replicated(mesh))
+    weights = sharding.to_mesh(model.frozen, sharding.replicated(mesh))
     step = build.compiled_step(config, model, mesh)
     return Task(
         source,
-        build.batches(config, source, model, tokenizer),
+        build.batches(config, source, model, tokenizer, precomputed=build.precomputed(config, model)),
         build.abstract_state(config, model),
         lambda: build.initial_state(config, model, mesh),
         lambda state, batch, seed: step(state, batch, seed, weights),
         preview.samples(config, model, mesh, source, tokenizer, weights),
         keep=lambda: frozen.keep(config, workdir, model, tokenizer),
+        evaluation=training_evaluation.of_diffusion(config, workdir.root, mesh, model, tokenizer, weights),
     )
 
 
@@ -65,9 +67,10 @@ def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
     """An autoencoder; its checkpoints hold the standard deviation of its latents, by which they are scaled."""
     source = build.source(config)
     weights: Mapping[str, Params] = build.autoencoder.frozen(config)
-    weights = jax.device_put(weights, sharding.replicated(mesh))
+    weights = sharding.to_mesh(weights, sharding.replicated(mesh))
     step = build.autoencoder.compiled_step(config, mesh)
-    draw, measure = preview.reconstructions(config, source, mesh, build.autoencoder.reconstruct_program(config))
+    program = build.autoencoder.reconstruct_program(config)
+    draw, measure = preview.reconstructions(config, source, mesh, program)
     return Task(
         source,
         build.batches(config, source),
@@ -76,6 +79,7 @@ def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
         lambda state, batch, seed: step(state, batch, seed, weights),
         draw,
         measure,
+        evaluation=training_evaluation.of_autoencoder(config, workdir.root, mesh, program),
     )
 
 

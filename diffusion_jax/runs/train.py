@@ -3,12 +3,13 @@
 import contextlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -19,14 +20,20 @@ from diffusion_jax.data import pipeline
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import pictures
 from diffusion_jax.report.atomic import replace_file
+from diffusion_jax.report.examples import ExampleLog
 from diffusion_jax.report.metrics import MetricWriter, NullWriter, read_metrics
 from diffusion_jax.report.progress import progress
-from diffusion_jax.runs import tasks
+from diffusion_jax.runs import results, snapshots, tasks, training_evaluation
+from diffusion_jax.runs.measured_samples import Interrupted
 from diffusion_jax.runs.workdir import Workdir
-from diffusion_jax.train import feed, loop, sharding
-from diffusion_jax.train.checkpoint import Checkpoints, abstract_like
+from diffusion_jax.train import agreement, feed, loop, processes, sharding
+from diffusion_jax.train.checkpoint import Checkpoints, abstract_like, source_commit, versions
 from diffusion_jax.train.faults import Stop, Watchdog, stop_on_signal
+from diffusion_jax.train.spikes import Spikes
 from diffusion_jax.train.state import TrainState
+
+_OWN = ("data.threads", "data.workers", "data.data_dir")
+"""What of a config may be a machine's own: it changes nothing of what is trained on."""
 
 
 def train(config: ConfigDict, root: Path) -> None:
@@ -41,29 +48,43 @@ def train(config: ConfigDict, root: Path) -> None:
 
 
 def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog) -> None:
+    with watchdog.phase("restore"), processes.leaving_with_the_others():
+        code = {"code": " ".join(f"{name} {version}" for name, version in versions().items())}
+        alike = {key: value for key, value in _flat(config.to_dict()).items() if key not in _OWN}
+        agreement.check({"commit": source_commit(), **code, **alike})
+    first = jax.process_index() == 0
     mesh = build.mesh(config)
     task = tasks.task(config, workdir, mesh)
     batches = task.batches
-    layout = abstract_like(task.abstract, sharding.tree_sharding(task.abstract, mesh))
-    with contextlib.closing(batches), contextlib.closing(_checkpoints(workdir, config)) as checkpoints:
+    layout = abstract_like(task.abstract, build.layout(config, task.abstract, mesh))
+    rating: dict[int, float] = {}
+    with (
+        contextlib.closing(batches),
+        contextlib.closing(_checkpoints(workdir, config, rating)) as checkpoints,
+        _closing(snapshots.writable(workdir, config)) as kept,
+        processes.leaving_with_the_others(),
+    ):
         with watchdog.phase("restore"):
+            data = {"data": task.source.fingerprint, "examples": len(task.source)}
+            agreement.check(data | {"global batch": config.train.batch_size, "workdir": str(workdir.root)})
             resumed = checkpoints.latest()
             if resumed is None:
                 state = _initial_state(config, task, mesh)
             else:
                 state, position = checkpoints.restore(layout, resumed)
                 batches.set_state(position)
-                _print_changes(workdir, config, resumed)
+                if first:
+                    _print_changes(workdir, config, resumed)
         if resumed is not None and resumed >= config.train.steps:
             print(f"already trained for {resumed} steps; raise train.steps={config.train.steps} to go on")
             return
-        workdir.write_config(config)
-        task.keep()
-        _print_summary(workdir, mesh, state)
+        if first:
+            workdir.write_config(config)
+            task.keep()
+            _print_summary(workdir, mesh, state)
 
-        seed = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
+        seed = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
         text = configs.to_json(config)
-        first = jax.process_index() == 0
 
         def write_nonfinite(event: loop.NonFinite) -> None:
             if first:
@@ -73,6 +94,7 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog)
             writer = MetricWriter(workdir.root, resumed_step=resumed) if first else NullWriter()
             with (
                 writer,
+                _example_log(config, workdir, resumed) as handed,
                 progress(
                     config.train.steps, start=resumed or 0, units_per_step=config.train.batch_size, show=first
                 ) as bar,
@@ -86,6 +108,10 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog)
                 def on_step(at: int, metrics: Mapping[str, float]) -> None:
                     checkpoints.check()
                     bar.update(at, loss=metrics["loss"])
+
+                def on_log(at: int, metrics: Mapping[str, float]) -> None:
+                    corrupt = len(batches.skipped.found)  # of this process, since it started
+                    writer.scalars(at, {**metrics, "corrupt_examples": corrupt} if corrupt else metrics)
 
                 def on_sample(state: TrainState) -> None:
                     at = int(state.step)
@@ -105,22 +131,60 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog)
                     measured = task.measure(state.ema)
                     checkpoints.save(state, position=position, config=text, measured=measured)
 
+                def on_evaluate(state: TrainState) -> None:
+                    at = int(state.step)
+                    assert task.evaluation is not None
+                    try:
+                        asked = lambda: stop.signal is not None and jax.process_count() == 1  # noqa: E731
+                        result = task.evaluation(state.ema, at, stopped=asked, phase=watchdog.phase)
+                    except Interrupted as done:
+                        bar.note(f"evaluation after {at} steps: stopped by {stop.signal} after {done}")
+                        return
+                    scores = {name: entry["value"] for name, entry in result["metrics"].items()}
+                    training_evaluation.rate(rating, config, {at: scores})
+                    writer.scalars(at, {f"{training_evaluation.PREFIX}{k}": v for k, v in scores.items()})
+                    if first:
+                        results.write(result, workdir.root / "evaluations")
+                    for entry in result["metrics"].values():
+                        bar.note(f"after {at} steps: {results.line(entry)}")
+
+                def on_snapshot(state: TrainState) -> None:
+                    assert kept is not None
+                    with watchdog.phase("save"):
+                        snapshots.save(kept, state, text)
+
+                events = [(config.evaluate.every, on_evaluate)] if task.evaluation else []
+                if kept is not None:
+                    events.append((config.ema.every, on_snapshot))
+                    kept.drop_after(resumed or 0)
+                    if resumed and resumed % config.ema.every == 0 and resumed not in kept.steps():
+                        on_snapshot(state)  # a signal came before it
+                if task.evaluation and resumed is not None:
+                    known = training_evaluation.scores(read_metrics(workdir.metrics) if first else [])
+                    training_evaluation.rate(rating, config, known)
+                    if resumed % config.evaluate.every == 0 and resumed not in known and jax.process_count() == 1:
+                        on_evaluate(state)  # a signal had stopped it
+
                 state = loop.fit(
                     state,
                     lambda state, batch: task.step(state, batch, seed),
-                    feed.device_batches(batches, mesh, steps_per_dispatch=config.train.steps_per_dispatch),
+                    feed.device_batches(
+                        batches, mesh, steps_per_dispatch=config.train.steps_per_dispatch, handed=handed
+                    ),
                     steps=config.train.steps,
                     batch_size=config.train.batch_size,
                     log_every=config.log_every,
                     save_every=config.checkpoint.every,
                     sample_every=config.sample.every,
                     on_step=on_step,
-                    on_log=writer.scalars,
+                    on_log=on_log,
                     on_nonfinite=write_nonfinite,
                     save=save,
                     sample=on_sample,
                     stop=stop,
                     nonfinite_limit=config.train.nonfinite_limit,
+                    spikes=_spikes(config),
+                    events=events,
                     phase=watchdog.phase,
                 )
                 draw_loss_curve()
@@ -131,7 +195,7 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog)
             try:
                 state = fit(state, resumed)
                 break
-            except loop.NonFiniteLossError as error:
+            except loop.DivergedError as error:
                 with watchdog.phase("restore"):
                     resumed = checkpoints.latest()
                 if resumed is None or rollbacks == config.train.nonfinite_rollbacks:
@@ -150,6 +214,8 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog)
             batches.set_state(position)
         with watchdog.phase("save"):
             checkpoints.wait()
+            if kept is not None:
+                kept.wait()
         if (done := int(state.step)) < config.train.steps:
             print(
                 f"stopped by {stop.signal} after {done} steps, all of them saved; the same command goes on", flush=True
@@ -171,8 +237,41 @@ def _append_nonfinite(workdir: Workdir, event: loop.NonFinite, config: ConfigDic
         file.write(json.dumps(record) + "\n")
 
 
-def _checkpoints(workdir: Workdir, config: ConfigDict) -> Checkpoints:
-    return Checkpoints(workdir.checkpoints, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
+@contextlib.contextmanager
+def _example_log(
+    config: ConfigDict, workdir: Workdir, resumed: int | None
+) -> Iterator[Callable[[np.ndarray], None] | None]:
+    """What to call with the examples of each dispatch; None where they are not asked for."""
+    if not config.data.log_examples:
+        yield None
+        return
+    log = ExampleLog(
+        workdir.examples,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+        resumed_step=resumed,
+        steps_per_dispatch=config.train.steps_per_dispatch,
+    )
+    with contextlib.closing(log):
+        yield lambda index: log.append(index.tolist())
+
+
+def _spikes(config: ConfigDict) -> Spikes | None:
+    options = config.train
+    if not options.spike_factor:
+        return None
+    return Spikes(factor=options.spike_factor, window=options.spike_window, limit=options.spike_limit)
+
+
+def _closing(checkpoints: Checkpoints | None) -> contextlib.AbstractContextManager[Checkpoints | None]:
+    return contextlib.nullcontext() if checkpoints is None else contextlib.closing(checkpoints)
+
+
+def _checkpoints(workdir: Workdir, config: ConfigDict, rating: dict[int, float]) -> Checkpoints:
+    options = config.checkpoint
+    return Checkpoints(
+        workdir.checkpoints, keep=options.keep, keep_every=options.keep_every, best=options.best, rating=rating
+    )
 
 
 def _check_numbers(config: ConfigDict) -> None:
@@ -185,13 +284,20 @@ def _check_numbers(config: ConfigDict) -> None:
         "log_every": config.log_every,
         "checkpoint.every": config.checkpoint.every,
         "sample.every": config.sample.every,
+        "evaluate.every": config.evaluate.every,
+        "ema.every": config.ema.every,
     }
+    training_evaluation.check_intervals(config)
+    snapshots.check(config)
     for name, value in intervals.items():
         if value < 0 or value % n:
             raise UserError(f"{name}={value} is not a multiple of train.steps_per_dispatch={n}")
-    for name, least in {"nonfinite_limit": 1, "nonfinite_rollbacks": 0, "hang_seconds": 0}.items():
-        if config.train[name] < least:
-            raise UserError(f"train.{name}={config.train[name]} is at least {least}")
+    least = {"nonfinite_limit": 1, "nonfinite_rollbacks": 0, "hang_seconds": 0, "spike_window": 1, "spike_limit": 1}
+    for name, minimum in least.items():
+        if config.train[name] < minimum:
+            raise UserError(f"train.{name}={config.train[name]} is at least {minimum}")
+    if config.train.spike_factor and config.train.spike_factor <= 1:
+        raise UserError(f"train.spike_factor={config.train.spike_factor} is greater than 1, or 0 for no such check")
 
 
 def _print_changes(workdir: Workdir, config: ConfigDict, resumed: int) -> None:
@@ -228,7 +334,7 @@ def _initial_state(config: ConfigDict, task: tasks.Task, mesh: Mesh) -> TrainSta
         step = checkpoints.latest()
         if step is None:
             raise UserError(f"no checkpoint in {other.checkpoints}; init_from is the workdir of a run")
-        layout = sharding.tree_sharding(task.abstract, mesh)
+        layout = build.layout(config, task.abstract, mesh)
         params = checkpoints.restore_tree("ema", abstract_like(task.abstract.ema, layout.ema), step)
     print(f"starting with the averaged parameters of step {step} in {other.root}")
     return state._replace(params=params, ema=jax.tree.map(jnp.copy, params))

@@ -14,10 +14,11 @@ from diffusion_jax import build
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs import frozen as found
+from diffusion_jax.runs import snapshots
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import sharding
 from diffusion_jax.train.checkpoint import Checkpoints, whole
-from diffusion_jax.train.state import Params
+from diffusion_jax.train.state import Params, TrainState
 
 NULL_LABEL = "none"
 
@@ -45,7 +46,7 @@ class Trained:
     params: Params
     frozen: dict[str, Params]
     step: int
-    weights: str  # ema or params
+    weights: str  # `weights_name`
     tokenizer: Tokenizer | None
     guides: build.Guides
 
@@ -65,7 +66,7 @@ def restore(
     root: Path,
     *,
     step: int | None,
-    average: bool,
+    average: bool | float,
     overrides: Mapping[str, object],
     guided_by: GuidedBy = UNGUIDED,
 ) -> Trained:
@@ -86,18 +87,31 @@ def restore(
     if guided_by.classifier is not None:
         classifier = found.read_classifier(guided_by.classifier, config.schedule, guided_by.classifier_scale)
     if guided_by.weak is not None:
-        weak = _weak(guided_by.weak, guided_by.weak_step, config, average=average)
+        weak = _weak(guided_by.weak, guided_by.weak_step, config, average=bool(average))
     guides = build.Guides(classifier, weak.model if weak else None)
     build.sample_program(model, how, mesh, guides)  # raises for what cannot be sampled
     tokenizer = None if model.text is None else found.read_tokenizer(workdir)
     with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
-        step = _choose(checkpoints, step)
-        weights = "ema" if average else "params"
-        abstract = getattr(build.abstract_state(config, model), weights)
-        params = checkpoints.restore_tree(weights, whole(abstract, mesh), step)
+        step = choose_step(checkpoints, step)
+        params = restore_weights(checkpoints, config, build.abstract_state(config, model), mesh, average, step)
     frozen = model.frozen | ({"classifier": classifier.params} if classifier else {})
     frozen = jax.device_put(frozen, sharding.replicated(mesh)) | ({"weak": weak.params} if weak else {})
-    return Trained(model.bind(params), how, mesh, params, frozen, step, weights, tokenizer, guides)
+    return Trained(model.bind(params), how, mesh, params, frozen, step, weights_name(average), tokenizer, guides)
+
+
+def weights_name(average: bool | float) -> str:
+    """What --ema says: ema, params, or the length of an average that snapshots give."""
+    return ("ema" if average else "params") if isinstance(average, bool) else f"ema(sigma_rel={average:g})"
+
+
+def restore_weights(
+    checkpoints: Checkpoints, config: ConfigDict, abstract: TrainState, mesh: Mesh, average: bool | float, step: int
+) -> Params:
+    """The parameters at step as they are, averaged, or averaged over a length sigma_rel, on every device."""
+    name = "ema" if average else "params"
+    if isinstance(average, bool):
+        return checkpoints.restore_tree(name, whole(getattr(abstract, name), mesh), step)
+    return snapshots.reconstruct(checkpoints.directory.parent, config, abstract.ema, mesh, average, step)
 
 
 def _weak(root: Path, step: int | None, config: ConfigDict, *, average: bool) -> Trained:
@@ -139,7 +153,8 @@ def labels_for(seeds: np.ndarray, labels: Sequence[str], num_classes: int) -> np
     return np.resize(np.asarray(numbers, np.int32), len(seeds))
 
 
-def _choose(checkpoints: Checkpoints, step: int | None) -> int:
+def choose_step(checkpoints: Checkpoints, step: int | None) -> int:
+    """step, or the newest for None; raises UserError where there is no such checkpoint."""
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f"no checkpoint in {checkpoints.directory}; train first, or check --workdir")

@@ -3,17 +3,20 @@
 config.json      the resolved config
 parameters.txt   every array's shape, type and layout on the mesh
 checkpoints/     one directory a step; one that does not verify is moved to STEP.damaged
+snapshots/       one directory a step: profiles of the parameters' average, of a run that keeps some
 metrics.jsonl    one line a log interval; the same in tensorboard/
 samples/         a grid of samples a sample interval
 loss.png         the loss curve
 tokenizer.json   of a model that is told captions
 autoencoder/     of a model of latents: the config and checkpoint of the autoencoder it was trained with
+examples/        with data.log_examples: which examples each step was given, a file a process
 nonfinite.jsonl  the steps whose loss was not finite, with what it takes to repeat them
 stacks.txt       of a run that hung: what every thread was at
 text_encoder/    of a model with a published text encoder: a copy of it
 """
 
 import dataclasses
+import sys
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -45,6 +48,11 @@ class Workdir:
         return self.root / "checkpoints"
 
     @property
+    def snapshots(self) -> Path:
+        """Of the averages that `sample --ema=LENGTH` reconstructs others from; one directory a step."""
+        return self.root / "snapshots"
+
+    @property
     def metrics(self) -> Path:
         """One line a log interval."""
         return self.root / "metrics.jsonl"
@@ -69,6 +77,11 @@ class Workdir:
         """A copy of a published text encoder."""
         return self.root / "text_encoder"
 
+    @property
+    def examples(self) -> Path:
+        """Which examples each step was given."""
+        return self.root / "examples"
+
     def sample_grid(self, step: int) -> Path:
         """The grid of samples drawn after `step` steps."""
         return self.root / "samples" / f"{step:08d}.png"
@@ -77,7 +90,11 @@ class Workdir:
         """The config of the run that was started here; raises UserError where there is none."""
         if not self.config.is_file():
             raise UserError(f"{self.root} is not a workdir: it has no {self.config.name}; check --workdir")
-        return configs.from_json(self.config.read_text())
+        text = self.config.read_text()
+        if newer := configs.newer(text):
+            says = f"an earlier version wrote {self.config}: the defaults of {', '.join(newer)} complete it"
+            print(f"diffusion-jax: {says}", file=sys.stderr)
+        return configs.from_json(text)
 
     def write_config(self, config: ConfigDict) -> None:
         """Records the config, all of it or nothing."""

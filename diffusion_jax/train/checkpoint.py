@@ -2,23 +2,28 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
+import errno
 import functools
 import importlib.metadata
 import logging
+import math
+import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import options as ocp_options
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.train import manifest
@@ -28,6 +33,9 @@ from diffusion_jax.train.state import Params, TrainState
 TREES = tuple(field for field in TrainState._fields if field != "step")
 
 _COMMITTED = "commit_success.txt"  # by which Orbax knows a complete step
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
+"""What is the disk's and its user's to mend; tensorstore buries it at the end of long messages."""
 
 _PACKAGES = ("diffusion-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -63,10 +71,20 @@ class Checkpoints:
 
     Saves are asynchronous and atomic: a step without its commit file does not exist, and one without its manifest,
     which follows in the background, is not verified. A failed save raises SaveError at the next `check`, `save`, `wait`
-    or `close`. With read_only nothing on disk is touched.
+    or `close`. With read_only nothing on disk is touched. keep counts the newest steps, None all; best those of the
+    lowest rating, which the caller may go on filling in: {step: rating}.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 2, keep_every: int = 0, read_only: bool = False):
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep: int | None = 2,
+        keep_every: int = 0,
+        read_only: bool = False,
+        best: int = 0,
+        rating: Mapping[int, float] | None = None,
+    ):
         if read_only and not directory.is_dir():
             raise UserError(f"no checkpoint in {directory}; train first, or check --workdir")
         self.directory, self._read_only = directory, read_only
@@ -80,8 +98,11 @@ class Checkpoints:
             directory.absolute(),
             item_names=(*TREES, "meta"),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=None if read_only else keep,
-                keep_period=keep_every or None,
+                max_to_keep=None if read_only or best else keep,
+                keep_period=None if best else keep_every or None,
+                preservation_policy=_kept(keep, keep_every, best, {} if rating is None else rating)
+                if best and not read_only
+                else None,
                 create=not read_only,
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,
@@ -178,7 +199,12 @@ class Checkpoints:
             manifest.write(self.directory / str(step))
 
     def _failed(self, step: int, error: Exception) -> SaveError:
-        reason = " ".join(str(error).split())[:300]
+        # What Orbax had begun and dropped is of no use to the one who reads the error.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        if jax.process_index() == 0 and not (self.directory / str(step) / _COMMITTED).is_file():
+            shutil.rmtree(self.directory / str(step), ignore_errors=True)  # or it would go on filling the disk
+        text = " ".join(str(error).split())
+        reason = next((known for known in map(os.strerror, _DISK) if known.lower() in text.lower()), text[:300])
         return SaveError(
             f"saving step {step} in {self.directory} failed, earlier checkpoints are as they were: {reason}"
         )
@@ -192,7 +218,7 @@ class Checkpoints:
         wanted = {name: getattr(abstract, name) for name in TREES}
         trees = {name: tree for name, tree in wanted.items() if not jax.tree.leaves(tree)}  # nothing to save or restore
         trees |= self._restore({name: tree for name, tree in wanted.items() if name not in trees}, step)
-        count = jax.device_put(jnp.int32(step), abstract.step.sharding)
+        count = jax.device_put(np.int32(step), abstract.step.sharding)
         return TrainState(step=count, **trees), self.meta(step)["position"]
 
     def restore_tree(self, name: str, abstract: Params, step: int) -> Params:
@@ -208,6 +234,13 @@ class Checkpoints:
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         restored = self._orbax.restore(step, args=ocp.args.Composite(**items))
         return {name: restored[name] for name in abstract}
+
+    def drop_after(self, step: int) -> None:
+        """Deletes the steps after step: those of a future that is trained anew."""
+        for later in sorted(self._orbax.all_steps()):
+            if later > step:
+                self._orbax.delete(later)
+                self._verdicts.pop(later, None)
 
     def check(self) -> None:
         """Raises what made the last save fail, if it has; does not wait for it."""
@@ -232,6 +265,34 @@ class Checkpoints:
             self._thread.shutdown()
             with contextlib.suppress(Exception):  # of a failed save, which `wait` has raised
                 self._orbax.close()
+
+
+def _kept(
+    keep: int | None, keep_every: int, best: int, rating: Mapping[int, float]
+) -> preservation_policy.PreservationPolicy:
+    policies: list[Any] = [preservation_policy.LatestN(keep), _Best(best, rating)]
+    if keep_every:
+        policies.append(preservation_policy.EveryNSteps(keep_every))
+    return preservation_policy.AnyPreservationPolicy(policies)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Best:
+    """Preserves the `best` steps of the lowest rating; a step without one, or with one that is no number, is not."""
+
+    best: int
+    rating: Mapping[int, float]
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[preservation_policy.PolicyCheckpointInfo],
+        *,
+        context: preservation_policy.PreservationContext,
+    ) -> list[bool]:
+        """Of each checkpoint."""
+        rated = [c.step for c in checkpoints if math.isfinite(self.rating.get(c.step, math.nan))]
+        kept = set(sorted(rated, key=lambda step: (self.rating[step], step))[: self.best])
+        return [c.step in kept for c in checkpoints]
 
 
 def abstract_like(tree: Any, shardings: Any) -> Any:

@@ -4,8 +4,11 @@ import collections
 import dataclasses
 import math
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
+
+import jax
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -35,6 +38,44 @@ class Collective:
         """Bytes that a device sends, by the ring algorithms; all-to-all and permute send what they hold."""
         share = (self.group - 1) / self.group
         return self.payload * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a compiler made of a program, of one of its devices; `refused` says why where it made nothing of it."""
+
+    seconds: float = 0.0  # to compile
+    flops: float = 0.0  # as the compiler reckons them, the body of every loop once; so are the bytes
+    accessed: float = 0.0
+    memory: Memory | None = None
+    collectives: tuple[tuple[Collective, int], ...] = ()  # and how often a run does each
+    refused: str = ""
+
+
+def compile_program(lowered: Any, devices: int) -> Program:
+    """Compiles (`jax.stages.Lowered`), and reads what comes of it; a program too large for its devices is refused."""
+    begun = time.monotonic()
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Program(refused=" ".join(str(error).split())[:400])
+    seconds = round(time.monotonic() - begun, 1)
+    found = collectives(program.as_text(), devices)
+    return Program(seconds, *cost(program), memory(program), tuple(found.items()))
+
+
+def to_json(program: Program) -> dict[str, Any]:
+    """As JSON has it."""
+    return dataclasses.asdict(program)
+
+
+def from_json(made: dict[str, Any]) -> Program:
+    """What `to_json` made; TypeError, KeyError or ValueError for anything else."""
+    kept = None if made["memory"] is None else Memory(**made["memory"])
+    pairs = tuple((Collective(**each), int(many)) for each, many in made["collectives"])
+    return Program(**(made | {"memory": kept, "collectives": pairs}))
 
 
 def memory(program: Any) -> Memory | None:

@@ -21,7 +21,8 @@ HANG = 75
 PHASES = {"restore": 10, "compile": 10, "input": 1, "step": 1, "sample": 10, "save": 1}
 """How many times its seconds the watchdog grants a phase; those that compile get more."""
 
-_AGREE_EVERY = 8  # dispatches; between processes it is a collective that waits for the steps before it
+_AGREE_SECONDS = 2.0  # between processes it is a collective that waits for the steps before it
+_AGREE_MOST = 32  # dispatches
 
 
 class Stop:
@@ -29,14 +30,27 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: str | None = None  # by which signal
+        self._asked, self._next, self._time = 0, 0, time.monotonic()  # dispatches, and when
 
     def agreed(self, dispatch: int) -> bool:
-        """Whether to stop after that many dispatches: in all processes alike, if any was asked; each must call this."""
+        """Whether to stop after that many dispatches: in all processes alike, if any was asked; each must call this.
+
+        Several processes ask each other every few seconds, or after every dispatch where one takes longer.
+        """
         if jax.process_count() == 1:
             return self.signal is not None
-        if dispatch % _AGREE_EVERY:
+        if dispatch == 0:  # also of a loop that begins anew
+            self._asked = self._next = 0
+        if dispatch < self._next:
             return False
-        return bool(np.any(multihost_utils.process_allgather(np.bool_(self.signal is not None))))
+        now = time.monotonic()
+        seconds = (now - self._time) / max(dispatch - self._asked, 1)
+        mine = np.array([self.signal is not None, seconds], np.float32)
+        told = multihost_utils.process_allgather(mine).reshape(-1, 2)
+        # The slowest process's time, which all were told, or they would not ask at the same dispatch.
+        interval = int(np.clip(_AGREE_SECONDS / max(float(told[:, 1].max()), 1e-9), 1, _AGREE_MOST))
+        self._asked, self._next, self._time = dispatch, dispatch + interval, now
+        return bool(told[:, 0].any())
 
 
 @contextlib.contextmanager

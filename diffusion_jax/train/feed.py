@@ -1,7 +1,7 @@
 """Host batches to the devices, a few ahead of the step."""
 
 import collections
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -26,13 +26,25 @@ def device_batches(
     host: HostBatches,
     mesh: Mesh,
     *,
-    names: Sequence[str] = ("image", "label", "tokens", "map", "mask"),
+    names: Sequence[str] = (
+        "image",
+        "label",
+        "tokens",
+        "map",
+        "mask",
+        "mean",
+        "logvar",
+        "text",
+        "text_mask",
+        "text_pooled",
+    ),
     steps_per_dispatch: int = 1,
     ahead: int = 2,
+    handed: Callable[[np.ndarray], None] | None = None,
 ) -> Iterator[tuple[Batch, Any]]:
     """Endless (batch on the mesh, position after it); transfers run up to `ahead` dispatches before they are used.
 
-    Of each batch, the arrays called names that it has.
+    Of each batch, the arrays called names that it has; handed gets its "index" [n B], once it is handed out.
 
     With steps_per_dispatch n > 1 the batches are [n, B, ...]. The position belongs to the batch handed out, however
     many are under way, so that what a checkpoint stores is exactly what training has seen.
@@ -40,13 +52,16 @@ def device_batches(
     stacked = steps_per_dispatch > 1
     sharding = batch_sharding(mesh, leading=int(stacked))
 
-    def transfer() -> tuple[Batch, Any]:
+    def transfer() -> tuple[Batch, Any, np.ndarray]:
         batches = [next(host) for _ in range(steps_per_dispatch)]
         batch = jax.tree.map(lambda *arrays: np.stack(arrays), *batches) if stacked else batches[0]
         on_mesh = {k: jax.make_array_from_process_local_data(sharding, batch[k]) for k in names if k in batch}
-        return on_mesh, host.get_state()
+        return on_mesh, host.get_state(), np.ravel(batch.get("index", ()))
 
     queue = collections.deque(transfer() for _ in range(ahead))
     while True:
         queue.append(transfer())
-        yield queue.popleft()
+        batch, position, index = queue.popleft()
+        if handed is not None:
+            handed(index)
+        yield batch, position

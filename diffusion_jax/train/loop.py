@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.train.faults import Stop
+from diffusion_jax.train.spikes import Spikes
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.train.step import Batch, Binned, Metrics
 
@@ -19,12 +20,20 @@ from diffusion_jax.train.step import Batch, Binned, Metrics
 _IN_FLIGHT = 2
 
 
-class NonFiniteLossError(FloatingPointError):
-    """The loss or its gradient is not finite step after step; position is that of the data after the last of them."""
+class DivergedError(FloatingPointError):
+    """Training went astray step after step; position is that of the data after the last of them."""
 
     def __init__(self, message: str, position: Any = None):
         super().__init__(message)
         self.position = position
+
+
+class NonFiniteLossError(DivergedError):
+    """The loss or its gradient is not finite, step after step."""
+
+
+class LossSpikeError(DivergedError):
+    """The loss is far above what it was, step after step."""
 
 
 class NonFinite(NamedTuple):
@@ -53,18 +62,22 @@ def fit(
     sample: Callable[[TrainState], None],
     stop: Stop,
     nonfinite_limit: int = 1,
+    spikes: Spikes | None = None,
+    events: Sequence[tuple[int, Callable[[TrainState], None]]] = (),
     phase: Callable[[str], AbstractContextManager[None]] = lambda name: contextlib.nullcontext(),
 ) -> TrainState:
     """Trains until `steps` steps are done, or stop says so; either way the last state is saved.
 
     Intervals are in steps, 0 for never. on_step gets each dispatch's metrics as they arrive; on_log gets, per log
-    interval, the mean loss and gradient norm, images_per_second, and where there were any, how many steps were not
-    finite (left out of the means) and for how many seconds saves held up the loop. After nonfinite_limit steps in a row
-    that were not finite raises NonFiniteLossError; between the first of them and then, nothing is saved but on a stop.
-    phase(name) is entered around what may hang, a name of `faults.PHASES`.
+    interval, the mean loss and gradient norm, images_per_second, for how many seconds steps waited for their input,
+    and where there were any, how many steps were not finite (left out of the means) and for how many seconds saves held
+    up the loop. After nonfinite_limit steps in a row that were not finite raises NonFiniteLossError, and LossSpikeError
+    where spikes says so; between the first of them and then, nothing is saved but on a stop.
+    events are (an interval, what happens then), at the last step too; where stop is asked for meanwhile, training ends
+    there. phase(name) is entered around what may hang, a name of `faults.PHASES`.
     """
     done = saved = int(state.step)
-    dispatches, in_a_row, skipped, stalled = 0, 0, 0, 0.0
+    dispatches, in_a_row, skipped, stalled, waited = 0, 0, 0, 0.0, 0.0
     window: list[Metrics] = []
     in_flight: collections.deque[tuple[int, Metrics, Any]] = collections.deque()
 
@@ -79,10 +92,14 @@ def fit(
             finite = np.all(np.isfinite(list(each.values())), axis=0).tolist()  # [n]
             for i, good in enumerate(finite):
                 in_a_row = 0 if good else in_a_row + 1
+                after = len(finite) - 1 - i
                 if good:
+                    if spikes is not None and (told := spikes.add(float(each["loss"][i]))):
+                        raise LossSpikeError(
+                            f"{told} at step {at - after}; the last checkpoint is of step {saved}", position
+                        )
                     continue
                 skipped += 1
-                after = len(finite) - 1 - i
                 on_nonfinite(NonFinite(at - after, position, after, {name: float(v[i]) for name, v in each.items()}))
                 if in_a_row >= nonfinite_limit:
                     others = f" and the {in_a_row - 1} before it" if in_a_row > 1 else ""
@@ -96,8 +113,10 @@ def fit(
     started = 0.0
     last = done >= steps or stop.agreed(dispatches)
     while not last:
+        before = time.perf_counter()
         with phase("input"):
             batch, position = next(batches)
+        waited += time.perf_counter() - before
         with phase("compile" if timed is None else "step"):
             state, metrics = step(state, batch)
             done += np.size(metrics["loss"])
@@ -110,10 +129,12 @@ def fit(
                 _due(done, save_every),
                 _due(done, sample_every) or (sample_every > 0 and done >= steps),
             )
-            receive(0 if timed is None or log or save_now or sample_now else _IN_FLIGHT)
+            due = [] if stopped else [do for every, do in events if _due(done, every) or (every > 0 and done >= steps)]
+            receive(0 if timed is None or log or save_now or sample_now or due else _IN_FLIGHT)
         now = time.perf_counter()
         if log:
             means = summarize(window)
+            means["input_wait_seconds"], waited = waited, 0.0
             if timed is not None:
                 means["images_per_second"] = (done - timed) * batch_size / (now - started)
             if skipped:
@@ -124,7 +145,7 @@ def fit(
             window.clear()
         if log or timed is None:
             timed, started = done, now
-        if last or (save_now and not in_a_row):
+        if last or (save_now and not in_a_row and not (spikes and spikes.in_a_row)):
             before = time.perf_counter()
             with phase("save"):
                 save(state, position)
@@ -132,6 +153,15 @@ def fit(
         if sample_now and not stopped:
             with phase("sample"):
                 sample(state)
+        for do in due:
+            with phase("sample"):
+                do(state)
+        if due and not last and stop.agreed(dispatches):
+            last = True
+            if saved < done:
+                with phase("save"):
+                    save(state, position)
+                saved = done
         started += time.perf_counter() - now  # what is not training does not count
     return state
 

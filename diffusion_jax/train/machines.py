@@ -83,23 +83,36 @@ def chip(name: str) -> Chip:
     return CHIPS[name]
 
 
+def sides(name: str) -> tuple[int, ...]:
+    """The sides of a slice, (4, 4) of "v5e:4x4"; raises UserError for one that there is not."""
+    family, _, shape = name.partition(":")
+    found = tuple(int(side) for side in shape.split("x")) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", shape) else ()
+    cube = family == "v5p" and len(found) == 3 and not (found[0] % 2 or found[1] % 2)
+    if shape not in TOPOLOGIES.get(family, ()) and not cube:
+        raise UserError(f"unknown topology {name!r}; known are {_known()}")
+    return found
+
+
+def accelerator_type(name: str) -> str:
+    """What Google Cloud calls a slice: "v5litepod-16" for "v5e:4x4". A v5p is counted in cores, two a chip."""
+    chips = math.prod(sides(name))
+    return {"v5e": f"v5litepod-{chips}", "v6e": f"v6e-{chips}", "v5p": f"v5p-{2 * chips}"}[name.partition(":")[0]]
+
+
+def _known() -> str:
+    return "; ".join(f"{family}:{', '.join(shapes)}" for family, shapes in TOPOLOGIES.items())
+
+
 def topology(name: str) -> list[Any]:
     """Devices of a TPU slice such as v5e:4x4, to compile for on a machine that has none, with the compiler in libtpu.
 
     Call it before jax starts: it has jax start on the CPU alone.
     """
-    known = "; ".join(f"{family}:{', '.join(shapes)}" for family, shapes in TOPOLOGIES.items())
-    family, _, shape = name.partition(":")
-    sides = [int(side) for side in shape.split("x")] if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", shape) else []
-    cube = family == "v5p" and len(sides) == 3 and not (sides[0] % 2 or sides[1] % 2)
-    if shape not in TOPOLOGIES.get(family, ()) and not cube:
-        raise UserError(f"unknown topology {name!r}; known are {known}")
+    count, accelerator = math.prod(sides(name)), accelerator_type(name)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"planning for {name} needs the TPU compiler, which is not installed; pip install 'diffusion-jax[tpu]'"
         )
-    count = math.prod(sides)
-    accelerator = {"v5e": f"v5litepod-{count}", "v6e": f"v6e-{count}", "v5p": f"v5p-{2 * count}"}[family]
     for variable, value in {
         "TPU_SKIP_MDS_QUERY": "1",  # asks no metadata server, which only a TPU machine has
         "TPU_WORKER_HOSTNAMES": "localhost",
@@ -112,7 +125,7 @@ def topology(name: str) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(name, platform="tpu", **alone).devices)
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(f"libtpu does not compile for {name} ({error}); known are {known}") from error
+        raise UserError(f"libtpu does not compile for {name} ({error}); known are {_known()}") from error
 
 
 def virtual(count: int) -> list[Any]:

@@ -1,7 +1,8 @@
 """Where every array lives: a mesh with axes data, fsdp and tensor, and rules from a parameter's path to its layout.
 
 The batch is split over data x fsdp. A parameter is split over `tensor` where a rule names its axis and over `fsdp`
-along its largest remaining axis; the optimizer state and the average follow their parameter, whose path ends theirs.
+along its largest remaining axis; the optimizer state and the average follow their parameter, whose path ends theirs,
+and may be split over `data` besides.
 """
 
 import re
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax.errors import UserError
@@ -59,6 +61,23 @@ def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, ("data", "fsdp")))
 
 
+def to_mesh(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays that every process has alike, laid out over the mesh of all of them."""
+
+    def place(a: Any) -> jax.Array:
+        host = np.asarray(a)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(place, tree)
+
+
+def to_host(a: Any) -> np.ndarray:
+    """The whole of an array, wherever its parts are; each process must call this."""
+    if not isinstance(a, jax.Array) or a.is_fully_addressable or a.is_fully_replicated:
+        return np.asarray(a)
+    return np.asarray(multihost_utils.process_allgather(a, tiled=True))
+
+
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
     """Raises unless every device gets an equal share of each micro-batch."""
     share = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
@@ -69,18 +88,22 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
         )
 
 
-def tree_sharding(tree: Any, mesh: Mesh, *, fsdp: bool = True) -> Any:
-    """The layout of every array of a tree (of arrays or their shapes) by its path; without fsdp, over tensor alone."""
+def tree_sharding(tree: Any, mesh: Mesh, *, fsdp: bool = True, zero: bool = False) -> Any:
+    """The layout of every array of a tree (of arrays or their shapes) by its path; without fsdp, over tensor alone.
+
+    With zero, what of a training state is not `params` is split over data too (ZeRO stage 1, arXiv:1910.02054).
+    """
 
     def layout(path: Any, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return NamedSharding(mesh, partition(name, leaf.shape, mesh, fsdp=fsdp))
+        apart = zero and not name.startswith("params/")
+        return NamedSharding(mesh, partition(name, leaf.shape, mesh, fsdp=fsdp, zero=apart))
 
     return jax.tree_util.tree_map_with_path(layout, tree)
 
 
-def partition(name: str, shape: tuple[int, ...], mesh: Mesh, *, fsdp: bool = True) -> PartitionSpec:
-    """The PartitionSpec of one array from its path ("params/down_0/block_0/conv1/kernel") and shape.
+def partition(name: str, shape: tuple[int, ...], mesh: Mesh, *, fsdp: bool = True, zero: bool = False) -> PartitionSpec:
+    """The PartitionSpec of one array from its path ("params/down_0/block_0/conv1/kernel") and shape; zero: over data.
 
     An axis that its mesh axis does not divide is left whole.
     """
@@ -91,10 +114,11 @@ def partition(name: str, shape: tuple[int, ...], mesh: Mesh, *, fsdp: bool = Tru
                 if len(shape) >= -axis and shape[axis] % mesh.shape["tensor"] == 0:
                     axes[axis] = "tensor"
                 break
-    if fsdp and mesh.shape["fsdp"] > 1 and np.prod(shape) >= _SMALLEST_SPLIT:
-        free = [i for i, axis in enumerate(axes) if axis is None and shape[i] % mesh.shape["fsdp"] == 0]
-        if free:
-            axes[max(free, key=lambda i: (shape[i], i))] = "fsdp"
+    for over in [name for name, wanted in {"fsdp": fsdp, "data": zero}.items() if wanted]:
+        if mesh.shape[over] > 1 and np.prod(shape) >= _SMALLEST_SPLIT:
+            free = [i for i, axis in enumerate(axes) if axis is None and shape[i] % mesh.shape[over] == 0]
+            if free:
+                axes[max(free, key=lambda i: (shape[i], i))] = over
     return PartitionSpec(*axes)
 
 

@@ -1,6 +1,6 @@
 """The training step: a pure function of (state, batch, seed) and nothing else."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -48,15 +48,16 @@ def train_step(
     ema_decay: float,
     ema_warmup: bool,
     accumulate: int = 1,
+    gammas: Sequence[float] = (),
     learn_times: Callable[[Any, Array, Array], Any] = lambda times, t, losses: times,
 ) -> Step:
     """One step of stochastic gradient descent on the mean of weight * loss(params, examples, dropout key).
 
     draw(key, batch, state) makes every random choice but dropout for the whole batch at once and loss gives one
     number an example [b]; so a step accumulated over micro-batches equals the step on the whole batch, dropout aside.
-    learn_times(state.times, t [B], losses [B]) follows. Randomness is fold_in(seed, step): a resumed run draws what the
-    uninterrupted one would have. Where the loss or the norm of its gradient is not finite the state stays as it was but
-    for its count of steps, and loss_by_time is empty.
+    learn_times(state.times, t [B], losses [B]) follows. state.profiles has an average for each of gammas (`train.ema`).
+    Randomness is fold_in(seed, step): a resumed run draws what the uninterrupted one would have. Where the loss or the
+    norm of its gradient is not finite the state stays as it was but for its count of steps, and loss_by_time is empty.
     """
 
     def mean_loss(params: Params, examples: Examples, key: Array) -> tuple[Array, Array]:
@@ -87,9 +88,13 @@ def train_step(
         params = optax.apply_updates(state.params, updates)
         average = ema.update(state.ema, params, ema.decay_at(state.step, ema_decay, ema_warmup))
         times = learn_times(state.times, examples.t, losses)
+        profiles = tuple(
+            ema.update(profile, params, ema.power_decay(state.step, gamma))
+            for profile, gamma in zip(state.profiles, gammas, strict=True)
+        )
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        stepped = TrainState(state.step, params, average, opt_state, times)
+        stepped = TrainState(state.step, params, average, opt_state, times, profiles)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state)
         binned = jax.tree.map(lambda a: jnp.where(finite, a, 0), by_time(examples.t, losses))
         return kept._replace(step=state.step + 1), {"loss": value, "grad_norm": norm, "loss_by_time": binned}

@@ -113,8 +113,10 @@ def state_of(workdir, step):
 
 
 def test_resumed_training_has_the_same_bits(tmp_path):
-    """Train 20 = train 10, stop, resume 10: dropout, flips, EMA, accumulation, dropped labels, learned times."""
+    """Train 20 = train 10, stop, resume 10: dropout, flips, EMA, accumulation, dropped labels, learned times,
+    power-function averages."""
     overrides = ["--config.data.flip=True", "--config.train.accumulate=2", "--config.times=loss_second_moment"]
+    overrides += ["--config.ema.profiles=(0.05,)", "--config.ema.every=10"]
     assert train_on_one_device(tmp_path / "whole", *overrides) == 0
     assert train_on_one_device(tmp_path / "parts", *overrides, "--config.train.steps=10") == 0
     assert train_on_one_device(tmp_path / "parts", *overrides, "--config.train.steps=20") == 0

@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from diffusion_jax import build
 from diffusion_jax.cli.main import main
@@ -15,7 +16,7 @@ from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import sharding
 from diffusion_jax.train.checkpoint import Checkpoints, whole
 
-SAMPLES = "--metrics=fd,kid,precision_recall,inception_score"
+SAMPLES = "--metrics=fd,kid,precision_recall,inception_score,memorisation"
 
 
 def write(root, *, task="diffusion", schedule="cosine(steps=50)", scale=0.1):
@@ -128,7 +129,7 @@ def many(home, tmp_path_factory):
 
 def test_neither_batch_nor_devices_change_a_result(many):
     _, first, second = many
-    assert len(first["metrics"]) == 6
+    assert len(first["metrics"]) == 8
     for name, entry in first["metrics"].items():
         np.testing.assert_allclose(entry["value"], second["metrics"][name]["value"], rtol=1e-3, err_msg=name)
         assert entry["how"] == second["metrics"][name]["how"]
@@ -197,6 +198,8 @@ def test_a_result_says_all_that_it_takes_to_repeat_it(home, many):
     assert first["subject"] | {"sampling": None} == {
         "workdir": f"{home}/model",
         "checkpoint_step": 7,
+        "checkpoint_sha256": moments.sha256(home / "model/checkpoints/7/manifest.json"),
+        "guided_by": {"classifier": None, "classifier_scale": 1.0, "weak": None, "weak_step": None},
         "weights": "ema",
         "seed": 3,
         "seeds": [3, 22],
@@ -263,7 +266,7 @@ def test_compare_refuses_unlike_results_and_says_what_differs(many, tmp_path, ca
 @pytest.mark.parametrize(
     ("workdir", "flags", "message"),
     [
-        ("model", ["--metrics=fdd"], "unknown metric 'fdd'; choose from bits_per_dim, fd, kid"),
+        ("model", ["--metrics=fdd"], "unknown metric 'fdd'; choose from bits_per_dim, fd, sfd, kid"),
         ("model", ["--metrics=fid"], "give --metrics=fd --features=inception"),
         ("model", [], "give --metrics"),
         ("model", ["--metrics=fd"], "fd needs features: give --features=inception --weights=FILE.safetensors, or"),
@@ -271,13 +274,32 @@ def test_compare_refuses_unlike_results_and_says_what_differs(many, tmp_path, ca
         ("model", ["--metrics=fd", "--features=inception"], "needs --weights=FILE.safetensors"),
         ("model", ["--metrics=fd", "--features=inception", "--weights=no.safetensors"], "no file no.safetensors"),
         ("model", ["--metrics=fd", "--features=inception", "--weights=a.pth"], "a pickle such as .pth is not read"),
-        ("model", ["--metrics=fd", "--features=model"], "--features is inception or a classifier's workdir"),
+        ("model", ["--metrics=fd", "--features=model"], "--features is inception, clip or a classifier's workdir"),
         ("model", ["--metrics=fd", "--features=nowhere"], "nowhere is not a workdir"),
         ("model", ["--metrics=bits_per_dim", "--num=1798"], "has 1,797 images, and --num is 1,798"),
         ("model", ["--metrics=bits_per_dim", "--method=exact"], "by method bound or ode; got 'exact'"),
-        ("model", ["--metrics=bits_per_dim", "--features=classifier"], "--features is of metrics of samples"),
+        ("model", ["--metrics=bits_per_dim", "--features=classifier"], "--features is of fd, sfd, kid"),
+        (
+            "model",
+            ["--metrics=sfd", "--features=classifier"],
+            "sfd takes spatial features, which --features=inception has",
+        ),
+        (
+            "model",
+            ["--metrics=psnr"],
+            "psnr compares an image with its original: it is of an autoencoder, or of a super-",
+        ),
+        ("model", ["--metrics=clip_score"], "clip_score needs --clip=FOLDER, a CLIP model"),
+        ("model", ["--metrics=clip_score", "--clip=nowhere"], "clip_score compares an image with its caption"),
+        ("model", ["--metrics=fd", "--features=clip"], "needs --weights=FOLDER, a CLIP model"),
+        ("model", ["--metrics=fd", "--features=clip", "--weights=model"], "model holds a model of type None"),
+        ("model", ["--metrics=fd", "--features=classifier", "--real=-1"], "--real is at least 0, all images; got -1"),
+        ("model", ["--metrics=fd", "--features=classifier", "--ema=0.1"], "takes snapshots, and model has none"),
+        ("model", ["--metrics=fd", "--features=classifier", "--ema=1"], "is above 0 and at most 0.2887; got 1"),
+        ("model", ["--metrics=fd", "--features=classifier", "--ema=long"], "--ema is true, false or a length"),
+        ("model", ["--metrics=bits_per_dim", "--save_seconds=-1"], "--save_seconds is at least 0"),
         ("model", ["--metrics=bits_per_dim", "--out=result.txt"], "is to be a new .json file"),
-        ("autoencoder", ["--metrics=bits_per_dim"], "has a run of task autoencoder"),
+        ("autoencoder", ["--metrics=bits_per_dim"], "no checkpoint in autoencoder/checkpoints"),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(home, capsys, monkeypatch, workdir, flags, message):
@@ -288,3 +310,94 @@ def test_bad_input_is_one_sentence_and_writes_nothing(home, capsys, monkeypatch,
     assert message in error
     assert error.count("\n") == 1
     assert sorted(home.rglob("*.json")) == before
+
+
+def test_suspected_copies_are_shown_beside_their_nearest_images(many):
+    folder, first, _ = many
+    with Image.open(folder / "eight.memorisation.png") as picture:
+        width, height = picture.size
+    assert width > 5 * 64
+    assert height > 16 * 64
+    assert 0 <= first["metrics"]["copied"]["value"] <= 1
+    assert (
+        first["metrics"]["copied"]["label"] == f"copied (features: {first['metrics']['fd']['features']['extractor']})"
+    )
+
+
+def test_more_real_images_than_samples_may_be_compared_with(home, tmp_path):
+    flags = ("--metrics=fd", "--num=20", "--seed=3", f"--features={home}/classifier", "--batch=8", "--real=40")
+    entry = evaluate(home / "model", tmp_path / "a.json", *flags)["metrics"]["fd"]
+    assert (entry["how"]["n"], entry["how"]["real"]["n"]) == (20, 40)
+
+
+@pytest.fixture(scope="module")
+def mapped(home, tmp_path_factory):
+    """A heatmap of the random model over guidance and two averages, the second time from its cells; what was said."""
+    out = tmp_path_factory.mktemp("heatmap") / "out"
+    flags = [
+        "evaluate",
+        "heatmap",
+        f"--workdir={home}/model",
+        "--metrics=fd",
+        "--num=20",
+        "--seed=3",
+        f"--features={home}/classifier",
+        "--over=ema=true,false",
+        "--over=guidance=1,3",
+        f"--out={out}",
+    ]
+    assert main(flags) == 0
+    return out, flags
+
+
+def test_a_heatmap_has_what_evaluate_gives_in_every_cell(home, many, mapped):
+    out, _ = mapped
+    found = json.loads((out / "heatmap.json").read_text())
+    assert found["axes"] == [{"name": "ema", "values": [True, False]}, {"name": "guidance", "values": [1.0, 3.0]}]
+    values = [cell["metrics"]["fd"]["value"] for cell in found["cells"]]
+    np.testing.assert_allclose(values[0], many[1]["metrics"]["fd"]["value"], rtol=1e-3)
+    assert values[0] != values[1]
+    assert values[0] == pytest.approx(values[2], rel=1e-3)  # here the average equals the parameters
+    assert found["best"]["fd"]["value"] == min(values)
+    result = json.loads((out / found["cells"][3]["file"]).read_text())
+    assert (result["subject"]["sampling"]["guidance"], result["subject"]["weights"]) == (3.0, "params")
+    with Image.open(out / "fd.png") as picture:
+        assert min(picture.size) > 100
+
+
+def test_a_heatmap_goes_on_cell_by_cell(mapped, capsys):
+    """Only the cell that lacks is measured, and the table is what it was."""
+    out, flags = mapped
+    before = json.loads((out / "heatmap.json").read_text())
+    (out / before["cells"][1]["file"]).unlink()
+    assert main(flags) == 0
+    said = capsys.readouterr().out
+    assert "2 of 4: ema ema, guidance 3" in said
+    assert said.count(" of 4: ") == 1
+    after = json.loads((out / "heatmap.json").read_text())
+    assert after["cells"][1]["metrics"]["fd"]["value"] == pytest.approx(before["cells"][1]["metrics"]["fd"]["value"])
+
+
+@pytest.mark.parametrize(
+    ("workdir", "over", "message"),
+    [
+        ("model", [], "--over is given for 1 to 3 axes, each once; got none"),
+        ("model", ["guidance"], "--over is AXIS=VALUE,VALUE,... with an axis of step, ema, guidance"),
+        ("model", ["seed=1,2"], "--over is AXIS=VALUE,VALUE,... with an axis of step, ema, guidance"),
+        ("model", ["steps=1,2.5"], "the values of steps are not all of type int"),
+        ("model", ["guidance=1,1.0"], "has a value twice"),
+        ("model", ["step=7,8"], "no checkpoint of step 8 in model/checkpoints; there are 7"),
+        ("model", ["step=7", "step=all"], "1 to 3 axes, each once"),
+        ("autoencoder", ["step=all"], "no checkpoint in autoencoder/checkpoints"),
+        ("nowhere", ["step=all"], "nowhere is not a workdir"),
+    ],
+)
+def test_a_heatmap_that_cannot_be_is_one_sentence(home, capsys, monkeypatch, workdir, over, message):
+    monkeypatch.chdir(home)
+    flags = [f"--over={axis}" for axis in over]
+    command = ["evaluate", "heatmap", f"--workdir={workdir}", "--metrics=fd", "--features=classifier", "--out=hm"]
+    assert main([*command, "--num=20", *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (home / "hm").exists()

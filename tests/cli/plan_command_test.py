@@ -1,7 +1,9 @@
 """The command as a user runs it."""
 
+import importlib
 import importlib.util
 import json
+import time
 from pathlib import Path
 
 import jax
@@ -9,22 +11,27 @@ import jax.numpy as jnp
 import pytest
 
 from diffusion_jax import build
+from diffusion_jax.build import plan as building
+from diffusion_jax.build.text import text as text_encoder
 from diffusion_jax.cli.main import main
 from diffusion_jax.config import base
+from diffusion_jax.errors import UserError
 from diffusion_jax.report.plan import text
+from diffusion_jax.runs import compiled_once, preflight
 from diffusion_jax.runs import plan as runs
-from diffusion_jax.runs import preflight
 from diffusion_jax.train import sharding
 from diffusion_jax.train.machines import CHIPS, Chip
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = ["--config.model.multipliers=(1,)", "--config.model.attention=()"]
 
+MEMORY = 2_000_000  # bytes
+
 NOTHING_ELSE = {"parameters": 0, "state_bytes_a_chip": {}, "checkpoint_bytes": 0, "preflight": []}
 
 
 def plan(*flags):
-    return main(["plan", f"--config={CONFIGS / 'tiny.py'}", *SMALL, *flags])
+    return main(["plan", f"--config={CONFIGS / 'tiny.py'}", "--cache=", *SMALL, *flags])
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +117,9 @@ def test_what_the_compiler_refuses_for_want_of_memory_does_not_fit():
         jaxpr = jax.make_jaxpr(lambda x: x @ x)(jnp.zeros((4, 4)))
 
         def lower(self):
+            return self
+
+        def compile(self):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory on HBM, 76.19G exceeds 15.75G")
 
     mesh = sharding.mesh()
@@ -168,6 +178,17 @@ def test_preflight_sees_labels_out_of_range_and_guidance_never_trained(monkeypat
         (["--devices=3"], "train.batch_size=16 is not divisible by 3"),
         (["--sample", "--config.task=classifier"], "draws no samples"),
         (["--config.task=poem"], "unknown task 'poem'"),
+        (["--search", "--devices=2"], "--search compares by the peaks of a chip"),
+        (
+            ["--config.latent=absent"],
+            "no run of an autoencoder in latent=absent; plan with the shapes of one by --auto",
+        ),
+        (["--autoencoder=absent.py"], "no config file absent.py"),
+        ([f"--autoencoder={CONFIGS / 'tiny.py'}"], "this one works in pixels"),
+        (
+            [f"--autoencoder={CONFIGS / 'tiny.py'}", "--config.latent=x"],
+            "config of task autoencoder; got one of task diff",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_one_sentence(flags, message, capsys):
@@ -188,3 +209,98 @@ def test_a_tpu_slice_is_planned_without_a_tpu(tmp_path, capsys):
     gradient = step["collectives_a_chip"]["all-reduce"]["bytes"]  # beside it, sums of the loss
     assert gradient == pytest.approx(4 * made["parameters"], rel=0.05)
     assert "4 x TPU v5 lite" in capsys.readouterr().out
+
+
+def test_what_was_compiled_once_is_kept_until_the_program_changes(tmp_path, capsys):
+    f = lambda x: x @ x  # noqa: E731
+    mesh = sharding.mesh(devices=jax.devices()[:1])
+
+    def made(n):
+        traced = jax.jit(f).trace(jax.ShapeDtypeStruct((n, n), jnp.float32))
+        return runs.analyse("product", traced, mesh, CHIPS["v5e"], images=1, kept=tmp_path)
+
+    first = made(64)
+    assert "compiled in" in capsys.readouterr().err
+    assert made(64) == first
+    assert "was compiled before" in capsys.readouterr().err
+    assert made(65)["flops"] > first["flops"]
+    assert len(list(tmp_path.iterdir())) == 2
+    for file in tmp_path.iterdir():
+        file.write_text("{")
+    assert made(64)["memory_a_chip"] == first["memory_a_chip"]  # half a file is made anew
+
+
+def test_a_long_compilation_shows_that_it_lives(monkeypatch, capsys):
+    monkeypatch.setattr(compiled_once, "_SIGN", 0.01)
+    with compiled_once._signs_of_life("compiling x"):
+        time.sleep(0.2)
+    assert "compiling x: 0 s so far" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A search on one device, whose memory holds a half of the batch's activations and not all of them."""
+    folder = tmp_path_factory.mktemp("search")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CHIPS, "toy", Chip("toy", 1e12, MEMORY, 1e9, 1e9))
+        flags = ["--devices=1", "--chip=toy", "--search", f"--cache={folder / 'kept'}", f"--out={folder / 'plan.json'}"]
+        assert plan(*flags) == 0
+    return json.loads((folder / "plan.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_search_plans_the_fastest_that_fits(searched):
+    tried = searched["search"]
+    assert [(each["remat"], each["accumulate"]) for each in tried] == [(False, 1), (False, 2), (True, 1)]
+    assert any(not each["fits"] for each in tried)
+    fitting = [each for each in tried if each["fits"]]
+    fastest = max(fitting, key=lambda each: each["images_per_second"])
+    assert searched["train"]["fits"]
+    assert searched["train"]["images_per_second"] == pytest.approx(fastest["images_per_second"])
+    assert searched["machine"]["mesh"]["fsdp"] == fastest["fsdp"]
+    assert searched["train"]["memory_a_chip"]["peak"] == fastest["peak"] <= MEMORY
+
+
+def test_a_search_leaves_the_training_as_it_is(monkeypatch, capsys):
+    """With made-up figures: three micro-batches' worth fit; what comes back is the config in another layout alone."""
+
+    def step(config, autoencoder, mesh, peaks, kept):
+        at_once = config.train.batch_size // config.train.accumulate // mesh.size
+        speed = 1000.0 * at_once / (2 if config.model.remat else 1) / mesh.shape["fsdp"]
+        return {"fits": at_once <= 4, "images_per_second": speed, "memory_a_chip": {"peak": at_once}}
+
+    monkeypatch.setattr(runs, "_step", step)
+    config = importlib.import_module("configs.tiny").get_config()
+    chosen, tried = runs._searched(config, None, jax.devices()[:2], CHIPS["v5e"], None)
+    assert (chosen.train.accumulate, chosen.model.remat, chosen.mesh.fsdp) == (2, False, 1)
+    assert {each["fsdp"] for each in tried} == {1, 2}
+    same = building.laid_out(chosen, fsdp=config.mesh.fsdp, tensor=1, remat=False, accumulate=1)
+    assert same.to_dict() == config.to_dict()
+    assert "plan: the fastest that fits: --config.mesh.data=-1 --config.mesh.fsdp=1" in capsys.readouterr().err
+
+
+def test_a_latent_model_is_planned_before_its_autoencoder_is_trained():
+    """Its step reads latents and features of captions that were precomputed, where the config says so."""
+    config = importlib.import_module("configs.shapes_latent").get_config()
+    config.text = "clip(width=16, layers=1, heads=1, length=7)"
+    model = building.model(config, importlib.import_module("configs.shapes_autoencoder").get_config())
+    assert model.x_shape == (16, 16, 4)
+    assert model.frozen.keys() == {"autoencoder", "text"}
+    batch = {name: a.shape[1:] for name, a in building.abstract_batch(config, model).items()}
+    assert batch == {"image": (64, 64, 3), "tokens": (7,)}
+    config.data.precomputed = "somewhere"
+    batch = {name: a.shape[1:] for name, a in building.abstract_batch(config, model).items()}
+    assert batch == {
+        "mean": (16, 16, 4),
+        "logvar": (16, 16, 4),
+        "text": (7, 16),
+        "text_mask": (7,),
+        "text_pooled": (16,),
+    }
+    traced = building.traced_step(config, model, sharding.mesh(devices=jax.devices()[:1]))
+    assert traced.jaxpr
+
+
+def test_an_encoder_without_weights_is_for_plans_alone():
+    with pytest.raises(UserError, match=r"has sizes and no weights.*huggingface"):
+        text_encoder("clip(width=16, layers=1, heads=1, length=7)").learn_tokenizer(["a cat"])

@@ -227,6 +227,24 @@ class TestConditions:
         assert min(np.abs(a[1] - b[1]).max() for a, b in [(low, out), (high, out), (low, high)]) > 1e-4
 
 
+def test_one_vector_of_the_text_is_added_to_the_time_embedding(run):
+    net = UNet(2, channels=4, multipliers=(1,), blocks=1, attention=(), groups=2, text_features=3, pooled_text=True)
+    x, t = np.random.default_rng(0).standard_normal((2, 4, 2), np.float32), np.float32([1.0, 2.0])
+    cond = {"text": x[:, :, [0, 1, 1]], "text_pooled": np.float32([[1, 2, 3], [4, 5, 6]])}
+    params = perturbed(jax.jit(net.init)(jax.random.key(0), x, t, cond)["params"])
+    out = run(params, x, t, cond, net=net)
+    other = run(params, x, t, cond | {"text_pooled": np.float32([[1, 2, 3], [0, 0, 0]])}, net=net)
+    np.testing.assert_array_equal(other[0], out[0])
+    assert np.abs(other[1] - out[1]).max() > 1e-4
+    biases = {name: params[name] for name in ("time_1", "text_pooled")}
+    moved = jax.tree.map(lambda a: a, params)
+    moved["time_1"] = biases["time_1"] | {"bias": biases["time_1"]["bias"] + biases["text_pooled"]["bias"]}
+    moved["text_pooled"] = biases["text_pooled"] | {"bias": jnp.zeros_like(biases["text_pooled"]["bias"])}
+    np.testing.assert_allclose(run(moved, x, t, cond, net=net), out, atol=1e-5)
+    with pytest.raises(UserError, match=r"missing \['text_pooled'\]"):
+        net.apply({"params": params}, x, t, {"text": cond["text"]})
+
+
 @pytest.mark.parametrize("options", [{}, {"text_features": 3, "scale_shift": True}])
 def test_remat_changes_no_parameter_output_or_gradient(options):
     x, t = np.random.default_rng(0).standard_normal((2, 4, 2), np.float32), np.float32([1.0, 2.0])

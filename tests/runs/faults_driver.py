@@ -37,6 +37,7 @@ class Poisoned:
     def __init__(self, batches, first, last, size):
         self.batches, self.first, self.last, self.size = batches, first, last, size
         self.get_state, self.set_state, self.close = batches.get_state, batches.set_state, batches.close
+        self.skipped = batches.skipped
 
     def __next__(self):
         number = self.get_state()["position"] // self.size
@@ -48,7 +49,9 @@ class Poisoned:
 def poisoned(first, last):
     """Within, training reads NaN for the batches [first, last)."""
     whole = build.batches
-    build.batches = lambda config, *args: Poisoned(whole(config, *args), first, last, config.train.batch_size)
+    build.batches = lambda config, *args, **options: Poisoned(
+        whole(config, *args, **options), first, last, config.train.batch_size
+    )
     try:
         yield
     finally:

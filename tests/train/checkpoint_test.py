@@ -3,6 +3,7 @@
 import concurrent.futures
 import resource
 import shutil
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -189,6 +190,49 @@ def test_a_disk_that_takes_no_more_is_one_sentence(copy, capfd):
     assert "\n" not in str(caught.value)
     assert "Traceback" not in capfd.readouterr().err
     assert_restores(copy, 20)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A filesystem of 1 MB in memory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        made = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        pytest.skip(f"there is no mount here: {error}")
+    if made.returncode:
+        pytest.skip(f"mount is not for this user: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_others(saved, disk, capfd):
+    root = shutil.copytree(saved, disk / "checkpoints")
+    before = {path: path.read_bytes() for path in files_of(root)}
+    noise = jax.random.normal(jax.random.key(0), (500_000,))  # does not compress
+    checkpoints = Checkpoints(root, keep=1)
+    with pytest.raises(SaveError, match=r"saving step 30 in .* failed, earlier .* No space left on device$") as caught:  # noqa: PT012
+        checkpoints.save(state_at(30)._replace(params={"a": noise}), position={}, config="{}")
+        checkpoints.wait()
+    checkpoints.close()
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+    assert_restores(root, 20)
+
+
+def test_a_disk_that_turns_read_only_is_one_sentence_and_is_read(saved, disk):
+    root = shutil.copytree(saved, disk / "checkpoints")
+    checkpoints = Checkpoints(root, keep=1)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(SaveError, match=r"saving step 30 in .* failed, earlier .* Read-only file system$") as caught:  # noqa: PT012
+        checkpoints.save(state_at(30), position={}, config="{}")
+        checkpoints.wait()
+    checkpoints.close()
+    assert "\n" not in str(caught.value)
+    assert_restores(root, 20)
 
 
 def test_processes_of_one_run_go_on_from_the_step_that_the_first_chose(saved, monkeypatch):

@@ -120,20 +120,26 @@ def test_signals_are_as_before_afterwards():
     assert signal.set_wakeup_fd(-1) == -1
 
 
-@pytest.mark.parametrize("others", [[False, False], [False, True]])
-def test_many_processes_stop_together(monkeypatch, others):
-    """At the same dispatch, whichever was asked; and in between none of them waits for the others."""
-    asked = []
+@pytest.mark.parametrize(("seconds", "every"), [(0.25, 8), (30.0, 1), (0.001, 32)])
+@pytest.mark.parametrize("others", [False, True])
+def test_many_processes_stop_together(monkeypatch, others, seconds, every):
+    """Whichever was asked, at the same dispatch, for the slowest's time decides how often they ask: every 2 s or so."""
+    clock, asked = [0.0], []
 
-    def allgather(flag):
-        asked.append(bool(flag))
-        return np.array([flag, *others])
+    def allgather(mine):
+        asked.append((dispatch, bool(mine[0])))
+        return np.stack([mine, np.float32([others, seconds]), np.float32([False, seconds / 2])])
 
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     monkeypatch.setattr(multihost_utils, "process_allgather", allgather)
+    monkeypatch.setattr(faults.time, "monotonic", lambda: clock[0])
     stop = faults.Stop()
-    assert [n for n in range(1, 17) if stop.agreed(n)] == ([8, 16] if any(others) else [])
+    for dispatch in range(65):
+        clock[0] = dispatch * 1e-5  # of this process, which is fast
+        assert stop.agreed(dispatch) == (others and dispatch % every == 0)
+    assert asked == [(n, False) for n in range(0, 65, every)]
     stop.signal = "SIGTERM"
-    assert stop.agreed(24)
-    assert not stop.agreed(25)
-    assert asked == [False, False, True]
+    dispatch = 96
+    assert stop.agreed(dispatch)
+    dispatch = 0
+    assert stop.agreed(dispatch), "a loop that begins anew asks at once"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.train import faults, feed, loop, sharding
+from diffusion_jax.train.spikes import Spikes
 from diffusion_jax.train.step import by_time
 
 
@@ -19,13 +20,15 @@ class State(NamedTuple):
 class Recorder:
     """Runs the loop over a counting state and writes down what happens; the loss of step n is 1 / n."""
 
-    def __init__(self, *, nan_at=(), stop_at=None, per_dispatch=1):
+    def __init__(self, *, nan_at=(), high_at=(), stop_at=None, per_dispatch=1, waits=lambda: None):
         self.events, self.nan_at, self.stop_at, self.n = [], nan_at, stop_at, per_dispatch
+        self.high_at, self.waits = high_at, waits
         self.nonfinite, self.logged = [], []
 
     def step(self, state, batch):
         done = int(state.step) + np.arange(1, self.n + 1)
-        loss = jnp.asarray(np.where(np.isin(done, self.nan_at), np.nan, 1 / done), jnp.float32)
+        loss = np.where(np.isin(done, self.high_at), 100.0, 1 / done)
+        loss = jnp.asarray(np.where(np.isin(done, self.nan_at), np.nan, loss), jnp.float32)
         loss = loss if self.n > 1 else loss[0]
         return State(state.step + self.n), {"loss": loss}
 
@@ -39,7 +42,7 @@ class Recorder:
             return loop.fit(
                 State(jnp.int32(start)),
                 self.step,
-                ((None, start + self.n * (i + 1)) for i in range(10**6)),
+                ((self.waits(), start + self.n * (i + 1)) for i in range(10**6)),
                 batch_size=8,
                 on_step=self.on_step,
                 on_log=self.on_log,
@@ -125,6 +128,49 @@ def test_a_row_of_them_raises_at_its_end_and_nothing_amid_it_is_saved():
     assert caught.value.position == 12
     assert [event for event in recorder.events if event[0] == "save"] == [("save", 3, 3), ("save", 6, 6)]
     assert [event.step for event in recorder.nonfinite] == [2, 8, 9, 10, 11, 12]
+
+
+def spikes():
+    return Spikes(factor=10.0, window=4, limit=3)
+
+
+def test_a_loss_that_jumps_and_stays_raises_and_nothing_amid_it_is_saved():
+    recorder = Recorder(high_at=[7, *range(12, 40)])
+    with pytest.raises(loop.LossSpikeError, match=r"is 100, over 10 times its median .* at step 14; .* of step 9"):
+        recorder.run(steps=40, save_every=3, sample_every=0, spikes=spikes())
+    assert [event[1] for event in recorder.events if event[0] == "save"] == [3, 6, 9]
+
+
+def test_the_data_after_a_spike_is_told_and_a_stop_amid_one_saves():
+    recorder = Recorder(high_at=range(12, 40), per_dispatch=2)
+    with pytest.raises(loop.LossSpikeError) as caught:
+        recorder.run(steps=40, save_every=0, sample_every=0, spikes=spikes())
+    assert caught.value.position == 14
+    stopped = Recorder(high_at=range(12, 40), stop_at=12)
+    state = stopped.run(steps=40, save_every=0, log_every=1, sample_every=0, spikes=spikes())
+    assert stopped.events[-1][:2] == ("save", int(state.step))
+
+
+def test_spikes_are_not_looked_for_unless_asked():
+    assert int(Recorder(high_at=range(6, 12)).run().step) == 12
+
+
+def test_what_steps_wait_for_their_input_is_in_each_log(monkeypatch):
+    """A clock that hardly moves but where a batch is made."""
+    clock = [0.0]
+
+    def waits():
+        clock[0] += 0.5
+
+    def now():
+        clock[0] += 1e-6
+        return clock[0]
+
+    monkeypatch.setattr(loop.time, "perf_counter", now)
+    recorder = Recorder(waits=waits)
+    recorder.run()
+    waited = {at: metrics["input_wait_seconds"] for at, metrics in recorder.logged}
+    assert waited == pytest.approx({4: 2.0, 8: 2.0, 12: 2.0}, abs=1e-3)
 
 
 def test_what_saves_cost_is_in_the_next_log(monkeypatch):
@@ -222,6 +268,25 @@ def test_the_position_is_that_of_the_batch_handed_out(ahead, per_dispatch):
         assert not batch["image"].sharding.is_fully_replicated
 
 
+class Indexed(Counting):
+    """Batches that say which examples they are of."""
+
+    def __next__(self):
+        return super().__next__() | {"index": np.arange(8) + 100 * self.handed}
+
+
+@pytest.mark.parametrize("per_dispatch", [1, 3])
+def test_examples_are_told_as_their_batch_is_handed_out_not_as_it_is_made(per_dispatch):
+    told = []
+    batches = feed.device_batches(
+        Indexed(), sharding.mesh(), steps_per_dispatch=per_dispatch, ahead=3, handed=lambda index: told.append(index)
+    )
+    for n in range(3):
+        _, position = next(batches)
+        assert len(told) == n + 1
+        assert told[-1].tolist() == [100 * i + k for i in range(n * per_dispatch + 1, position + 1) for k in range(8)]
+
+
 def test_means_by_time_are_exact_over_dispatches():
     """Whatever the dispatches hold: means of all losses of a part, parts without any left out."""
     rng = np.random.default_rng(0)
@@ -240,3 +305,19 @@ def test_means_by_time_are_exact_over_dispatches():
 def test_the_last_and_first_time_are_in_the_last_and_first_part():
     binned = by_time(jnp.array([1.0, 1e-6, 0.1]), jnp.array([5.0, 7.0, 1.0]))
     np.testing.assert_allclose(binned.total, [8, 0, 0, 0, 0, 0, 0, 0, 0, 5])
+
+
+def test_further_events_come_at_their_own_intervals_and_at_the_end():
+    recorder, seen = Recorder(), []
+    recorder.run(
+        events=[(5, lambda state: seen.append(("a", int(state.step)))), (0, lambda state: seen.append("never"))]
+    )
+    assert seen == [("a", 5), ("a", 10), ("a", 12)]
+
+
+def test_a_signal_in_an_event_ends_training_there_with_everything_saved():
+    """The state that the event saw is the last one, though its step was not to be saved."""
+    recorder = Recorder()
+    state = recorder.run(events=[(7, lambda state: signal.raise_signal(signal.SIGTERM))])
+    assert int(state.step) == 7
+    assert recorder.events[-1] == ("save", 7, 7)

@@ -1,5 +1,6 @@
 """Learning rates and optimizers against their formulas."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,6 +29,24 @@ def test_adamw_step_is_the_papers():
     np.testing.assert_allclose(updates, -rate * (g / (np.abs(g) + eps) + decay * p), rtol=1e-5)
 
 
+def test_muon_orthogonalizes_inner_matrices_and_leaves_the_rest_to_nadam():
+    """The step on a matrix has singular values near 0.2 sqrt(larger side) rates, whatever the gradient's."""
+    rng, rate, eps = np.random.default_rng(0), 0.1, 1e-8
+    shapes = {"mid": {"kernel": (3, 3, 4, 8), "bias": (8,)}, "conv_in": {"kernel": (3, 3, 3, 4)}}
+    grads = jax.tree.map(
+        lambda shape: jnp.array(rng.normal(size=shape)), shapes, is_leaf=lambda x: isinstance(x, tuple)
+    )
+    tx = optimizer.optimizer("muon", lambda _: rate, b1=0.9, b2=0.99, eps=eps, weight_decay=0.0, clip=0)
+    updates, _ = tx.update(grads, tx.init(grads), grads)
+    values = np.linalg.svd(updates["mid"]["kernel"].reshape(36, 8), compute_uv=False) / (0.2 * rate * np.sqrt(36))
+    assert 0.6 < values.min() < values.max() < 1.3  # what five of its Newton-Schulz iterations give
+    assert np.vdot(updates["mid"]["kernel"], grads["mid"]["kernel"]) < 0
+    nadam = 0.9 * 0.1 / (1 - 0.9**2) + 1  # of the first step, over the gradient; Dozat 2016
+    for name in (("mid", "bias"), ("conv_in", "kernel")):
+        g, update = (tree[name[0]][name[1]] for tree in (grads, updates))
+        np.testing.assert_allclose(update, -rate * nadam * g / (np.abs(g) + eps), rtol=1e-4)
+
+
 def test_clipping_scales_the_global_norm():
     tx = optimizer.optimizer("adam", lambda _: 1.0, b1=0.0, b2=0.0, eps=1e9, weight_decay=0.0, clip=1.0)
     grads = {"a": jnp.array([30.0]), "b": jnp.array([40.0])}
@@ -40,8 +59,8 @@ def test_clipping_scales_the_global_norm():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"name": "sgd"}, "unknown optimizer.name 'sgd'; choose from adam, adamw"),
-        ({"weight_decay": 0.1}, "needs optimizer.name='adamw'"),
+        ({"name": "sgd"}, "unknown optimizer.name 'sgd'; choose from adam, adamw, muon"),
+        ({"weight_decay": 0.1}, "needs optimizer.name='adamw' or 'muon'"),
     ],
 )
 def test_wrong_optimizers_are_named(wrong, message):

@@ -47,6 +47,27 @@ def test_rules(name, shape, expected):
     assert sharding.partition(name, shape, sharding.mesh(2, 2, 2)) == expected
 
 
+def test_zero_splits_all_but_the_parameters_over_data():
+    """And leaves to fsdp the axis it has."""
+    mesh = sharding.mesh(4, 2, 1)
+    kernel, name = (3, 3, 64, 128), "mid/block_0/conv3/kernel"
+    tree = {field: {"mid": {"kernel": np.ones(kernel, np.float32)}} for field in ("params", "ema", "opt_state")}
+    specs = jax.tree.map(lambda s: s.spec, sharding.tree_sharding(tree, mesh, zero=True))
+    assert specs["params"]["mid"]["kernel"] == P(None, None, None, "fsdp")
+    assert specs["ema"]["mid"]["kernel"] == specs["opt_state"]["mid"]["kernel"] == P(None, None, "data", "fsdp")
+    assert sharding.partition(f"ema/{name}", (3, 3, 63, 127), mesh, zero=True) == P(None, None, None, None)
+    assert sharding.partition("opt_state/count", (), mesh, zero=True) == P()
+
+
+def test_what_is_alike_everywhere_comes_back_whole():
+    mesh = sharding.mesh(8)
+    a = {"x": np.arange(32.0).reshape(16, 2)}
+    placed = sharding.to_mesh(a, sharding.batch_sharding(mesh))
+    assert not placed["x"].sharding.is_fully_replicated
+    np.testing.assert_array_equal(sharding.to_host(placed["x"]), a["x"])
+    assert sharding.to_host(a["x"]) is a["x"]
+
+
 def test_one_device_splits_nothing():
     mesh = sharding.mesh(devices=jax.devices()[:1])
     for name, shape, _ in CASES:

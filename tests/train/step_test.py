@@ -52,7 +52,8 @@ def batch_of(n=16, seed=0):
 
 def run(config, count=3, devices=None):
     """The state after `count` steps, the losses, and the state's layout."""
-    mesh = sharding.mesh(**config.mesh.to_dict(), devices=devices or jax.devices()[:1])
+    sizes = {axis: config.mesh[axis] for axis in sharding.AXES}
+    mesh = sharding.mesh(**sizes, devices=devices or jax.devices()[:1])
     model = build.model(config)
     state = build.initial_state(config, model, mesh)
     step = build.compiled_step(config, model, mesh)

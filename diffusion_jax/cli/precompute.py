@@ -1,0 +1,32 @@
+"""What an autoencoder and a published text encoder make of a config's data, kept so that training need not repeat it.
+
+diffusion-jax precompute --config=configs/shapes_latent.py --out=runs/latents
+diffusion-jax train --config=configs/shapes_latent.py --config.data.precomputed=runs/latents --workdir=runs/latent
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from diffusion_jax.errors import UserError
+
+
+def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """The command's flags."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file; --config.KEY=VALUE changes a key.", flag_values=values, sys_argv=list(arguments)
+    )
+    flags.DEFINE_integer("batch", 64, "Examples at once; changes no result but by rounding.", flag_values=values)
+    flags.DEFINE_string("dtype", "float32", "float32, or float16 in half of the space.", flag_values=values)
+    flags.DEFINE_string("out", None, "New folder.", flag_values=values)
+
+
+def run(values: flags.FlagValues) -> None:
+    """Writes the folder."""
+    if not values.config or not values.out:
+        raise UserError("precompute needs --config=FILE and --out=FOLDER")
+    from diffusion_jax.runs.precompute import precompute
+
+    precompute(values.config, Path(values.out), batch=values.batch, dtype=values.dtype)

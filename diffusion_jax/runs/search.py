@@ -1,0 +1,73 @@
+"""Which mesh, rematerialization and number of micro-batches train fastest, among what fits; none changes the result."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How a step is laid out. The global batch stays: a chip has batch / (data x fsdp x accumulate) of it at once."""
+
+    fsdp: int
+    tensor: int
+    remat: bool
+    accumulate: int
+
+    @property
+    def flags(self) -> str:
+        """Of the command line."""
+        return (
+            f"--config.mesh.data=-1 --config.mesh.fsdp={self.fsdp} --config.mesh.tensor={self.tensor} "
+            f"--config.model.remat={self.remat} --config.train.accumulate={self.accumulate}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of a choice; images a second is 0 where it does not fit."""
+
+    fits: bool
+    images_per_second: float
+    peak: int | None  # bytes on a chip
+
+
+def meshes(devices: int, tensor: Sequence[int] = (1,)) -> list[tuple[int, int]]:
+    """(fsdp, tensor) of every mesh of so many devices, data taking the rest; the least split first."""
+    return [
+        (fsdp, t)
+        for t in tensor
+        if devices % t == 0
+        for fsdp in range(1, devices // t + 1)
+        if (devices // t) % fsdp == 0
+    ]
+
+
+def search(
+    meshes: Sequence[tuple[int, int]],
+    remat: Sequence[bool],
+    accumulate: Callable[[int, int], Sequence[int]],
+    measure: Callable[[Choice], Outcome],
+) -> Iterator[tuple[Choice, Outcome]]:
+    """Measures, for each mesh, with rematerialization and without, the largest batch a chip that fits.
+
+    accumulate(fsdp, tensor) are the numbers of micro-batches that the batch can be split into, rising. Left out is what
+    cannot be better: more micro-batches than fit already, and rematerialization that does not make room for fewer.
+    """
+    for fsdp, tensor in meshes:
+        fitting: int | None = None
+        for again in sorted(remat):
+            for n in accumulate(fsdp, tensor):
+                if fitting is not None and n >= fitting:
+                    break
+                choice = Choice(fsdp, tensor, again, n)
+                outcome = measure(choice)
+                yield choice, outcome
+                if outcome.fits:
+                    fitting = n
+                    break
+
+
+def best(found: Sequence[tuple[Choice, Outcome]]) -> Choice | None:
+    """The fastest that fits; None where nothing does."""
+    fitting = [(choice, outcome) for choice, outcome in found if outcome.fits]
+    return max(fitting, key=lambda pair: pair[1].images_per_second, default=(None, None))[0]
