@@ -1,0 +1,213 @@
+"""Figures of a sweep: learning curves and parallel coordinates, for light and dark pages; all of it as one PNG."""
+
+import dataclasses
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One trial of a sweep, as it is shown: course is the objective by step, reason why it failed."""
+
+    number: int
+    state: str  # done | pruned | failed | unfinished
+    value: float | None
+    changes: dict[str, Any]
+    course: tuple[tuple[int, float], ...] = ()
+    reason: str = ""
+    seconds: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Theme:
+    """Colours of a page."""
+
+    ink: str
+    faint: str
+    best: str
+    scale: tuple[float, float]  # the part of the colour map that is seen on the page's background
+    background: str = "none"
+
+
+_TICKS = 6  # of an axis of the parallel coordinates, at most
+
+LIGHT = Theme("#1f2328", "#b6bcc4", "#d1242f", (0.0, 0.85), "#ffffff")
+DARK = Theme("#e6edf3", "#5b636d", "#ff7b72", (0.25, 1.0), "#0d1117")
+
+
+def ranked(rows: Sequence[Row], direction: str) -> list[Row]:
+    """Finished trials from best to worst, then pruned ones likewise, then the others by number."""
+    order = {"done": 0, "pruned": 1}
+    sign = 1 if direction == "minimize" else -1
+
+    def key(row: Row) -> tuple[int, float, int]:
+        value = math.inf if row.value is None or math.isnan(row.value) else sign * row.value
+        return order.get(row.state, 2), value, row.number
+
+    return sorted(rows, key=key)
+
+
+def curves_svg(rows: Sequence[Row], metric: str, theme: Theme) -> bytes:
+    """The objective of every trial by step; rows are ranked."""
+    figure = Figure(figsize=(7.2, 3.9), layout="constrained")
+    _curves(figure.add_subplot(), rows, metric, theme)
+    return _svg(figure)
+
+
+def parallel_svg(rows: Sequence[Row], metric: str, theme: Theme) -> bytes:
+    """A line a trial through its values of every swept key to its objective; rows are ranked."""
+    keys = len(rows[0].changes)
+    figure = Figure(figsize=(max(7.2, 1.9 * (keys + 1)), 3.9), layout="constrained")
+    _parallel(figure.add_subplot(), rows, metric, theme)
+    return _svg(figure)
+
+
+def report_png(rows: Sequence[Row], metric: str, title: str, grid: np.ndarray | None) -> bytes:
+    """Curves, parallel coordinates, the ten best as a table, and the best trial's grid uint8 [H, W, C]."""
+    figure = Figure(figsize=(14, 9.5), dpi=100, layout="constrained", facecolor="white")
+    (left, right), (below, picture) = figure.subplots(2, 2, width_ratios=(1, 1))
+    figure.suptitle(title, fontsize=13)
+    _curves(left, rows, metric, LIGHT)
+    _parallel(right, rows, metric, LIGHT)
+    below.axis("off")
+    picture.axis("off")
+    keys = list(rows[0].changes)
+    cells = [
+        [str(i + 1), f"{r.number:03d}", r.state, _number(r.value), *(say(r.changes[k]) for k in keys)]
+        for i, r in enumerate(rows[:10])
+    ]
+    names = [key.rpartition(".")[2] for key in keys]
+    table = below.table(cells, colLabels=["rank", "trial", "", metric, *names], loc="upper center", cellLoc="right")
+    table.auto_set_font_size(False)
+    table.set_fontsize(9)
+    table.scale(1, 1.4)
+    for cell in table.get_celld().values():
+        cell.set_linewidth(0.4)
+        cell.set_edgecolor(LIGHT.faint)
+    if grid is not None:
+        picture.imshow(grid.squeeze(), cmap="gray", interpolation="nearest")
+        picture.set_title(f"samples of trial {rows[0].number:03d}, the best")
+    file = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(file)
+    return file.getvalue()
+
+
+def say(value: Any) -> str:
+    """A value of a config as it is shown."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.5g}"
+
+
+def _colors(rows: Sequence[Row], theme: Theme) -> list[Any]:
+    """The best in its own colour, the others from rank to rank."""
+    ranks = np.linspace(theme.scale[0], theme.scale[1], max(len(rows), 2))
+    colors = list(matplotlib.colormaps["viridis"](ranks))
+    return [theme.best, *colors[1 : len(rows)]]
+
+
+def _curves(axes: Axes, rows: Sequence[Row], metric: str, theme: Theme) -> None:
+    drawn = []
+    for i, (row, color) in reversed(list(enumerate(zip(rows, _colors(rows, theme), strict=True)))):
+        if not row.course:
+            continue
+        steps, values = np.asarray(row.course, np.float64).T
+        drawn.append(values[np.isfinite(values)])
+        best = i == 0
+        axes.plot(
+            steps,
+            values,
+            color=color,
+            lw=2.2 if best else 1.1,
+            alpha=1 if best else 0.85,
+            ls="-" if row.state == "done" else ":",
+            marker="x" if row.state == "pruned" else None,
+            markevery=[-1],
+            ms=5,
+            label=f"{row.number:03d}, the best" if best else None,
+        )
+    positive = [v for v in drawn if v.size]
+    if positive and (together := np.concatenate(positive)).min() > 0 and together.max() > 10 * together.min():
+        axes.set_yscale("log")
+    axes.set(title="Learning curves", xlabel="step", ylabel=metric)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.grid(color=theme.faint, alpha=0.4, lw=0.6)
+    if drawn:
+        axes.legend(frameon=False, labelcolor=theme.ink, loc="upper right")
+    _dress(axes, theme)
+
+
+def _parallel(axes: Axes, rows: Sequence[Row], metric: str, theme: Theme) -> None:
+    shown = [row for row in rows if row.value is not None and math.isfinite(row.value)]
+    keys = list(rows[0].changes)
+    columns = [[row.changes[key] for row in shown] for key in keys] + [[row.value for row in shown]]
+    names = [key.rpartition(".")[2] for key in keys] + [metric]
+    axes.set_title("Parallel coordinates")
+    heights = []
+    for i, (name, column) in enumerate(zip(names, columns, strict=True)):
+        height, ticks = _axis(column)
+        heights.append(height)
+        axes.axvline(i, color=theme.faint, lw=1)
+        for at, text in ticks:
+            axes.annotate(
+                text, (i, at), (4, 0), textcoords="offset points", va="center", fontsize=8, color=theme.ink, zorder=5
+            )
+        axes.annotate(name, (i, 1.07), ha="center", fontsize=9, color=theme.ink, annotation_clip=False)
+    for k, color in reversed(list(enumerate(_colors(shown, theme)[: len(shown)]))):
+        y = [height[k] for height in heights]
+        axes.plot(range(len(names)), y, color=color, lw=2.4 if k == 0 else 1.1, alpha=1 if k == 0 else 0.8)
+    axes.set(xlim=(-0.15, len(names) - 1 + 0.35), ylim=(-0.06, 1.14), xticks=[], yticks=[])
+    _dress(axes, theme)
+    axes.spines[:].set_visible(False)
+
+
+def _axis(column: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
+    """(each value's height in [0, 1], ticks): on a logarithmic scale where positive numbers span a decade."""
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in column)
+    if not numeric:
+        distinct = sorted(set(map(str, column)))
+        at = {text: i / max(len(distinct) - 1, 1) for i, text in enumerate(distinct)}
+        return [at[str(value)] for value in column], [(at[text], text) for text in distinct]
+    values = np.asarray(column, np.float64)
+    if not values.size:
+        return [], []
+    low, high = values.min(), values.max()
+    log = low > 0 and high > 10 * low
+    scaled = np.log(values) if log else values
+    span = (scaled.max() - scaled.min()) or 1.0
+    marks = np.unique(scaled)
+    if len(marks) > 1 and np.diff(marks).min() < span / (2 * _TICKS):  # they would lie on one another
+        marks = np.linspace(scaled.min(), scaled.max(), _TICKS)
+    ticks = [((mark - scaled.min()) / span, f"{math.exp(mark) if log else mark:.3g}") for mark in marks]
+    return list((scaled - scaled.min()) / span), ticks
+
+
+def _dress(axes: Axes, theme: Theme) -> None:
+    axes.set_facecolor("none")
+    axes.title.set_color(theme.ink)
+    axes.xaxis.label.set_color(theme.ink)
+    axes.yaxis.label.set_color(theme.ink)
+    axes.tick_params(which="both", colors=theme.ink)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(theme.faint)
+
+
+def _svg(figure: Figure) -> bytes:
+    figure.patch.set_alpha(0)
+    file = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "sweep"}):  # the same file of the same sweep
+        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+    return file.getvalue()

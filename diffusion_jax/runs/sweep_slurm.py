@@ -1,0 +1,89 @@
+"""The trials of a sweep as an array of SLURM jobs, through submitit."""
+
+import ast
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.train.faults import Stop
+
+_POLL = 1.0  # seconds
+
+
+def parameters(text: str) -> dict[str, Any]:
+    """Of "partition=gpu,timeout_min=60": {"partition": "gpu", "timeout_min": 60}; raises UserError for other text."""
+    found: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise UserError(f"--slurm is name=value,..., as in partition=gpu,timeout_min=60; got {part!r}")
+        try:
+            found[name.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name.strip()] = value
+    submitit = _submitit()
+    cluster = found.get("cluster", "slurm")
+    if cluster not in ("slurm", "local"):
+        raise UserError(f"--slurm has cluster=slurm, or cluster=local for this machine; got {cluster!r}")
+    if cluster == "slurm" and submitit.AutoExecutor.which() != "slurm":
+        raise UserError("there is no SLURM here (no srun); --slurm=cluster=local runs the array on this machine")
+    return found
+
+
+def _submitit() -> Any:
+    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")  # else importing it closes the handlers of all loggers
+    try:
+        import submitit
+    except ImportError:
+        raise UserError("--launcher=slurm needs submitit; pip install 'diffusion-jax[slurm]'") from None
+    return submitit
+
+
+def run(
+    words: list[str],
+    numbers: list[int] | None,
+    *,
+    workers: int,
+    folder: Path,
+    options: Mapping[str, Any],
+    stop: Stop,
+) -> None:
+    """Submits a job for each trial number or, where trials depend on results, workers jobs; waits for all of them.
+
+    A job whose trial another process runs, or has run, ends at once: to submit a trial twice does no harm. On a signal
+    the jobs are cancelled, which saves.
+    """
+    submitit = _submitit()
+    options = dict(options)
+    cluster = options.pop("cluster", "slurm")
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    if cluster == "slurm" and numbers is not None:
+        options.setdefault("slurm_array_parallelism", max(workers, 1))
+    known = (*_SHARED, *(name for name in options if name.startswith("slurm_")))
+    named = {name if name in known else f"slurm_{name}": value for name, value in options.items()}
+    try:
+        executor.update_parameters(name="sweep", **named)
+    except (NameError, ValueError, TypeError) as error:
+        raise UserError(f"--slurm has a parameter that submitit does not take: {error}") from error
+    every = [[*words, f"--worker={number}"] for number in (numbers if numbers is not None else range(workers))]
+    if not every:
+        return
+    cwd = os.getcwd()
+    with executor.batch():
+        jobs = [executor.submit(submitit.helpers.CommandFunction(each, cwd=cwd)) for each in every]
+    print(f"submitted {len(jobs)} jobs, {jobs[0].job_id} ...; their output is in {folder}", flush=True)
+    while not all(job.done() for job in jobs):
+        if stop.signal is not None:
+            for job in jobs:
+                job.cancel()
+            return
+        time.sleep(_POLL)
+    for job in jobs:
+        if (failure := job.exception()) is not None:
+            print(f"job {job.job_id} failed: {' '.join(str(failure).split())[-300:]}", flush=True)
+
+
+_SHARED = ("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node")

@@ -1,0 +1,6 @@
+"""What a sweep file is written with: where hyperparameters may lie, how they are chosen, what is made best."""
+
+from diffusion_jax.sweeps.definition import Objective, Sweep
+from diffusion_jax.sweeps.spaces import choice, integers, log_grid, log_uniform, uniform
+
+__all__ = ["Objective", "Sweep", "choice", "integers", "log_grid", "log_uniform", "uniform"]
