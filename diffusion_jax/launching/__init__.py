@@ -1,0 +1,1 @@
+"""How `diffusion-jax train` starts on clusters: templates, and what fills them in."""
