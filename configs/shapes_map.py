@@ -8,14 +8,10 @@ Not run to the end yet; a few steps of the same kind are (tests/cli/conditions_c
 
 from ml_collections import ConfigDict
 
-from configs import shapes_text
+from configs import shapes
 
 
 def get_config() -> ConfigDict:
-    config = shapes_text.get_config()
-    config.text = ""
+    config = shapes.get_config()
     config.spatial = ("map(classes=4, dropout=0.1)",)
-    config.train.steps = 600
-    config.checkpoint.every = 200
-    config.sample.update(every=200, num=24, guidance=1.0)
     return config

@@ -18,6 +18,9 @@ from diffusion_jax.train import sharding
 # float32 rounding, which guidance and a random network amplify over the steps; another seed differs by 0.1 and more.
 ROUNDING = 3e-4
 
+# Parameters of published networks: DDPM's, Stable Diffusion 1.5's and its autoencoder's.
+PUBLISHED = {"ddpm_cifar10": 35_746_307, "ldm_sd15": 859_520_964, "ldm_sd15_autoencoder": 83_653_863}
+
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
 
 
@@ -35,9 +38,8 @@ def test_every_config_builds(name):
         "mask": jax.ShapeDtypeStruct((n, *size), bool),
     }
     if config.task == "diffusion":
-        model, frozen = build.model(config, *autoencoder_of(config)), {}
-        if model.autoencoder is not None:
-            frozen = {"autoencoder": model.autoencoder.params}
+        model = build.model(config, *autoencoder_of(config))
+        frozen = model.frozen
         if model.text is not None:
             batch["tokens"] = jax.ShapeDtypeStruct((n, model.text.length), np.int32)
         state = build.abstract_state(config, model)
@@ -50,6 +52,8 @@ def test_every_config_builds(name):
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype(np.float32)}
     assert metrics["loss"].shape == ()
+    if name in PUBLISHED:
+        assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == PUBLISHED[name]
 
 
 def autoencoder_of(config):
