@@ -109,6 +109,7 @@ def test_what_cannot_be_started_is_one_sentence(words, message, capsys, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow  # two whole trainings
 def test_the_status_of_a_worker_says_whether_it_is_done(tmp_path):
     """A real run, told to stop by a real signal: 75, start it again; once it has all its steps: 0."""
     work = tmp_path / "work"

@@ -27,6 +27,7 @@ def sweep(tmp_path, text, *flags, name="sweep"):
     return main(["sweep", TINY, f"--sweep={file}", f"--workdir={tmp_path / name}", *flags])
 
 
+@pytest.mark.slow  # three whole trainings
 def test_real_trials_one_of_which_cannot_be(tmp_path, monkeypatch, capsys):
     """The failed trial is the second of three, the third was there already; the report shows the best one's samples."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
