@@ -92,6 +92,7 @@ def test_eight_then_four_then_one_device(one, tmp_path):
     assert_same(tmp_path, one, 1e-5)
 
 
+@pytest.mark.slow  # what is split is tests/train/sharding_test.py's
 def test_zero_is_the_same_run_with_its_averages_split(one, tmp_path):
     """ZeRO: the optimizer's state and the average on eight devices, the parameters whole on each."""
     train(tmp_path, 8, train__steps=25, mesh__zero=True)
