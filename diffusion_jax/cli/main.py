@@ -92,6 +92,8 @@ def parse(values: flags.FlagValues, name: str, arguments: Sequence[str]) -> list
         flag, _, path = argument.partition(":")[0].partition("=")
         if flag in ("--config", "--autoencoder") and not Path(path).is_file():
             raise UserError(f"no config file {path}; give the path of one, as in --config=configs/digits.py")
+        if flag in ("--config", "--autoencoder"):
+            _importable(Path(path).resolve().parent.parent)
     try:
         words = values([f"diffusion-jax {name}", *arguments])[1:]
         for flag in ("config", "autoencoder"):
@@ -102,6 +104,12 @@ def parse(values: flags.FlagValues, name: str, arguments: Sequence[str]) -> list
     except (OSError, AttributeError, TypeError, ValueError, ImportError, SyntaxError) as error:
         raise UserError(f"cannot read the config: {error}") from error
     return words
+
+
+def _importable(folder: Path) -> None:
+    """So that a config may begin with `from configs import digits`, which the console script would not find."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # last, where it hides nothing that is installed
 
 
 def _local(flag: str, path: str) -> str:

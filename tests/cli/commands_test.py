@@ -1,6 +1,9 @@
 """The commands as a user runs them: what they write, and what they say to bad input."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -271,3 +274,11 @@ def test_checkpoints_are_kept_by_number_and_interval(tmp_path):
     assert train(tmp_path / "run", *overrides, "--config.sample.every=0") == 0
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True)
     assert checkpoints.steps() == [8, 16, 18, 20]
+
+
+def test_a_config_that_builds_on_another_is_read_from_any_folder(tmp_path):
+    """As the console script does it: with -P, Python does not look for modules in the current folder."""
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-P", "-m", "diffusion_jax", "precompute", f"--config={ROOT}/configs/shapes_text.py"]
+    run = subprocess.run([*command, "--out=a"], cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=300)
+    assert "nothing to precompute" in run.stderr  # the first that is said of a config that was read
