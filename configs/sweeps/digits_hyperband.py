@@ -3,6 +3,7 @@
 diffusion-jax sweep --config=configs/digits.py --sweep=configs/sweeps/digits_hyperband.py --workdir=runs/hyperband
 """
 
+from configs.sweeps.digits_lr import SHORT
 from diffusion_jax.sweeps import Objective, Sweep, choice, log_uniform
 
 
@@ -16,14 +17,5 @@ def get_sweep() -> Sweep:
         objective=Objective("loss", "minimize", last=3),
         method="tpe(trials=12, startup=6)",
         pruner="hyperband(min_steps=20, reduction=2)",
-        fixed={
-            "train.steps": 80,
-            "train.batch_size": 32,
-            "optimizer.warmup": 10,
-            "log_every": 5,
-            "checkpoint.every": 20,
-            "sample.every": 80,
-            "sample.num": 40,
-            "sample.steps": 10,
-        },
+        fixed=SHORT,
     )

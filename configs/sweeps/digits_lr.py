@@ -5,15 +5,6 @@ diffusion-jax sweep --config=configs/digits.py --sweep=configs/sweeps/digits_lr.
 
 from diffusion_jax.sweeps import Objective, Sweep, choice, log_grid
 
-
-def get_sweep() -> Sweep:
-    return Sweep(
-        space={"optimizer.learning_rate": log_grid(3e-4, 3e-3, 3), "model.dropout": choice(0.0, 0.1)},
-        objective=Objective("loss", "minimize", last=4),
-        fixed=SHORT,
-    )
-
-
 SHORT = {
     "train.steps": 80,
     "train.batch_size": 32,
@@ -24,3 +15,12 @@ SHORT = {
     "sample.num": 40,
     "sample.steps": 10,
 }
+"""What makes a trial short; the other sweeps of digits take it too."""
+
+
+def get_sweep() -> Sweep:
+    return Sweep(
+        space={"optimizer.learning_rate": log_grid(3e-4, 3e-3, 3), "model.dropout": choice(0.0, 0.1)},
+        objective=Objective("loss", "minimize", last=4),
+        fixed=SHORT,
+    )

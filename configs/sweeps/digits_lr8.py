@@ -3,6 +3,7 @@
 diffusion-jax sweep --config=configs/digits.py --sweep=configs/sweeps/digits_lr8.py --workdir=runs/lr8 --vectorised
 """
 
+from configs.sweeps.digits_lr import SHORT
 from diffusion_jax.sweeps import Objective, Sweep, log_grid
 
 
@@ -10,14 +11,5 @@ def get_sweep() -> Sweep:
     return Sweep(
         space={"optimizer.learning_rate": log_grid(1e-4, 1e-2, 8)},
         objective=Objective("loss", "minimize", last=4),
-        fixed={
-            "train.steps": 80,
-            "train.batch_size": 32,
-            "optimizer.warmup": 10,
-            "log_every": 5,
-            "checkpoint.every": 20,
-            "sample.every": 80,
-            "sample.num": 40,
-            "sample.steps": 10,
-        },
+        fixed=SHORT,
     )
