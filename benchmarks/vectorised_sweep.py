@@ -97,9 +97,9 @@ def whole(rates: tuple[float, ...], batch_size: int, count: int) -> None:
     every |= {"sample.every": count, "sample.num": 40, "sample.steps": 10}
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
 
-    def run(*arguments: str) -> float:
-        flags = [f"--config.{key}={value}" for key, value in every.items()]
-        command = [sys.executable, "-m", "diffusion_jax", *arguments, f"--config={root / 'configs/digits.py'}", *flags]
+    def run(name: str, *arguments: str) -> float:
+        flags = [f"--config={root / 'configs/digits.py'}", *(f"--config.{key}={value}" for key, value in every.items())]
+        command = [sys.executable, "-m", "diffusion_jax", name, *flags, *arguments]
         start = time.perf_counter()
         subprocess.run(command, cwd=root, env=environment, check=True, stdout=subprocess.DEVNULL)
         return time.perf_counter() - start
