@@ -126,6 +126,7 @@ def base() -> ConfigDict:
                 "best": 0,  # keep so many of the best too, by an evaluation in training
                 "best_metric": "fd",  # a score of `evaluate`
                 "direction": "min",  # min | max: which is better
+                "mirror": "",  # address that fsspec knows, gs://bucket/run: a copy of the workdir, to go on from
             },
             "sample": {
                 "every": 1000,  # a grid of samples in training; 0: none

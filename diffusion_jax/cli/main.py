@@ -118,7 +118,10 @@ def _local(flag: str, path: str) -> str:
     if not separator:
         return path
     if scheme != "file" or not rest.startswith("/"):
-        raise UserError(f"--{flag}={path} is no local path; give one, or file:///PATH: a bucket is mounted, by gcsfuse")
+        raise UserError(
+            f"--{flag}={path} is no local path; give one, or file:///PATH: a bucket is mounted, by gcsfuse, or takes "
+            "copies of a workdir, by --config.checkpoint.mirror"
+        )
     return urllib.request.url2pathname(rest)
 
 

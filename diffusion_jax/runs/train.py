@@ -1,30 +1,26 @@
 """`diffusion-jax train`: a config and a workdir to a trained model."""
 
 import contextlib
-import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import build
 from diffusion_jax import config as configs
-from diffusion_jax.data import pipeline
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import pictures
-from diffusion_jax.report.atomic import replace_file
-from diffusion_jax.report.examples import ExampleLog
 from diffusion_jax.report.metrics import MetricWriter, NullWriter, read_metrics
 from diffusion_jax.report.progress import progress
 from diffusion_jax.runs import results, snapshots, tasks, training_evaluation
 from diffusion_jax.runs.measured_samples import Interrupted
+from diffusion_jax.runs.mirror import Mirror
+from diffusion_jax.runs.train_records import append_nonfinite, example_log, flat, print_changes, print_summary
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import agreement, feed, loop, processes, sharding
 from diffusion_jax.train.checkpoint import Checkpoints, abstract_like, source_commit, versions
@@ -48,9 +44,12 @@ def train(config: ConfigDict, root: Path) -> None:
 
 
 def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog) -> None:
+    mirror = Mirror(config.checkpoint.mirror, workdir.root) if config.checkpoint.mirror else None
     with watchdog.phase("restore"), processes.leaving_with_the_others():
+        if mirror and jax.process_index() == 0:
+            mirror.catch_up()
         code = {"code": " ".join(f"{name} {version}" for name, version in versions().items())}
-        alike = {key: value for key, value in _flat(config.to_dict()).items() if key not in _OWN}
+        alike = {key: value for key, value in flat(config.to_dict()).items() if key not in _OWN}
         agreement.check({"commit": source_commit(), **code, **alike})
     first = jax.process_index() == 0
     mesh = build.mesh(config)
@@ -60,7 +59,7 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog)
     rating: dict[int, float] = {}
     with (
         contextlib.closing(batches),
-        contextlib.closing(_checkpoints(workdir, config, rating)) as checkpoints,
+        contextlib.closing(_checkpoints(workdir, config, rating, mirror)) as checkpoints,
         _closing(snapshots.writable(workdir, config)) as kept,
         processes.leaving_with_the_others(),
     ):
@@ -74,27 +73,30 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog)
                 state, position = checkpoints.restore(layout, resumed)
                 batches.set_state(position)
                 if first:
-                    _print_changes(workdir, config, resumed)
+                    print_changes(workdir, config, resumed)
         if resumed is not None and resumed >= config.train.steps:
             print(f"already trained for {resumed} steps; raise train.steps={config.train.steps} to go on")
             return
         if first:
             workdir.write_config(config)
             task.keep()
-            _print_summary(workdir, mesh, state)
+            print_summary(workdir, mesh, state)
+            if mirror:
+                with watchdog.phase("save"):
+                    mirror.begin()
 
         seed = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
         text = configs.to_json(config)
 
         def write_nonfinite(event: loop.NonFinite) -> None:
             if first:
-                _append_nonfinite(workdir, event, config, len(task.source))
+                append_nonfinite(workdir, event, config, len(task.source))
 
         def fit(state: TrainState, resumed: int | None) -> TrainState:
             writer = MetricWriter(workdir.root, resumed_step=resumed) if first else NullWriter()
             with (
                 writer,
-                _example_log(config, workdir, resumed) as handed,
+                example_log(config, workdir, resumed) as handed,
                 progress(
                     config.train.steps, start=resumed or 0, units_per_step=config.train.batch_size, show=first
                 ) as bar,
@@ -216,44 +218,12 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog)
             checkpoints.wait()
             if kept is not None:
                 kept.wait()
+            if mirror and first:
+                mirror.push()  # what was written since the last save
         if (done := int(state.step)) < config.train.steps:
             print(
                 f"stopped by {stop.signal} after {done} steps, all of them saved; the same command goes on", flush=True
             )
-
-
-def _append_nonfinite(workdir: Workdir, event: loop.NonFinite, config: ConfigDict, size: int) -> None:
-    """Adds to nonfinite.jsonl all that the step depended on but the state: its examples, and with seed its draws."""
-    n = config.train.batch_size
-    start = event.position["position"] - (event.after + 1) * n
-    record = {
-        "step": event.step,
-        "positions": [start, start + n],  # in the stream of examples, the last one excluded
-        "examples": pipeline.example_indices(config.seed, size, start, n).tolist(),  # their places in the source
-        "seed": config.seed,  # times and noise are drawn with fold_in(key(seed), step - 1)
-        **{name: str(value) for name, value in event.metrics.items()},
-    }
-    with (workdir.root / "nonfinite.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-@contextlib.contextmanager
-def _example_log(
-    config: ConfigDict, workdir: Workdir, resumed: int | None
-) -> Iterator[Callable[[np.ndarray], None] | None]:
-    """What to call with the examples of each dispatch; None where they are not asked for."""
-    if not config.data.log_examples:
-        yield None
-        return
-    log = ExampleLog(
-        workdir.examples,
-        process=jax.process_index(),
-        processes=jax.process_count(),
-        resumed_step=resumed,
-        steps_per_dispatch=config.train.steps_per_dispatch,
-    )
-    with contextlib.closing(log):
-        yield lambda index: log.append(index.tolist())
 
 
 def _spikes(config: ConfigDict) -> Spikes | None:
@@ -267,10 +237,15 @@ def _closing(checkpoints: Checkpoints | None) -> contextlib.AbstractContextManag
     return contextlib.nullcontext() if checkpoints is None else contextlib.closing(checkpoints)
 
 
-def _checkpoints(workdir: Workdir, config: ConfigDict, rating: dict[int, float]) -> Checkpoints:
+def _checkpoints(workdir: Workdir, config: ConfigDict, rating: dict[int, float], mirror: Mirror | None) -> Checkpoints:
     options = config.checkpoint
     return Checkpoints(
-        workdir.checkpoints, keep=options.keep, keep_every=options.keep_every, best=options.best, rating=rating
+        workdir.checkpoints,
+        keep=options.keep,
+        keep_every=options.keep_every,
+        best=options.best,
+        rating=rating,
+        on_saved=mirror.push if mirror else None,
     )
 
 
@@ -298,29 +273,6 @@ def _check_numbers(config: ConfigDict) -> None:
             raise UserError(f"train.{name}={config.train[name]} is at least {minimum}")
     if config.train.spike_factor and config.train.spike_factor <= 1:
         raise UserError(f"train.spike_factor={config.train.spike_factor} is greater than 1, or 0 for no such check")
-
-
-def _print_changes(workdir: Workdir, config: ConfigDict, resumed: int) -> None:
-    """Says where the run goes on, and with what other settings than before."""
-    before, now = (_flat(c.to_dict()) for c in (workdir.read_config(), config))
-    changed = [f"{key}: {before[key]!r} -> {now[key]!r}" for key in now if before[key] != now[key]]
-    print(f"resuming from step {resumed} in {workdir.root}" + (f"; changed: {', '.join(changed)}" if changed else ""))
-
-
-def _print_summary(workdir: Workdir, mesh: Mesh, state: TrainState) -> None:
-    """The size of the network and the mesh; the table of every array goes to a file."""
-    table = parameter_overview.get_parameter_overview(state.params, include_stats="sharding")
-    replace_file(workdir.parameters, table.encode())
-    count = sum(a.size for a in jax.tree.leaves(state.params))
-    shape = " x ".join(f"{size} {axis}" for axis, size in mesh.shape.items())
-    print(f"{count:,} parameters ({workdir.parameters}) on {shape} {mesh.devices.flat[0].device_kind}", flush=True)
-
-
-def _flat(tree: Mapping, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _initial_state(config: ConfigDict, task: tasks.Task, mesh: Mesh) -> TrainState:

@@ -13,6 +13,7 @@ examples/        with data.log_examples: which examples each step was given, a f
 nonfinite.jsonl  the steps whose loss was not finite, with what it takes to repeat them
 stacks.txt       of a run that hung: what every thread was at
 text_encoder/    of a model with a published text encoder: a copy of it
+mirror.json      of a run that is mirrored elsewhere: by which it knows its mirror
 """
 
 import dataclasses

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,8 @@ class Checkpoints:
     Saves are asynchronous and atomic: a step without its commit file does not exist, and one without its manifest,
     which follows in the background, is not verified. A failed save raises SaveError at the next `check`, `save`, `wait`
     or `close`. With read_only nothing on disk is touched. keep counts the newest steps, None all; best those of the
-    lowest rating, which the caller may go on filling in: {step: rating}.
+    lowest rating, which the caller may go on filling in: {step: rating}. on_saved is called in the background, by the
+    first process, when a step has its manifest; a SaveError of its own is raised like that of a failed save.
     """
 
     def __init__(
@@ -84,10 +85,11 @@ class Checkpoints:
         read_only: bool = False,
         best: int = 0,
         rating: Mapping[int, float] | None = None,
+        on_saved: Callable[[], None] | None = None,
     ):
         if read_only and not directory.is_dir():
             raise UserError(f"no checkpoint in {directory}; train first, or check --workdir")
-        self.directory, self._read_only = directory, read_only
+        self.directory, self._read_only, self._on_saved = directory, read_only, on_saved
         self._verdicts: dict[int, manifest.Verdict] = {}
         self._saving: tuple[int, concurrent.futures.Future[None]] | None = None
         folders = directory.iterdir() if directory.is_dir() else ()
@@ -197,6 +199,8 @@ class Checkpoints:
         self._orbax.wait_until_finished()
         if jax.process_index() == 0:
             manifest.write(self.directory / str(step))
+            if self._on_saved is not None:
+                self._on_saved()
 
     def _failed(self, step: int, error: Exception) -> SaveError:
         # What Orbax had begun and dropped is of no use to the one who reads the error.
@@ -254,6 +258,8 @@ class Checkpoints:
             return
         try:
             saving[1].result()
+        except SaveError:
+            raise
         except Exception as error:
             raise self._failed(saving[0], error) from error
 
