@@ -15,4 +15,8 @@ from configs import shapes
 def get_config() -> ConfigDict:
     config = shapes.get_config()
     config.spatial = ("inpaint()",)
+    config.weighting = "edm(sigma_data=0.5)"
+    config.model.scale_shift = True
+    config.optimizer.update(name="muon", learning_rate=1.5e-3)
+    config.train.steps = 800
     return config

@@ -82,7 +82,10 @@ def _distance(name: str, feature: str) -> Compare:
 def _kid(samples: Gathered, real: Gathered, options: Options) -> dict[str, Score]:
     ours, theirs = samples.kept["pooled"], real.kept["pooled"]
     mean, std = scores.kernel_distance(ours, theirs, size=options.kid_size, subsets=options.kid_subsets)
-    return {"kid": Score(mean, std, {"size": options.kid_size, "subsets": options.kid_subsets})}
+    how = {"size": options.kid_size, "subsets": options.kid_subsets}
+    if options.kid_size == len(ours) == len(theirs):
+        return {"kid": Score(mean, None, how, ("every subset is all images: for a spread give a smaller --kid_size",))}
+    return {"kid": Score(mean, std, how)}
 
 
 def _precision_recall(samples: Gathered, real: Gathered, options: Options) -> dict[str, Score]:

@@ -1,5 +1,7 @@
 """Metrics by name: batches change nothing, only what is needed is kept, and FID is a name of InceptionV3's alone."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -42,7 +44,15 @@ def test_scores_of_batches_are_those_of_the_whole():
     np.testing.assert_allclose(found["fd"].value, fd, rtol=1e-10)
     kid = scores.kernel_distance(a, b, size=20, subsets=3)
     assert found["kid"].value == pytest.approx(kid.mean, rel=1e-5)  # features are kept in float32
+    assert found["kid"].std == pytest.approx(kid.std, rel=1e-4)
     assert found["inception_score"].value == pytest.approx(scores.inception_score(ours[1], 4).mean, rel=1e-6)
+
+
+def test_subsets_that_are_all_images_have_no_spread():
+    ours, theirs = (gather(*features(seed), [60], IN_SPACE) for seed in (0, 1))
+    whole = METRICS["kid"].scores(ours, theirs, dataclasses.replace(OPTIONS, kid_size=60))["kid"]
+    assert whole.std is None
+    assert "smaller --kid_size" in whole.notes[0]
 
 
 def test_moments_alone_are_kept_where_they_are_enough():
