@@ -99,11 +99,23 @@ def parse(values: flags.FlagValues, name: str, arguments: Sequence[str]) -> list
         for flag in ("config", "autoencoder"):
             if flag in values and (given := values[flag].value) is not None:
                 given.keys()  # what its loading raised is raised at the first access
-    except KeyError as error:
-        raise UserError(f"unknown config key: {error.args[0]}") from error
-    except (OSError, AttributeError, TypeError, ValueError, ImportError, SyntaxError) as error:
+    except (KeyError, AttributeError) as error:
+        said, hint = _said(error)
+        overridden = [key for key in (argument.partition("=")[0].partition(".")[2] for argument in arguments) if key]
+        if unknown := [key for key in overridden if any(f"'{part}'" in said for part in key.split("."))]:
+            raise UserError(f"unknown config key: {unknown[0]} {hint}".strip()) from error
+        raise UserError(f"cannot read the config: {said} {hint}".strip()) from error
+    except (OSError, TypeError, ValueError, ImportError, SyntaxError) as error:
         raise UserError(f"cannot read the config: {error}") from error
     return words
+
+
+def _said(error: Exception) -> tuple[str, str]:
+    """What ml_collections says of a key, without all its neighbours and an error's quotes; and its suggestion."""
+    text = str(error.args[0] if error.args else error).replace("\\'", "'").replace("\\n", " ").strip('"')
+    said, _, hint = text.partition("Did you mean")
+    said = said.partition("Other fields present")[0].strip()
+    return (said[1:] if said.count("'") % 2 else said), f"Did you mean{hint}".rstrip("'") if hint else ""
 
 
 def _importable(folder: Path) -> None:

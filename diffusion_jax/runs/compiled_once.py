@@ -20,6 +20,8 @@ from diffusion_jax.train import compiled
 
 _SIGN = 30.0  # seconds between two signs of life
 
+_EFFORTS = ("jax_exec_time_optimization_effort", "jax_memory_fitting_effort", "jax_optimization_level")
+
 
 def folder() -> Path:
     """Where results are kept: diffusion_jax/plans in XDG_CACHE_HOME, or in ~/.cache."""
@@ -29,7 +31,7 @@ def folder() -> Path:
 def compiled_once(what: str, lowered: Any, mesh: Mesh, kept: Path | None) -> compiled.Program:
     """What the compiler makes of a program (`jax.stages.Lowered`), from the folder kept where that has it already.
 
-    It is known by its own text, its devices and the versions of the compilers, so whatever changes it is seen.
+    It is known by its own text, its devices, the compilers' versions and their flags, so whatever changes it is seen.
     """
     path = None if kept is None else kept / f"{_key(lowered, mesh)}.json"
     if path is not None and (found := _read(path)) is not None:
@@ -48,6 +50,8 @@ def _key(lowered: Any, mesh: Mesh) -> str:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{name} {importlib.metadata.version(name)}")
     flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    # How hard the compiler is to try: JAX_EXEC_TIME_OPTIMIZATION_EFFORT and its like.
+    flags += [str(getattr(jax.config, name, "")) for name in _EFFORTS]
     devices = [str(getattr(device, "coords", device.id)) for device in mesh.devices.flat]
     said = json.dumps([versions, flags, mesh.devices.flat[0].device_kind, list(mesh.shape.items()), devices])
     return hashlib.sha256(f"{said}\n{lowered.as_text()}".encode()).hexdigest()

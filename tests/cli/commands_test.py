@@ -140,7 +140,9 @@ def train_on_one_device(workdir, *overrides):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["--config.trian.steps=3"], "unknown config key: 'trian' Did you mean \"train\""),
+        (["--config.trian.steps=3"], 'unknown config key: trian.steps Did you mean "train"'),
+        (["--config.train.stepz=3"], "unknown config key: train.stepz"),
+        (["--config.nope=3"], "unknown config key: nope"),
         (["--config.train.steps=many"], "invalid literal for int"),
         (["--config.train.steps=0"], "train.steps=0 and train.steps_per_dispatch=1 are at least 1"),
         (["--config.train.batch_size=12"], "train.batch_size=12 is not divisible by 8"),
