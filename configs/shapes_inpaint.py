@@ -4,7 +4,9 @@ diffusion-jax train --config=configs/shapes_inpaint.py --workdir=runs/shapes_inp
 diffusion-jax sample --workdir=runs/shapes_inpaint --out=painted --num=8 --init_image=a.png --mask=mask.png
 diffusion-jax sample --workdir=runs/shapes_inpaint --out=wider --num=8 --init_image=a.png --expand=16,0,16,0
 
-Not run to the end yet; a few steps of the same kind are (tests/cli/conditions_command_test.py).
+Run and seen, 800 steps in 27 min on one CPU core beside other work: what is known stays to the pixel and the background
+goes on; of 200 pictures of the test split 75% show nothing but clear shapes (benchmarks/shapes_quality.py). What is new
+is soft, and outpainted shapes are blobs, so it wants more steps.
 """
 
 from ml_collections import ConfigDict
