@@ -6,7 +6,7 @@ diffusion-jax train --config=configs/ldm_sd15.py --workdir=runs/ldm_sd15 \
 
 The network has the published 859,520,964 parameters, and reads ViT-L's 77 x 768 features; the learning rate and the
 global batch of 2,048 are those of the published run (hundreds of thousands of steps on LAION, 32 x 8 A100).
-Never trained; docs/plans.md says how far it is planned for v5e:4x4 and v6e:16x16. Until there are weights, `text`
+Never trained; docs/plans.md has its plans for v5e:4x4 and v6e:16x16, where it fits. Until there are weights, `text`
 gives the encoder's sizes alone, and `latent` is a run of ldm_sd15_autoencoder.py. A step reads latents and features of
 captions that were precomputed.
 """
