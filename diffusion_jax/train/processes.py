@@ -23,6 +23,8 @@ _LOST = re.compile(
     r"gloo|connection (closed|reset|refused)|peer|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED|NCCL|unhealthy", re.IGNORECASE
 )
 
+_LATE = re.compile(r"DEADLINE_EXCEEDED|UNAVAILABLE|timed? ?out", re.IGNORECASE)  # another process has not come
+
 
 class Place(NamedTuple):
     """Where a process stands among those of its run."""
@@ -91,7 +93,8 @@ def join(
 ) -> None:
     """Makes this process one of those of its run, where it is not alone; call it before jax starts.
 
-    By what is given, by the environment (see `place`), or by SLURM, Open MPI or the TPU machine it runs on.
+    By what is given, by the environment (see `place`), or by SLURM, Open MPI or the TPU machine it runs on. Where the
+    others do not come it ends with status `HANG`, as where they are lost later.
     """
     own = place(os.environ, coordinator, num_processes, process_id)
     if heartbeat_seconds < 1:
@@ -107,7 +110,11 @@ def join(
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         where = "the other processes" if own is None else f"the coordinator {own.coordinator}"
-        raise UserError(f"this process could not join {where}: {reason}") from error
+        said = f"this process could not join {where}: {reason}"
+        if not _LATE.search(reason):
+            raise UserError(said) from error
+        print(f"diffusion-jax: {said}; start all of them again", file=sys.stderr, flush=True)
+        raise SystemExit(HANG) from error  # nobody's mistake: a cluster starts it again
 
 
 @contextlib.contextmanager
