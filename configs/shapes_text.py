@@ -15,16 +15,12 @@ from configs import shapes
 
 def get_config() -> ConfigDict:
     config = shapes.get_config()
-    # Shapes are large and of one colour, so what is where is decided at more noise than cosine's steps dwell on, and
-    # where min-SNR counts little.
-    config.schedule = "cosine | shift(scale=0.4)"
     config.times = "low_discrepancy"
-    config.weighting = "edm(sigma_data=0.5)"
+    config.weighting = "min_snr(gamma=20.0)"
     config.text = "transformer(length=20, vocabulary=512, width=64, layers=2, heads=4)"
     config.model.update(pooled_text=True, scale_shift=True)
     config.optimizer.update(name="muon", learning_rate=1.5e-3)
-    config.ema.decay = 0.997
-    config.train.steps = 3500
-    config.checkpoint.every = 250
-    config.sample.update(every=500, num=32, guidance=2.0)
+    config.train.steps = 2300
+    config.checkpoint.every = 300
+    config.sample.update(every=300, num=32, guidance=2.0)
     return config
