@@ -15,25 +15,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
-# Each of xdist's workers has cores of its own: programs this small lose more to threads that wait for each other than
-# they win by a second core.
-worker, workers = os.environ.get("PYTEST_XDIST_WORKER", ""), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-if worker and hasattr(os, "sched_setaffinity"):
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) % len(cores) :: workers])
-
-
-LONGEST_FIRST = ("runs", "cli", "train", "nets", "core")
-"""Folders, so that xdist's workers, which take whole files, end at about the same time."""
-
-
-def pytest_collection_modifyitems(items):
-    def place(item):
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
-
-    items.sort(key=place)
-
 
 @pytest.fixture(scope="session", autouse=True)
 def tfds_home(tmp_path_factory):
