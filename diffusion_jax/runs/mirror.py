@@ -9,6 +9,7 @@ import secrets
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ class Mirror:
             self._files, self._path = fsspec.core.url_to_fs(self.address)
         except (ValueError, ImportError) as error:
             raise UserError(f"the mirror {address} is not at hand: {error}") from error
+        if "file" in self._files.protocol and root.resolve() in (path := Path(self._path).resolve(), *path.parents):
+            raise UserError(f"the mirror {address} lies in the workdir {root}, and would hold itself; give another")
 
     def catch_up(self) -> None:
         """Brings the workdir to the mirror's newest step, if that is newer than its own.
@@ -57,7 +60,7 @@ class Mirror:
         Raises UserError where the mirror is of another run, or all that it has is damaged.
         """
         here, there = self._identity(), self._read(NAME)
-        own, theirs = (max(map(_number, steps), default=-1) for steps in (self._steps_here(), self._steps_there()))
+        own, theirs = (_newest(steps) for steps in (self._steps_here(), self._steps_there()))
         if there is not None and json.loads(there) != here and (here is not None or own >= 0):
             raise UserError(
                 f"the mirror {self.address} is of another run than {self.root}; give another, or an empty --workdir "
@@ -109,12 +112,12 @@ class Mirror:
             listed = f"{step}/{manifest.NAME}"
             if step in there and self._read(listed) == (self.root / listed).read_bytes():
                 continue
-            self._remove(step)
+            self._attempt(self._remove, step)
             inside = sorted(p.relative_to(self.root).as_posix() for p in (self.root / step).rglob("*") if p.is_file())
             for path in [*(path for path in inside if path != listed), listed]:
                 self._attempt(self._upload, path)
         for step in sorted(there - set(steps)):
-            self._remove(step)
+            self._attempt(self._remove, step)
 
     def _identity(self) -> dict[str, Any] | None:
         file = self.root / NAME
@@ -153,14 +156,22 @@ class Mirror:
             return self._files.cat_file(f"{self._path}/{path}")
         except FileNotFoundError:
             return None
+        except Exception as error:  # each backend has its own
+            raise MirrorError(f"cannot read {path} of the mirror {self.address}: {_said(error)}") from error
 
     def _download(self, path: str, to: Path) -> None:
         to.parent.mkdir(parents=True, exist_ok=True)
-        self._files.get_file(f"{self._path}/{path}", str(to))
+        try:
+            self._files.get_file(f"{self._path}/{path}", str(to))
+        except Exception as error:  # each backend has its own
+            raise MirrorError(f"cannot read {path} of the mirror {self.address}: {_said(error)}") from error
 
     def _upload(self, path: str) -> None:
         file, there = self.root / path, f"{self._path}/{path}"
-        found = file.stat()
+        try:
+            found = file.stat()
+        except FileNotFoundError:  # of an evaluation that has ended meanwhile
+            return
         if self._copied.get(path) == (found.st_size, found.st_mtime_ns):
             return
         self._files.makedirs(there.rpartition("/")[0], exist_ok=True)
@@ -193,6 +204,11 @@ class Mirror:
 
 def _number(step: str) -> int:
     return int(step.rpartition("/")[2])
+
+
+def _newest(steps: Sequence[str]) -> int:
+    """The last checkpoint; -1 for none. Snapshots may be ahead of it: the run that goes on drops those."""
+    return max((_number(step) for step in steps if step.startswith(f"{CHECKPOINTS}/")), default=-1)
 
 
 def _said(error: Exception) -> str:

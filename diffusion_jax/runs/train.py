@@ -76,6 +76,8 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog)
                     print_changes(workdir, config, resumed)
         if resumed is not None and resumed >= config.train.steps:
             print(f"already trained for {resumed} steps; raise train.steps={config.train.steps} to go on")
+            if mirror and first:
+                mirror.begin()  # whose last copy may have been cut short
             return
         if first:
             workdir.write_config(config)

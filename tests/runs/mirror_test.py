@@ -143,6 +143,31 @@ def test_a_workdir_that_is_behind_its_mirror_catches_up_and_one_that_is_ahead_st
         assert sorted(path.name for path in (tmp_path / name / "checkpoints").iterdir()) == steps
 
 
+def test_a_snapshot_ahead_of_the_checkpoints_fetches_none(tmp_path, address, monkeypatch):
+    write_run(tmp_path / "a", 10)
+    write_step(tmp_path / "a", 15, "snapshots")
+    Mirror(address, tmp_path / "a").begin()
+    shutil.rmtree(tmp_path / "a/snapshots/15")
+    write_step(tmp_path / "a", 12)
+    monkeypatch.setattr(Mirror, "fetch", lambda self: pytest.fail("fetched"))
+    Mirror(address, tmp_path / "a").catch_up()
+
+
+def test_a_file_that_goes_while_others_are_copied_is_left_out(tmp_path, address, monkeypatch):
+    write_run(tmp_path / "a", 10)
+    loose = Mirror._loose
+    monkeypatch.setattr(Mirror, "_loose", lambda self: [*loose(self), "evaluations/unfinished.npz"])
+    Mirror(address, tmp_path / "a").begin()
+    assert Mirror(address, tmp_path / "b").fetch() == 10
+
+
+def test_a_mirror_in_its_own_workdir_is_refused(tmp_path):
+    for inside in (tmp_path / "a", tmp_path / "a/mirror"):
+        with pytest.raises(UserError, match="lies in the workdir"):
+            Mirror(f"file://{inside}", tmp_path / "a")
+    Mirror(f"file://{tmp_path}", tmp_path / "a")
+
+
 def test_a_mirror_of_another_run_is_refused_and_left_as_it_was(tmp_path, address):
     for name in "ab":
         write_run(tmp_path / name, 10)
