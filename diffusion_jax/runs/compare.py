@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from diffusion_jax import config as configs
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.results import FORMAT
 
@@ -51,18 +52,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _differences(a: dict[str, Any], b: dict[str, Any], part: str) -> Iterator[str]:
     """Of each key under part at which the two differ: key, the first's value / the second's."""
-    ours, theirs = dict(_flat(a[part])), dict(_flat(b[part]))
+    ours, theirs = configs.flat(a[part]), configs.flat(b[part])
     for key in dict.fromkeys([*ours, *theirs]):
         if (x := ours.get(key, "-")) != (y := theirs.get(key, "-")):
             yield f"{key} {x} / {y}"
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _number(entry: dict[str, Any]) -> str:

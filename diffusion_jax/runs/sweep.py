@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from diffusion_jax import config as configs
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.runs import sweep_local, sweep_report, sweep_slurm
@@ -154,7 +155,7 @@ def _check_root(root: Path, held: dict[str, Any]) -> None:
         if root.exists() and (not root.is_dir() or {file.name for file in root.iterdir()} - {"lock"}):
             raise UserError(f"{root} has files and no sweep; give a new --workdir")
         return
-    before, now = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(held)))
+    before, now = configs.flat(json.loads(path.read_text())), configs.flat(json.loads(json.dumps(held)))
     if before != now:
         key = next(key for key in sorted(before | now) if before.get(key) != now.get(key))
         raise UserError(
@@ -170,13 +171,6 @@ def _keep(root: Path, held: dict[str, Any], sweep_file: Path) -> None:
         if not (root / "sweep.json").is_file():
             replace_file(root / "sweep.json", (json.dumps(held, indent=2) + "\n").encode())
             replace_file(root / "sweep.py", sweep_file.read_bytes())
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _source(definition: Sweep, make: Any, root: Path, base: ConfigDict, how: How) -> Source:

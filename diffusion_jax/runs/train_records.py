@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -10,6 +10,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from diffusion_jax import config as configs
 from diffusion_jax.data import pipeline
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.report.examples import ExampleLog
@@ -54,7 +55,7 @@ def example_log(
 
 def print_changes(workdir: Workdir, config: ConfigDict, resumed: int) -> None:
     """Says where the run goes on, and with what other settings than before."""
-    before, now = (flat(c.to_dict()) for c in (workdir.read_config(), config))
+    before, now = (configs.flat(c.to_dict()) for c in (workdir.read_config(), config))
     changed = [f"{key}: {before[key]!r} -> {now[key]!r}" for key in now if before[key] != now[key]]
     print(f"resuming from step {resumed} in {workdir.root}" + (f"; changed: {', '.join(changed)}" if changed else ""))
 
@@ -66,11 +67,3 @@ def print_summary(workdir: Workdir, mesh: Mesh, state: TrainState) -> None:
     count = sum(a.size for a in jax.tree.leaves(state.params))
     shape = " x ".join(f"{size} {axis}" for axis, size in mesh.shape.items())
     print(f"{count:,} parameters ({workdir.parameters}) on {shape} {mesh.devices.flat[0].device_kind}", flush=True)
-
-
-def flat(tree: Mapping, prefix: str = "") -> dict[str, object]:
-    """{dotted key: value} of nested keys."""
-    found: dict[str, object] = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
