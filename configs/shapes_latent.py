@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config = shapes_text.get_config()
     config.data.update(source="shapes:64,20000", height=64, width=64)
     config.latent = "runs/shapes_autoencoder"
-    config.model.update(channels=64, multipliers=(1, 2), blocks=1, attention=(2,))
+    config.model.patch = 1  # latents are 16 x 16
     config.train.steps = 2000
     config.sample.update(threshold="none")
     return config

@@ -62,10 +62,15 @@ def min_snr(gamma: float = 5.0) -> Weighting:
     return from_x0(lambda logsnr: jnp.minimum(logsnr, log_gamma))
 
 
-def truncated_snr(floor: float = 1.0) -> Weighting:
-    """max(SNR, floor) for x0; section 4 of progressive distillation (arXiv:2202.00512): zero SNR keeps a weight."""
-    log_floor = _log("truncated_snr", "floor", floor)
-    return from_x0(lambda logsnr: jnp.maximum(logsnr, log_floor))
+def truncated_snr(floor: float = 1.0, ceiling: float = math.inf) -> Weighting:
+    """max(SNR, floor) for x0; section 4 of progressive distillation (arXiv:2202.00512): zero SNR keeps a weight.
+
+    At most ceiling, as `min_snr`: without one the few examples of the least noise outweigh all others.
+    """
+    log_floor, log_ceiling = _log("truncated_snr", "floor", floor), _log("truncated_snr", "ceiling", ceiling)
+    if floor > ceiling:
+        raise UserError(f"weighting 'truncated_snr' needs floor <= ceiling; got {floor} and {ceiling}")
+    return from_x0(lambda logsnr: jnp.clip(logsnr, log_floor, log_ceiling))
 
 
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:

@@ -18,20 +18,25 @@ PART = 2**18
 """Values of the output's gradient in one part: 1 MB, which the cache of one core holds."""
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
+@partial(jax.jit, static_argnums=2, inline=True)  # see the docstring of `layers`
 def conv(x: Array, kernel: Array, stride: int) -> Array:
     """x [B, *S, C], kernel [*K, C, D], K odd -> [B, *ceil(S / stride), D]; differentiable in both modes, any order.
 
     The pads are (K // 2, K // 2) for stride 1 and TensorFlow's "SAME" for even S and stride 2: (K // 2 - 1, K // 2).
     """
+    return _conv(x, kernel, stride)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _conv(x: Array, kernel: Array, stride: int) -> Array:
     return _canonical(x, kernel, strides=stride, pads=_pads(kernel, stride))
 
 
-@conv.defjvp
+@_conv.defjvp
 def _conv_jvp(stride: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     """The tangents are transposes of the gradients: reverse mode transposes them back, and so runs the gradients."""
     x, kernel = primals
-    out = conv(x, kernel, stride)
+    out = _conv(x, kernel, stride)
     by_x = _transposed(partial(_input_gradient, kernel=kernel, like=x, stride=stride), out, tangents[0])
     by_kernel = _transposed(partial(_kernel_gradient, x=x, like=kernel, stride=stride), out, tangents[1])
     return out, by_x + by_kernel

@@ -1,10 +1,14 @@
 """What a U-Net is made of, for spatial rank 1, 2 or 3: dimension key B *S C, channels last, S = L, H W or D H W.
 
-Parameters are float32 whatever the `dtype` of the computation; statistics and softmax are float32 too.
+Parameters are float32 whatever the `dtype` of the computation; statistics and softmax are float32 too. What every layer
+does is a jitted function, which is traced once for each shape and not at every layer: half of a U-Net's tracing time.
+Inlined, so that the program is the one without them: in a function of its own, each gradient is summed over the devices
+by itself and not with the others at once.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +79,7 @@ def average_pool(x: Array) -> Array:
     return cells.mean(axis=tuple(range(2, cells.ndim - 1, 2)))
 
 
+@partial(jax.jit, static_argnums=2, inline=True)
 def dropout(key: Array, x: Array, rate: float) -> Array:
     """x / (1 - rate) where kept, else 0; each value is kept with probability 1 - rate, to 2^-16.
 
@@ -148,30 +153,37 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[B, *S, C] -> [B, *S, C] of `dtype`."""
-        batch, channels = x.shape[0], x.shape[-1]
+        channels = x.shape[-1]
         if channels % self.groups:
             raise UserError(
                 f"{channels} channels cannot be normalized in {self.groups} groups; groups must divide them"
             )
         scale = self.param("scale", nn.initializers.ones_init(), (channels,), jnp.float32)
         bias = self.param("bias", ZERO, (channels,), jnp.float32)
+        return group_norm(x, scale, bias, self.groups, self.epsilon, self.dtype)
 
-        def by_group(v: Array) -> Array:
-            """[B, C] -> [B, C]: the mean over each group."""
-            grouped = v.reshape(batch, self.groups, -1).mean(axis=-1, keepdims=True)
-            return jnp.broadcast_to(grouped, (batch, self.groups, channels // self.groups)).reshape(batch, channels)
 
-        space = tuple(range(1, x.ndim - 1))
-        shift = jax.lax.stop_gradient(x[(slice(None), *(0 for _ in space))]).astype(jnp.float32)  # [B, C]
-        centred = x.astype(jnp.float32) - jnp.expand_dims(shift, space)
-        mean = centred.mean(axis=space)  # [B, C], as the rest
-        variance = jnp.square(centred).mean(axis=space) - jnp.square(mean)
-        group_mean = by_group(mean + shift)
-        spread = mean + shift - group_mean
-        group_variance = by_group(jnp.maximum(variance, 0.0) + jnp.square(spread))
-        a = scale * jax.lax.rsqrt(group_variance + self.epsilon)
-        b = bias + (shift - group_mean) * a
-        return (centred * jnp.expand_dims(a, space) + jnp.expand_dims(b, space)).astype(self.dtype)
+@partial(jax.jit, static_argnums=(3, 4, 5), inline=True)
+def group_norm(x: Array, scale: Array, bias: Array, groups: int, epsilon: float, dtype: DTypeLike) -> Array:
+    """`GroupNorm` of x [B, *S, C] with scale and bias [C]: [B, *S, C] of dtype."""
+    batch, channels = x.shape[0], x.shape[-1]
+
+    def by_group(v: Array) -> Array:
+        """[B, C] -> [B, C]: the mean over each group."""
+        grouped = v.reshape(batch, groups, -1).mean(axis=-1, keepdims=True)
+        return jnp.broadcast_to(grouped, (batch, groups, channels // groups)).reshape(batch, channels)
+
+    space = tuple(range(1, x.ndim - 1))
+    shift = jax.lax.stop_gradient(x[(slice(None), *(0 for _ in space))]).astype(jnp.float32)  # [B, C]
+    centred = x.astype(jnp.float32) - jnp.expand_dims(shift, space)
+    mean = centred.mean(axis=space)  # [B, C], as the rest
+    variance = jnp.square(centred).mean(axis=space) - jnp.square(mean)
+    group_mean = by_group(mean + shift)
+    spread = mean + shift - group_mean
+    group_variance = by_group(jnp.maximum(variance, 0.0) + jnp.square(spread))
+    a = scale * jax.lax.rsqrt(group_variance + epsilon)
+    b = bias + (shift - group_mean) * a
+    return (centred * jnp.expand_dims(a, space) + jnp.expand_dims(b, space)).astype(dtype)
 
 
 class Upsample(nn.Module):
@@ -243,6 +255,7 @@ class ResBlock(nn.Module):
         return x + h
 
 
+@partial(jax.jit, static_argnames="implementation", inline=True)
 def attend(
     query: Array, key: Array, value: Array, mask: Array | None = None, implementation: str | None = None
 ) -> Array:

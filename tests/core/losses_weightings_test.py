@@ -65,13 +65,14 @@ def test_a_weighting_means_one_loss_under_every_prediction(schedule, weighting):
     [
         (min_snr(5.0), lambda snr: np.minimum(snr, 5)),
         (truncated_snr(), lambda snr: np.maximum(snr, 1)),
+        (truncated_snr(0.5, 20.0), lambda snr: np.clip(snr, 0.5, 20)),
         (p2(1.0, 1.0), lambda snr: snr / (1 + snr)),
         (p2(0.5, 2.0), lambda snr: snr / (2 + snr) ** 0.5),
         (constant("x0"), lambda snr: np.ones_like(snr)),
         (constant("eps"), lambda snr: snr),
         (edm_weighting(0.5), lambda snr: (1 / snr + 0.25) / (0.25 / snr)),
     ],
-    ids=["min_snr", "truncated_snr", "p2", "p2 k=2", "x0", "eps", "edm"],
+    ids=["min_snr", "truncated_snr", "truncated_snr below 20", "p2", "p2 k=2", "x0", "eps", "edm"],
 )
 @every_schedule
 def test_weights_of_x0_are_the_papers(schedule, weighting, of_snr):
@@ -131,6 +132,7 @@ def test_weights_are_finite_at_both_ends(weighting):
         lambda: huber(0.0),
         lambda: min_snr(0.0),
         lambda: truncated_snr(-1.0),
+        lambda: truncated_snr(2.0, 1.0),
         lambda: p2(1.0, 0.0),
         lambda: edm_weighting(0.0),
         lambda: constant("noise"),

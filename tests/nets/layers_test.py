@@ -247,3 +247,18 @@ def test_patches_hold_their_own_pixels_and_come_apart_again(shape):
     np.testing.assert_array_equal(patches[(slice(None), *(0 for _ in shape[1:-1]))], x[corner].reshape(2, -1))
     with pytest.raises(UserError, match="patches of 3 do not divide"):
         layers.to_patches(jnp.zeros((1, 8, 1)), 3)
+
+
+@pytest.mark.parametrize("name", ["conv", "group_norm", "dropout", "attend"])
+def test_what_is_traced_once_is_no_function_of_its_own_in_the_program(name):
+    """In one, each gradient would be summed over the devices by itself."""
+    x, ones = jnp.ones((2, 4, 4, 8)), jnp.ones(8)
+    call = {
+        "conv": lambda x: layers.conv(x, jnp.ones((3, 3, 8, 8)), 1),
+        "group_norm": lambda x: layers.group_norm(x, ones, ones, 4, 1e-6, jnp.float32),
+        "dropout": lambda x: layers.dropout(jax.random.key(0), x, 0.5),
+        "attend": lambda x: layers.attend(x, x, x),
+    }[name]
+    program = jax.make_jaxpr(jax.grad(lambda x: jnp.square(call(x)).sum()))(x)
+    assert program.eqns
+    assert name not in {equation.params.get("name") for equation in program.eqns}

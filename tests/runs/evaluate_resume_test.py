@@ -68,7 +68,8 @@ def runs(tmp_path_factory):
     parts, whole = home / "parts", home / "whole"
     parts.mkdir()
     killed = flags(parts / "a.json")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    xla = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")  # as many as in this process
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": xla}
     with subprocess.Popen(
         [sys.executable, "-m", "diffusion_jax", *killed], stdout=subprocess.DEVNULL, env=environment
     ) as process:

@@ -22,7 +22,7 @@ def sgd(w, x):
 
 
 def test_data_parallel_training_sums_each_gradient_once():
-    made = program(sgd, sharding.mesh(), [(), (None, "data")], (), (16, 32), (3, 64, 16))
+    made = program(sgd, sharding.mesh(data=8), [(), (None, "data")], (), (16, 32), (3, 64, 16))
     assert compiled.collectives(made.as_text(), 8) == {Collective("all-reduce", 16 * 32 * 4, 8): 3}
 
 
