@@ -1,9 +1,12 @@
 """Latent text-to-image: drawn shapes of 64 x 64 in the latent space of shapes_autoencoder.py.
 
-diffusion-jax train --config=configs/shapes_latent.py --workdir=runs/shapes_latent
+diffusion-jax precompute --config=configs/shapes_latent.py --out=runs/lat
+diffusion-jax train --config=configs/shapes_latent.py --workdir=runs/shapes_latent --config.data.precomputed=runs/lat
 diffusion-jax sample --workdir=runs/shapes_latent --out=samples --num=8 --prompt='a large green triangle'
 
-Not run to the end yet; a few steps of the same kind are (tests/cli/conditions_command_test.py).
+Run and seen: 20,000 latents in 3 min 40 s and 2,000 steps in 38 min, each on one CPU core beside other work. Colours
+are right, corners are round, and a shape too many is common: of 100 captions of the test split 38 are right in shapes
+and colours, 26 in the relation too (benchmarks/shapes_quality.py). It wants more steps and a sharper autoencoder.
 """
 
 from ml_collections import ConfigDict
