@@ -21,7 +21,7 @@ gc.set_threshold(100_000, 20, 50)
 
 @pytest.fixture(scope="session", autouse=True)
 def two_devices():
-    """A mesh whose size nobody gives has two of the eight devices: with all, a command takes twice as long."""
+    """A mesh whose size nobody gives has two of the eight devices: every further one costs time and shows little."""
     from diffusion_jax.train import sharding
 
     whole = sharding.mesh

@@ -1,9 +1,9 @@
 """What a U-Net is made of, for spatial rank 1, 2 or 3: dimension key B *S C, channels last, S = L, H W or D H W.
 
 Parameters are float32 whatever the `dtype` of the computation; statistics and softmax are float32 too. What every layer
-does is a jitted function, which is traced once for each shape and not at every layer: half of a U-Net's tracing time.
-Inlined, so that the program is the one without them: in a function of its own, each gradient is summed over the devices
-by itself and not with the others at once.
+does is a jitted function, which is traced once for each shape and not at every layer: tracing a training step of DDPM's
+CIFAR-10 net takes half the time. They are inlined, so that the program is the one without them: in a function of its
+own, each gradient would be summed over the devices by itself and not with the others at once.
 """
 
 import math

@@ -1,5 +1,7 @@
 """The convolution against `lax.conv_general_dilated`: values, derivatives of every kind, and what is compiled."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,3 +111,20 @@ def test_tpu_and_gpu_get_the_gradients_of_lax(platform):
     text = jax.jit(train_in_a_scan).trace(*SHAPES).lower(lowering_platforms=(platform,)).as_text()
     assert text.count("stablehlo.convolution") == 5
     assert "stablehlo.transpose" not in text
+
+
+def test_layers_of_one_shape_are_traced_once(monkeypatch):
+    traced, whole = [], conv_module._canonical
+    monkeypatch.setattr(conv_module, "_canonical", lambda *args, **how: traced.append(1) or whole(*args, **how))
+    x, kernel = jnp.ones((3, 7, 5, 11)), jnp.ones((3, 3, 11, 11))  # of no other test
+
+    def trace(layers):
+        def net(kernel):
+            return functools.reduce(lambda x, _: conv(x, kernel, 1), range(layers), x).sum()
+
+        jax.eval_shape(jax.grad(net), kernel)
+        return len(traced)
+
+    once = trace(2)
+    assert once > 0
+    assert trace(8) == once
