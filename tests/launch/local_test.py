@@ -75,7 +75,8 @@ def received(number, frame):
     sys.exit(0)
 signal.signal({int(number)}, received)
 print("ready")
-time.sleep(60)
+while True:  # In short sleeps: a signal amid print's end and a sleep's begin is handled at the sleep's end.
+    time.sleep(0.05)
 """
     with launched(code) as process:
         for _ in range(2):
