@@ -175,9 +175,9 @@ class TestLPIPS:
         assert distance[0] > 0.01
         assert np.any(gradient[0])
         np.testing.assert_allclose(lpips(params, y, x)[0], distance, rtol=1e-4)
-        # The second pair is equal: no distance, and no gradient.
-        assert distance[1] == 0
-        assert not np.any(gradient[1])
+        # The second pair is equal: no distance, and no gradient, but for rounding.
+        assert distance[1] < 1e-9
+        assert np.abs(gradient[1]).max() < 1e-6 * np.abs(gradient[0]).max()
 
     def test_features_whose_squares_vanish_have_a_finite_gradient(self, arrays):
         params = from_arrays(arrays)
