@@ -213,6 +213,7 @@ def compile_step(
     config: ConfigDict, mesh: Mesh, abstract: TrainState, make: Callable[[Mapping[str, Params]], steps.Step]
 ) -> Any:
     """(state, batch, seed, frozen) -> make(frozen)(state, batch, seed), jitted over the mesh; the state is donated."""
+    make(FROZEN)  # raises now what the first step would, with the workdir written
     where = layout(config, abstract, mesh)
     everywhere = sharding.replicated(mesh)
     batch = sharding.batch_sharding(mesh, leading=int(config.train.steps_per_dispatch > 1))
