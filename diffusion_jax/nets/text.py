@@ -19,7 +19,13 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.nets.layers import Dense, dropout
 
 NORMAL = nn.initializers.normal(0.02)
-"""BERT's initialization of embeddings and, here, of every matrix (arXiv:1810.04805's code)."""
+"""BERT's initialization of embeddings and matrices (arXiv:1810.04805's code); CLIP's, whose weights are read, too."""
+
+LECUN = nn.initializers.lecun_normal()
+UNIT = nn.initializers.normal(1.0)
+"""`TextTransformer`'s of matrices and embeddings: an embedding is as large as what a layer adds to it. Among embeddings
+of 0.02, the first attention's mean of all tokens drowns each token's own, and with it the order of the words: a small
+net learned from captions where things are in a third of the steps so."""
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -41,6 +47,7 @@ class Attention(nn.Module):
 
     heads: int
     dtype: DTypeLike = jnp.float32
+    kernel_init: nn.initializers.Initializer = NORMAL
 
     @nn.compact
     def __call__(self, x: Array, mask: Array, causal: bool) -> Array:
@@ -48,7 +55,7 @@ class Attention(nn.Module):
         width = x.shape[-1]
         if width % self.heads:
             raise UserError(f"a width of {width} cannot be split over {self.heads} heads; heads must divide it")
-        dense = partial(Dense, width, dtype=self.dtype, kernel_init=NORMAL)
+        dense = partial(Dense, width, dtype=self.dtype, kernel_init=self.kernel_init)
 
         def project(name: str) -> Array:
             return dense(name=name)(x).reshape(*x.shape[:-1], self.heads, -1)  # [B, N, heads, D / heads]
@@ -73,15 +80,16 @@ class Layer(nn.Module):
     epsilon: float
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
+    kernel_init: nn.initializers.Initializer = NORMAL
 
     @nn.compact
     def __call__(self, x: Array, mask: Array, train: bool) -> Array:
         """x [B, N, D], mask [B, N] -> [B, N, D]; randomness "dropout" where train."""
         width = x.shape[-1]
         norm1, norm2 = (layer_norm(self.epsilon, self.dtype, name) for name in ("norm1", "norm2"))
-        attention = Attention(self.heads, self.dtype, name="attention")
-        up = Dense(self.hidden, dtype=self.dtype, kernel_init=NORMAL, name="up")
-        down = Dense(width, dtype=self.dtype, kernel_init=NORMAL, name="down")
+        attention = Attention(self.heads, self.dtype, self.kernel_init, name="attention")
+        up = Dense(self.hidden, dtype=self.dtype, kernel_init=self.kernel_init, name="up")
+        down = Dense(width, dtype=self.dtype, kernel_init=self.kernel_init, name="down")
 
         def perceptron(h: Array) -> Array:
             return down(ACTIVATIONS[self.activation](up(h)))  # [B, N, hidden] between
@@ -208,8 +216,8 @@ class TextTransformer(nn.Module):
         """
         check(tokens, mask, self.length, "gelu")
         mask = tokens != self.pad if mask is None else mask
-        x = embed("token", self.vocabulary, self.width, self.dtype)(tokens)
-        x += embed("position", self.length, self.width, self.dtype)(jnp.arange(tokens.shape[1]))
+        x = embed("token", self.vocabulary, self.width, self.dtype, UNIT)(tokens)
+        x += embed("position", self.length, self.width, self.dtype, UNIT)(jnp.arange(tokens.shape[1]))
         x = dropped(self, x, self.dropout, train)  # [B, N, D]
         for i in range(self.layers):
             x = Layer(
@@ -221,6 +229,7 @@ class TextTransformer(nn.Module):
                 epsilon=1e-5,
                 dropout=self.dropout,
                 dtype=self.dtype,
+                kernel_init=LECUN,
                 name=f"layer_{i}",
             )(x, mask, train)
         x = layer_norm(1e-5, jnp.float32, "norm")(x) * mask[..., None]
@@ -230,9 +239,9 @@ class TextTransformer(nn.Module):
 TEXT_ENCODERS: dict[str, type[nn.Module]] = {"clip": ClipText, "bert": Bert, "transformer": TextTransformer}
 
 
-def embed(name: str, rows: int, width: int, dtype: DTypeLike) -> nn.Embed:
+def embed(name: str, rows: int, width: int, dtype: DTypeLike, init: nn.initializers.Initializer = NORMAL) -> nn.Embed:
     """A table of `rows` vectors; a token past its end reads as NaN, never as another."""
-    return nn.Embed(rows, width, dtype=dtype, embedding_init=NORMAL, name=name)
+    return nn.Embed(rows, width, dtype=dtype, embedding_init=init, name=name)
 
 
 def layer_norm(epsilon: float, dtype: DTypeLike, name: str) -> nn.LayerNorm:

@@ -107,6 +107,20 @@ def test_bfloat16_computes_near_float32_and_stores_and_gives_float32(net, params
     assert difference.max() < 0.2
 
 
+@pytest.mark.parametrize(("width", "depth"), [(16, 2), (64, 2), (256, 4)])
+def test_words_and_their_order_are_in_the_states_from_the_start(width, depth):
+    """A net that starts with no more than the bag of its words takes long to learn what is left of what."""
+    rng = np.random.default_rng(0)
+    words = np.stack([rng.permutation(np.arange(3, 12)) for _ in range(16)])
+    tokens = np.pad(words, ((0, 0), (1, 0)), constant_values=1).astype(np.int32)
+    net = TextTransformer(VOCABULARY, width, depth, heads=4, length=10)
+    out = jax.jit(lambda key: net.apply(net.init(key, tokens), tokens))(jax.random.key(0))
+    assert np.linalg.norm(out.pooled - out.pooled.mean(axis=0)) > 0.1 * np.linalg.norm(out.pooled)
+    states = out.hidden[:, 1:] / np.linalg.norm(out.hidden[:, 1:], axis=-1, keepdims=True)
+    likeness = np.einsum("bnd, bmd -> nm", states, states) / 16
+    assert likeness[~np.eye(9, dtype=bool)].mean() < 0.5
+
+
 def test_every_parameter_of_the_transformer_learns():
     net = NETS["transformer"]
     tokens = np.arange(16, dtype=np.int32).reshape(2, LENGTH) % VOCABULARY  # every token, every position
