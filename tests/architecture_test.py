@@ -45,7 +45,7 @@ LIBRARIES = {
     "optuna": {"sweeps"},
     "submitit": {"runs"},
     "tokenizers": {"data"},
-    "safetensors": {"nets", "interop"},
+    "safetensors": {"interop"},
     "tensorflow": set(),
     "torch": set(),
     "diffusers": set(),

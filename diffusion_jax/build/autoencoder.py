@@ -14,6 +14,7 @@ from diffusion_jax.build import training
 from diffusion_jax.build.text import DTYPES
 from diffusion_jax.core import autoencoding as ae
 from diffusion_jax.errors import UserError
+from diffusion_jax.interop import lpips_weights
 from diffusion_jax.nets import perceptual
 from diffusion_jax.nets.autoencoder import AutoencoderKL
 from diffusion_jax.nets.discriminator import PatchDiscriminator
@@ -148,7 +149,7 @@ def frozen(config: ConfigDict) -> dict[str, Params]:
     options = config.autoencoder
     if not options.perceptual:
         return {}
-    return {"perceptual": perceptual.load(options.perceptual, options.perceptual_sha256)}
+    return {"perceptual": lpips_weights.load(options.perceptual, options.perceptual_sha256, perceptual.shapes())}
 
 
 class Reconstruction(NamedTuple):

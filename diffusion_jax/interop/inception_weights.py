@@ -4,16 +4,15 @@ Both give one file, pt_inception-2015-12-05-6726825d.pth of SHA-256 PUBLISHED, w
 Their kernels are [out, in, H, W], ours [H, W, in, out].
 """
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path as File
 from typing import Any
 
 import jax
 import numpy as np
-import safetensors.numpy
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.interop import weights_file
 
 Path = tuple[str, ...]
 
@@ -41,27 +40,10 @@ PARTS = {
 def load(path: str | File, sha256: str, like: Mapping[str, Any]) -> dict[str, Any]:
     """The params of `InceptionV3` in a .safetensors file with this SHA-256; `like` as for `from_arrays`.
 
-    Raises UserError for a pickle, which could run code as it is read, another file, and arrays that are not the net's.
+    Raises UserError as `weights_file.read` and `from_arrays` do.
     """
-    path = File(path)
-    if path.suffix != ".safetensors":
-        raise UserError(
-            f"{path} is not a .safetensors file, and a pickle such as .pth is not read, as it can run code; fetch {URL}"
-            f" (SHA-256 {PUBLISHED}) and write one with: {CONVERT}"
-        )
-    if not path.is_file():
-        raise UserError(
-            f"no file {path} with the weights of InceptionV3; fetch {URL} (SHA-256 {PUBLISHED}) and write one with: "
-            f"{CONVERT}"
-        )
-    data = path.read_bytes()
-    if (found := hashlib.sha256(data).hexdigest()) != sha256.lower():
-        raise UserError(f"{path} has SHA-256 {found}, not {sha256}; it is another file, or damaged")
-    try:
-        arrays = safetensors.numpy.load(data)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file that can be read: {error}") from None
-    return from_arrays(arrays, like)
+    obtain = f"fetch {URL} (SHA-256 {PUBLISHED}) and write one with: {CONVERT}"
+    return from_arrays(weights_file.read(path, sha256, weights="InceptionV3", obtain=obtain), like)
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> dict[str, Any]:

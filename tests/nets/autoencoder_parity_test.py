@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.interop import lpips_weights
 from diffusion_jax.interop.diffusers_autoencoder import from_diffusers, to_diffusers
+from diffusion_jax.nets import perceptual
 from diffusion_jax.nets.autoencoder import AutoencoderKL
 from diffusion_jax.nets.discriminator import PatchDiscriminator
-from diffusion_jax.nets.perceptual import LPIPS, from_arrays
+from diffusion_jax.nets.perceptual import LPIPS
 
 pytestmark = pytest.mark.parity
 
@@ -168,7 +170,7 @@ def test_lpips_is_its_formula_on_torch_vgg16():
     for name, value in twin.state_dict().items():
         part = 1 + sum(int(name.split(".")[0]) >= start for start in slices)
         arrays[f"net.slice{part}.{name}"] = value.numpy()
-    params = from_arrays(arrays)
+    params = lpips_weights.from_arrays(arrays, perceptual.shapes())
 
     def features(x):
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.interop import lpips_weights
+from diffusion_jax.nets import perceptual
 from diffusion_jax.nets.autoencoder import AutoencoderKL, Block
 from diffusion_jax.nets.discriminator import PatchDiscriminator
-from diffusion_jax.nets.perceptual import CONVS, LPIPS, from_arrays, load
+from diffusion_jax.nets.perceptual import LPIPS
 
 NET = AutoencoderKL(latent_channels=2, channels=4, multipliers=(1, 2), blocks=1, groups=2)
 
@@ -134,14 +136,22 @@ class TestDiscriminator:
             PatchDiscriminator().init(jax.random.key(0), jnp.zeros((1, 23, 64, 3)))
 
 
+def from_arrays(arrays):
+    return lpips_weights.from_arrays(arrays, perceptual.shapes())
+
+
+def load(path, sha256):
+    return lpips_weights.load(path, sha256, perceptual.shapes())
+
+
 @pytest.fixture(scope="module")
 def arrays():
     """Random weights as the lpips package names them."""
-    x = jnp.zeros((1, 16, 16, 3))
-    params = jax.eval_shape(LPIPS().init, jax.random.key(0), x, x)["params"]
+    params = perceptual.shapes()
     rng = np.random.default_rng(0)
     named = {f"lin{k}.model.1.weight": rng.random((1, params[f"head_{k}"].size, 1, 1), np.float32) for k in range(5)}
-    for index, ours in CONVS.items():
+    convs = sorted(name for name in params if name.startswith("conv"))
+    for index, ours in zip(lpips_weights.PLACES, convs, strict=True):
         kernel = rng.standard_normal(params[ours]["kernel"].shape[::-1], np.float32).swapaxes(2, 3)
         # safetensors writes the memory as it lies, whatever the strides.
         kernel = np.ascontiguousarray(kernel / np.sqrt(kernel[0].size / 2), np.float32)
@@ -230,8 +240,8 @@ class TestLPIPS:
     def test_heads_given_twice_and_the_scaling_must_agree(self, arrays):
         twice = {f"lins.{k}.model.1.weight": arrays[f"lin{k}.model.1.weight"] for k in range(5)}
         scaling = {
-            "scaling_layer.shift": np.array([-0.030, -0.088, -0.188]).reshape(1, 3, 1, 1),
-            "scaling_layer.scale": np.array([0.458, 0.448, 0.450]).reshape(1, 3, 1, 1),
+            "scaling_layer.shift": perceptual.SHIFT.reshape(1, 3, 1, 1),
+            "scaling_layer.scale": perceptual.SCALE.reshape(1, 3, 1, 1),
         }
         jax.tree.map(np.testing.assert_array_equal, from_arrays({**arrays, **twice, **scaling}), from_arrays(arrays))
         twice["lins.2.model.1.weight"] = 2 * twice["lins.2.model.1.weight"]
