@@ -12,19 +12,72 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 PART = 2**18
 """Values of the output's gradient in one part: 1 MB, which the cache of one core holds."""
 
+FEW = 4
+"""Positions B *S for each channel: with fewer, `conv_upsampled` repeats the input on CPU too."""
+
 
 @partial(jax.jit, static_argnums=2, inline=True)  # see the docstring of `layers`
 def conv(x: Array, kernel: Array, stride: int) -> Array:
-    """x [B, *S, C], kernel [*K, C, D], K odd -> [B, *ceil(S / stride), D]; differentiable in both modes, any order.
+    """x [B, *S, C], kernel [*K, C, D] -> [B, *ceil(S / stride), D]; differentiable in both modes, any order.
 
-    The pads are (K // 2, K // 2) for stride 1 and TensorFlow's "SAME" for even S and stride 2: (K // 2 - 1, K // 2).
+    The pads are TensorFlow's "SAME": ((K - 1) // 2, K // 2) for stride 1 and (K // 2 - 1, K // 2) for stride 2, S even.
     """
     return _conv(x, kernel, stride)
+
+
+@partial(jax.jit, inline=True)
+def conv_upsampled(x: Array, kernel: Array) -> Array:
+    """`conv` of width 3 of x with every position repeated: x [B, *S, C], kernel [*3, C, D] -> [B, *(2 S), D].
+
+    On CPU, of x itself: an even output sees two positions of x, k_0 times the one before it and k_1 + k_2 times its
+    own, an odd one k_0 + k_1 times its own and k_2 times the one after it: 4/9 of the products of rank 2. With few
+    positions for its channels, the larger kernel costs more than that.
+    """
+
+    def repeated(x: Array, kernel: Array) -> Array:
+        return conv(upsample_nearest(x), kernel, 1)
+
+    if x.size < FEW * x.shape[-1] ** 2:
+        return repeated(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=_folded, default=repeated)
+
+
+_TAPS = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
+"""[parity of the output's position, tap on x, tap of the kernel]."""
+
+
+def _folded(x: Array, kernel: Array) -> Array:
+    rank = x.ndim - 2
+    parities, taps, old = "pqr"[:rank], "abe"[:rank], "xyz"[:rank]
+    operands = ",".join(p + t + o for p, t, o in zip(parities, taps, old, strict=True))
+    folded = jnp.einsum(f"{operands},{old}io->{taps}i{parities}o", *[_TAPS.astype(kernel.dtype)] * rank, kernel)
+    folded = folded.reshape(*folded.shape[: rank + 1], -1)  # [*2, C, 2^rank D]
+    h = conv(jnp.pad(x, [(0, 0), *[(1, 0)] * rank, (0, 0)]), folded, 1)  # at i: of positions i - 1 and i
+    h = h.reshape(*h.shape[:-1], *[2] * rank, -1)  # [B, *(S + 1), *2, D]
+    for axis in range(1, rank + 1):
+        n = h.shape[axis] - 1
+        even, odd = (
+            lax.slice_in_dim(lax.index_in_dim(h, parity, rank + 1, keepdims=False), parity, parity + n, axis=axis)
+            for parity in (0, 1)
+        )
+        h = jnp.stack([even, odd], axis=axis + 1)
+        h = h.reshape(*h.shape[:axis], 2 * n, *h.shape[axis + 2 :])
+    return h
+
+
+def upsample_nearest(x: Array) -> Array:
+    """[B, *S, C] -> [B, *(2 S), C], every position repeated; the gradient of broadcast and reshape is a plain sum."""
+    for axis in range(1, x.ndim - 1):
+        shape = x.shape
+        x = jnp.broadcast_to(jnp.expand_dims(x, axis + 1), (*shape[: axis + 1], 2, *shape[axis + 1 :]))
+        x = x.reshape(*shape[:axis], 2 * shape[axis], *shape[axis + 1 :])
+    return x
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))

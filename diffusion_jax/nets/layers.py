@@ -18,7 +18,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.nets.conv import conv
+from diffusion_jax.nets.conv import conv, conv_upsampled
 
 INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 """DDPM's initialization of every convolution and dense layer that does not start at zero (`nn.py` of its code)."""
@@ -40,15 +40,6 @@ def time_embedding(t: Array, features: int, form: str = "ddpm") -> Array:
     angles = t.astype(jnp.float32)[:, None] * frequencies  # [B, h]
     waves = [jnp.sin(angles), jnp.cos(angles)] if form == "ddpm" else [jnp.cos(angles), jnp.sin(angles)]
     return jnp.pad(jnp.concatenate(waves, axis=-1), ((0, 0), (0, features % 2)))
-
-
-def upsample_nearest(x: Array) -> Array:
-    """[B, *S, C] -> [B, *(2 S), C], every position repeated; the gradient of broadcast and reshape is a plain sum."""
-    for axis in range(1, x.ndim - 1):
-        shape = x.shape
-        x = jnp.broadcast_to(jnp.expand_dims(x, axis + 1), (*shape[: axis + 1], 2, *shape[axis + 1 :]))
-        x = x.reshape(*shape[:axis], 2 * shape[axis], *shape[axis + 1 :])
-    return x
 
 
 def to_patches(x: Array, patch: int) -> Array:
@@ -113,6 +104,8 @@ class Dense(nn.Module):
 class Conv(nn.Module):
     """A convolution of width 3 along every spatial axis, zero padded: [B, *S, C] -> [B, *(S / stride), features].
 
+    With `upsample`, of the input doubled by nearest neighbour: [B, *S, C] -> [B, *(2 S), features].
+
     Stride 2 pads after the end alone, as TensorFlow, and so DDPM's code, does for even sizes; or on both sides, as ADM
     and Stable Diffusion do.
     """
@@ -121,6 +114,7 @@ class Conv(nn.Module):
     stride: int = 1
     padding: str = "end"
     """Of stride 2: "end" or "both"."""
+    upsample: bool = False
     dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = INIT
 
@@ -135,7 +129,9 @@ class Conv(nn.Module):
         if self.stride == 2 and self.padding == "both":
             # `conv` adds the zero after the end, which an even size then leaves unread.
             x = jnp.pad(x, ((0, 0), *((1, 0) for _ in x.shape[1:-1]), (0, 0)))
-        return conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride) + bias.astype(self.dtype)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        out = conv_upsampled(x, kernel) if self.upsample else conv(x, kernel, self.stride)
+        return out + bias.astype(self.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -194,7 +190,7 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x: Array, emb: Array | None = None, train: bool = False) -> Array:
         """[B, *S, C] -> [B, *(2 S), C]; emb and train are for the ResBlock that may stand in its place."""
-        return Conv(x.shape[-1], dtype=self.dtype, name="conv")(upsample_nearest(x))
+        return Conv(x.shape[-1], upsample=True, dtype=self.dtype, name="conv")(x)
 
 
 class Downsample(nn.Module):

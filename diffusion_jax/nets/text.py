@@ -24,8 +24,8 @@ NORMAL = nn.initializers.normal(0.02)
 LECUN = nn.initializers.lecun_normal()
 UNIT = nn.initializers.normal(1.0)
 """`TextTransformer`'s of matrices and embeddings: an embedding is as large as what a layer adds to it. Among embeddings
-of 0.02, the first attention's mean of all tokens drowns each token's own, and with it the order of the words: a small
-net learned from captions where things are in a third of the steps so."""
+of 0.02, the first attention's mean of all tokens drowns each token's own, and with it the order of the words, which a
+net then takes long to learn."""
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets import layers
+from diffusion_jax.nets.conv import upsample_nearest
 from diffusion_jax.nets.layers import ZERO, Conv, Dense, Downsample, GroupNorm, ResBlock, SelfAttention, Upsample
 from diffusion_jax.nets.transformer import SpatialTransformer
 
@@ -221,7 +222,7 @@ class UNet(nn.Module):
 
     def _upsample(self, block: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         if self.resample == "block":
-            return partial(block, resample=layers.upsample_nearest)
+            return partial(block, resample=upsample_nearest)
         return partial(Upsample, dtype=self.dtype)
 
     def _check(self, x: Array, cond: Mapping[str, Array]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 from diffusion_jax.nets import conv as conv_module
-from diffusion_jax.nets.conv import conv
+from diffusion_jax.nets.conv import conv, conv_upsampled, upsample_nearest
 
 
 def reference(x, kernel, stride):
@@ -49,6 +49,25 @@ def test_value_and_first_derivatives_are_those_of_lax(shape, stride):
         return both(conv), both(reference)
 
     ours, expected = everything(x, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max()), ours, expected)
+
+
+# The last has few positions for its channels.
+@pytest.mark.parametrize("shape", [(5, 5, 4), (6, 1, 6, 3), (4, 8, 8, 3), (2, 2, 3, 4, 2), (1, 2, 3, 4)])
+def test_upsampled_is_the_convolution_of_what_is_upsampled(shape):
+    """Value and both gradients, with edges of which some are all there is."""
+    x, kernel = draw(shape, len(shape) - 2)
+
+    @jax.jit
+    def everything(x, kernel):
+        def both(f):
+            out, pull = jax.vjp(f, x, kernel)
+            return out, pull(jnp.sin(3 * out))
+
+        return both(conv_upsampled), both(lambda x, kernel: reference(upsample_nearest(x), kernel, 1))
+
+    ours, expected = everything(x, kernel)
+    assert ours[0].shape == (shape[0], *(2 * n for n in shape[1:-1]), 5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max()), ours, expected)
 
 
@@ -104,6 +123,14 @@ def test_cpu_gets_the_one_form_that_is_fast_in_the_body_of_a_scan():
     convolutions = [line for line in text.splitlines() if " convolution(" in line]
     assert len(convolutions) >= 5  # two forwards, one input and two kernel gradients
     assert all("dim_labels=b01f_01io->b01f" in line for line in convolutions)
+
+
+def test_upsampled_takes_four_ninths_of_the_products_on_cpu():
+    def flops(f):
+        return jax.jit(f).lower(jnp.ones((2, 32, 32, 8)), jnp.ones((3, 3, 8, 8))).compile().cost_analysis()["flops"]
+
+    whole = flops(lambda x, kernel: conv(upsample_nearest(x), kernel, 1))
+    assert flops(conv_upsampled) < 0.52 * whole  # 4/9 (33/32)^2, and the folding
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])

@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets import layers
+from diffusion_jax.nets.conv import upsample_nearest
 from diffusion_jax.nets.layers import Conv, Downsample, GroupNorm, ResBlock, SelfAttention, Upsample
 
 
@@ -39,14 +40,14 @@ def test_time_embedding_is_the_formula_in_float64(features, form, first, second,
 def test_upsampling_is_nearest_neighbour(shape):
     x = normal(*shape)
     doubled = (shape[0], *(2 * n for n in shape[1:-1]), shape[-1])
-    np.testing.assert_array_equal(layers.upsample_nearest(x), jax.image.resize(x, doubled, "nearest"))
+    np.testing.assert_array_equal(upsample_nearest(x), jax.image.resize(x, doubled, "nearest"))
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 3), (2, 6, 4, 3), (1, 2, 4, 6, 2)])
 def test_average_pooling_is_that_of_flax_and_undoes_upsampling(shape):
     x, width = normal(*shape), (2,) * (len(shape) - 2)
     np.testing.assert_allclose(layers.average_pool(x), nn.avg_pool(x, width, width), rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(layers.average_pool(layers.upsample_nearest(x)), x, rtol=1e-6)
+    np.testing.assert_allclose(layers.average_pool(upsample_nearest(x)), x, rtol=1e-6)
 
 
 def test_conv_and_resampling_are_those_of_flax():
@@ -209,7 +210,7 @@ class TestResBlock:
         expected = x + Conv(6).apply({"params": p["conv2"]}, nn.silu(h * (1 + scale) + shift))
         np.testing.assert_allclose(block.apply({"params": p}, x, emb, False), expected, rtol=1e-4, atol=1e-5)
 
-    @pytest.mark.parametrize("resample", [layers.average_pool, layers.upsample_nearest])
+    @pytest.mark.parametrize("resample", [layers.average_pool, upsample_nearest])
     def test_resampling_block_starts_as_its_resampling(self, resample):
         x, emb = normal(2, 4, 6, 6), normal(2, 8, seed=1)
         out, _ = ResBlock(6, groups=3, resample=resample).init_with_output(jax.random.key(0), x, emb, False)
