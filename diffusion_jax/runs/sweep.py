@@ -48,6 +48,11 @@ def sweep(config: ConfigDict, config_file: str, given: Changes, sweep_file: Path
     if swept := sorted(set(given) & set(definition.space)):
         raise UserError(f"--config.{swept[0]} is swept by {sweep_file}; leave the flag out, or the key of the space")
     base = changed(config, overrides)
+    if base.checkpoint.mirror:
+        raise UserError(
+            f"checkpoint.mirror={base.checkpoint.mirror!r} is the copy of one run, which no two trials can share; "
+            "leave it out of a sweep"
+        )
     for space in _ends(definition):
         changed(base, space)
     _check_how(definition, how)

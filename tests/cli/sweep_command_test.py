@@ -83,6 +83,7 @@ def test_real_trials_one_of_which_cannot_be(tmp_path, monkeypatch, capsys):
         ("{'seed': choice(1)}, method='tpe'", ["--retry"], "--retry takes a sweep whose trials"),
         ("{'seed': choice(1)}, pruner='hyperband(min_steps=99)'", [], "min_steps=99 is more than train.steps=20"),
         ("{'seed': choice(1)}, method='tpe'", ["--storage=nosuch://x"], "cannot open the storage nosuch://x"),
+        ("{'seed': choice(1)}", ["--config.checkpoint.mirror=memory://run"], "which no two trials can share"),
         ("1/0", [], "ZeroDivisionError"),
     ],
 )
