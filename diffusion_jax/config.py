@@ -59,6 +59,7 @@ def base() -> ConfigDict:
                 "patch": 1,  # side of the patches whose pixels are channels to the network
                 "pooled_text": False,  # one vector for the text, beside its tokens, added to the time embedding (GLIDE)
                 "depth": 1,  # layers of each spatial transformer, where there is text
+                "places": False,  # whether spatial transformers know where each position lies
                 "epsilon": 1e-6,  # of the group norms; 1e-5 in ADM and Stable Diffusion
                 "sinusoids": "ddpm",  # ddpm | adm: form of the time embedding; adm in Stable Diffusion too
                 "padding": "end",  # end | both: of the stride-2 convolution; both in ADM and Stable Diffusion

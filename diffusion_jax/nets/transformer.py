@@ -4,7 +4,10 @@ Dimension key B *S C and N tokens of width D. Its parameters carry the names tha
 `*_attention/{query,key,value}` before `out`, and `feed_forward/{gate,linear}` before `project`.
 """
 
+import math
+
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
@@ -58,6 +61,26 @@ class TransformerLayer(nn.Module):
         return x + FeedForward(dtype=self.dtype, name="feed_forward")(norm("norm_feed", x))
 
 
+PLACE = 4.0
+"""The amplitude of `place_embedding` among states of unit variance: where the noise is high these are little but noise,
+and a query that is to ask for what lies on the left must know its own place in spite of it."""
+
+
+def place_embedding(size: tuple[int, ...], features: int) -> np.ndarray:
+    """Sines and cosines of where each position lies: [prod(size), features], float32.
+
+    Along each axis the middles of the n positions are u = (2 i + 1) / n - 1, and features are sin and cos of
+    pi u 10^(-j / k), j < k = features // (2 rank), whatever the size of an image; the features that are left are 0.
+    """
+    rank = len(size)
+    count = features // (2 * rank)
+    places = np.meshgrid(*((2 * np.arange(n) + 1) / n - 1 for n in size), indexing="ij")
+    frequencies = math.pi * 10.0 ** (-np.arange(count) / max(count, 1))
+    angles = np.stack(places, axis=-1).reshape(-1, rank, 1) * frequencies  # [N, rank, k]
+    waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).reshape(len(angles), -1)
+    return np.pad(waves, ((0, 0), (0, features - waves.shape[1]))).astype(np.float32)
+
+
 class SpatialTransformer(nn.Module):
     """`depth` transformer layers over the positions of x, between two projections, added to x: [B, *S, C] -> like x.
 
@@ -68,6 +91,8 @@ class SpatialTransformer(nn.Module):
     heads: int
     groups: int
     depth: int = 1
+    places: bool = False
+    """Whether `place_embedding` is added to the states: attention itself does not know where a position lies."""
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -77,6 +102,8 @@ class SpatialTransformer(nn.Module):
         heads = attention_heads(channels, self.heads)
         h = GroupNorm(self.groups, 1e-6, dtype=self.dtype, name="norm_in")(x).reshape(batch, -1, channels)
         h = Dense(channels, dtype=self.dtype, name="project_in")(h)  # [B, N, C]
+        if self.places:
+            h += jnp.asarray(PLACE * place_embedding(x.shape[1:-1], channels), self.dtype)
         for i in range(self.depth):
             h = TransformerLayer(heads, dtype=self.dtype, name=f"layer_{i}")(h, text, mask)
         h = Dense(channels, dtype=self.dtype, kernel_init=ZERO, name="project_out")(h)

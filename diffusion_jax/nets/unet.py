@@ -144,6 +144,9 @@ class UNet(nn.Module):
     (GLIDE, arXiv:2112.10741, section 4)."""
     depth: int = 1
     """Transformer layers of each spatial transformer."""
+    places: bool = False
+    """Whether spatial transformers know where each position lies; without it, from the zeros at the edges alone. It is
+    what "left of" is learned by."""
     concat: tuple[str, ...] = ()
     """Entries of cond, each [B, *S, C'], whose channels follow those of x, in this order."""
     levels: tuple[str, ...] = ()
@@ -213,7 +216,7 @@ class UNet(nn.Module):
         if self.text_features is None:
             return partial(SelfAttention, heads, self.groups, self.epsilon, dtype=self.dtype)
         transformer = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
-        return partial(transformer, heads, self.groups, self.depth, dtype=self.dtype)
+        return partial(transformer, heads, self.groups, self.depth, self.places, dtype=self.dtype)
 
     def _downsample(self, block: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         if self.resample == "block":
@@ -229,6 +232,8 @@ class UNet(nn.Module):
         """Raises UserError where the options, or cond, do not fit the net."""
         if self.resample not in ("conv", "block"):
             raise UserError(f"resample is 'conv' or 'block'; got {self.resample!r}")
+        if self.places and self.text_features is None:
+            raise UserError("places are told to spatial transformers, which a net without text does not have")
         # Of each entry of cond: its shape, None where a size is free.
         entries: dict[str, tuple[int | None, ...]] = {}
         options = [f"num_classes={self.num_classes}"]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.nets.transformer import SpatialTransformer, place_embedding
 from diffusion_jax.nets.unet import UNet
 
 TINY = UNet(2, channels=8, multipliers=(1, 2), blocks=1, attention=(2,), groups=4, num_classes=3, dropout=0.3)
@@ -191,6 +192,33 @@ class TestText:
         # The logits of the one layer's two attentions.
         assert len(products) == 2, products
 
+    @pytest.mark.parametrize("shape", [(5,), (4, 6), (2, 3, 4)])
+    def test_places_make_of_equal_positions_different_ones(self, shape):
+        """Without them, what is at a position goes where the position goes."""
+        rng = np.random.default_rng(0)
+        x, text = rng.standard_normal((2, *shape, 12), np.float32), rng.standard_normal((2, 3, 6), np.float32)
+        order = rng.permutation(math.prod(shape))
+
+        def moved(h):
+            return h.reshape(2, -1, 12)[:, order].reshape(x.shape)
+
+        for net in (SpatialTransformer(2, 4), SpatialTransformer(2, 4, places=True)):
+            params = perturbed(jax.jit(net.init)(jax.random.key(0), x, text)["params"])
+            apply = jax.jit(partial(net.apply, {"params": params}))
+            difference = np.abs(apply(moved(x), text) - moved(apply(x, text))).max()
+            assert difference > 1e-2 if net.places else difference < 1e-5
+
+    def test_a_place_is_that_of_the_formula_whatever_the_size(self):
+        places = place_embedding((4, 6), 18).reshape(4, 6, 18)
+        u, v = -1 + 2 * (np.array([2, 5]) + 0.5) / [4, 6]
+        waves = math.pi * 10.0 ** (-np.arange(4) / 4)
+        expected = [np.sin(u * waves), np.cos(u * waves), np.sin(v * waves), np.cos(v * waves), np.zeros(2)]
+        np.testing.assert_allclose(places[2, 5], np.concatenate(expected), atol=1e-6)
+        np.testing.assert_allclose(
+            place_embedding((12,), 8).reshape(4, 3, 8)[:, 1], place_embedding((4,), 8), atol=1e-6
+        )
+        assert len(np.unique(place_embedding((16, 16), 32).round(3), axis=0)) == 256
+
     def test_every_pair_of_matrices_is_named_for_tensor_parallelism(self, text_params):
         layer = text_params["mid"]["attention"]["layer_0"]
         shapes = {p: {name: w["kernel"].shape for name, w in layer[p].items()} for p in layer if "norm" not in p}
@@ -294,6 +322,7 @@ def test_bfloat16_computes_between_float32_parameters_and_output(run, params, ba
         ),
         (UNet(3, head_channels=96), (1, 32, 32, 3), {}, "256 channels cannot be split into attention heads of 96"),
         (UNet(3, resample="pool"), (1, 32, 32, 3), {}, "resample is 'conv' or 'block'; got 'pool'"),
+        (UNet(3, places=True), (1, 32, 32, 3), {}, "a net without text does not have"),
         (UNet(3, text_features=5), (1, 32, 32, 3), {}, r"text_features=5 takes cond \['text'\]; got none; missing"),
         (
             UNet(3, text_features=5),
