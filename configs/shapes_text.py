@@ -7,6 +7,10 @@ Run and seen, 3,800 steps in 62 min on one CPU core beside other work: shapes ar
 many or another. Of 100 captions of the test split 74 are right in shapes and colours, 47 in the relation too
 (benchmarks/shapes_quality.py); 77 and 44 with --sampler=ddpm --steps=100.
 
+That was before the text transformer's present initialization. With that and model.places, on the way to a better recipe
+and after 2,000 steps (cosine | shift(scale=0.5), floor 1, a rate of 3e-3), every relation that could be read was right,
+but circles and squares were not yet told apart: 47 of 100.
+
 What a caption says is settled where the noise is high, what a shape looks like where it is low: the shift draws more
 noise, the floor gives it weight, and the ceiling keeps the least noise from outweighing all else.
 """
