@@ -87,13 +87,25 @@ def test_a_token_is_seen_from_itself_on_in_clip_and_by_all_in_the_others(net, pa
 
 def test_without_positions_the_order_of_the_tokens_is_the_order_of_the_outputs(net, params):
     order = np.random.default_rng(1).permutation(LENGTH)
-    table = jax.tree.map(jnp.zeros_like, params["params"]["position"])
-    orderless = {"params": {**params["params"], "position": table}}
+    ordering = {"position", "neighbours"} & set(params["params"])
+    zeros = {name: jax.tree.map(jnp.zeros_like, params["params"][name]) for name in ordering}
+    orderless = {"params": {**params["params"], **zeros}}
     out = apply(net, orderless, TOKENS, MASK).hidden[:, order]
     moved = apply(net, orderless, TOKENS[:, order], MASK[:, order]).hidden
     equal = np.allclose(out, moved, atol=1e-5)
     assert equal != isinstance(net, ClipText)
     assert not np.allclose(apply(net, params, TOKENS, MASK).hidden[:, order], moved, atol=1e-2)
+
+
+def test_a_transformer_without_layers_sees_the_neighbours_of_a_token_unless_they_are_masked():
+    net = NETS["transformer"].clone(layers=0)
+    params, i = random(net), 3
+    changed = TOKENS.copy()
+    changed[:, i] = 10
+    for mask in (np.ones_like(MASK), np.tile(np.arange(LENGTH) != i, (len(TOKENS), 1))):
+        change = np.abs(apply(net, params, TOKENS, mask).hidden - apply(net, params, changed, mask).hidden).max(axis=-1)
+        seen = (abs(np.arange(LENGTH) - i) <= 1) & mask[:, [i]]
+        np.testing.assert_array_equal(change > 1e-4, seen)
 
 
 def test_bfloat16_computes_near_float32_and_stores_and_gives_float32(net, params):
