@@ -38,6 +38,12 @@ def two_devices():
         yield
 
 
+@pytest.fixture(scope="session")
+def one_device():
+    """The environment of a process that compiles as the tests do, for one device."""
+    return os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
+
+
 @pytest.fixture(scope="session", autouse=True)
 def tfds_home(tmp_path_factory):
     """Data sets built by a test never reach the user's home."""

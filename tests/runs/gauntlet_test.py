@@ -43,9 +43,8 @@ def arguments(workdir, **changes):
     return ["train", f"--config={ROOT / 'configs/tiny.py'}", f"--workdir={workdir}", *flags]
 
 
-def environment(cache):
-    return os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1",
+def environment(one_device, cache):
+    return one_device | {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "PYTHONPATH": str(ROOT),
@@ -55,10 +54,10 @@ def environment(cache):
 class Forked:
     """Starts runs by gauntlet_driver.py, one at a time."""
 
-    def __init__(self, cache):
+    def __init__(self, one_device, cache):
         command = [sys.executable, str(ROOT / "tests/runs/gauntlet_driver.py")]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._driver = subprocess.Popen(command, env=environment(cache), text=True, **pipes)
+        self._driver = subprocess.Popen(command, env=environment(one_device, cache), text=True, **pipes)
 
     def start(self, output, command):
         self._driver.stdin.write(json.dumps([str(output), *command]) + "\n")
@@ -74,8 +73,8 @@ class Forked:
 class Commands:
     """Starts runs by `python -m diffusion_jax`."""
 
-    def __init__(self, cache):
-        self._environment = environment(cache)
+    def __init__(self, one_device, cache):
+        self._environment = environment(one_device, cache)
 
     def start(self, output, command):
         with output.open("a") as file:
@@ -215,8 +214,8 @@ def assert_equal_to(gauntlet, whole, count):
     assert set(range(5, count + 1, 5)) <= set(ends)
 
 
-def test_two_kills_and_a_sigterm(tmp_path):
-    starter = Forked(tmp_path / "cache")
+def test_two_kills_and_a_sigterm(one_device, tmp_path):
+    starter = Forked(one_device, tmp_path / "cache")
     changes = {"train__steps": 30, "sample__every": 0}
     try:
         whole = Gauntlet(starter, tmp_path / "whole", **changes)
@@ -234,10 +233,10 @@ def test_two_kills_and_a_sigterm(tmp_path):
 
 
 @pytest.mark.slow
-def test_thirty_kills_and_twenty_sigterms(tmp_path):
+def test_thirty_kills_and_twenty_sigterms(one_device, tmp_path):
     """At random moments of every phase; those of the start to the command that a user types, imports and all."""
     rng = np.random.default_rng(int(os.environ.get("GAUNTLET_SEED", "0")))
-    starter, commands = Forked(tmp_path / "cache"), Commands(tmp_path / "cache")
+    starter, commands = (kind(one_device, tmp_path / "cache") for kind in (Forked, Commands))
     changes = {"train__steps": 300, "sample__every": 20}
     began = time.monotonic()
     whole = Gauntlet(starter, tmp_path / "whole", **changes)

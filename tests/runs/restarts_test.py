@@ -109,7 +109,6 @@ class Pair:
     def __init__(self, workdir, cache, **changes):
         port = local.free_port()
         base = os.environ | {
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "PYTHONPATH": str(ROOT),
         }

@@ -1,7 +1,6 @@
 """Real signals to a real training process, and data that is not finite: nothing is lost and nothing is twice."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -21,12 +20,10 @@ SIGNALS = {"stopped compiling": r"^[\d,]+ parameters ", "stopped stepping": r"^t
 
 
 @pytest.fixture(scope="module")
-def driven(tmp_path_factory):
+def driven(tmp_path_factory, one_device):
     """{run: what it said, and how it ended} of faults_driver.py, and its folder."""
     root = tmp_path_factory.mktemp("driven")
-    flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
-    environment = os.environ | {
-        "XLA_FLAGS": flags,
+    environment = one_device | {
         "JAX_COMPILATION_CACHE_DIR": str(root / "cache"),  # empty: the first run must compile
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "PYTHONPATH": str(ROOT),
