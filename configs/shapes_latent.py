@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config = shapes_text.get_config()
     config.schedule = "cosine | shift(scale=0.6)"
     config.weighting = "truncated_snr(floor=0.4, ceiling=20.0)"
-    config.model.places = False
+    config.model.update(places=False, channels=48)
     config.optimizer.learning_rate = 1.5e-3
     config.data.update(source="shapes:64,20000", height=64, width=64)
     config.latent = "runs/shapes_autoencoder"

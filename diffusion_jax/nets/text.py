@@ -23,9 +23,11 @@ NORMAL = nn.initializers.normal(0.02)
 
 LECUN = nn.initializers.lecun_normal()
 UNIT = nn.initializers.normal(1.0)
-"""`TextTransformer`'s of matrices and embeddings: an embedding is as large as what a layer adds to it. Among embeddings
-of 0.02, the first attention's mean of all tokens drowns each token's own, and with it the order of the words, which a
-net then takes long to learn."""
+OF_EACH = nn.initializers.variance_scaling(3.0, "fan_in", "normal")
+"""`TextTransformer`'s of matrices, embeddings and the convolution. An embedding is as large as what a layer adds to it:
+among embeddings of 0.02, the first attention's mean of all tokens drowns each token's own, and with it the order of the
+words, which a net then takes long to learn. The convolution adds each of its three tokens at the size of an embedding.
+"""
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -220,7 +222,7 @@ class TextTransformer(nn.Module):
         mask = tokens != self.pad if mask is None else mask
         x = embed("token", self.vocabulary, self.width, self.dtype, UNIT)(tokens)
         x += embed("position", self.length, self.width, self.dtype, UNIT)(jnp.arange(tokens.shape[1]))
-        x += Conv(self.width, dtype=self.dtype, kernel_init=LECUN, name="neighbours")(x * mask[..., None])
+        x += Conv(self.width, dtype=self.dtype, kernel_init=OF_EACH, name="neighbours")(x * mask[..., None])
         x = dropped(self, x, self.dropout, train)  # [B, N, D]
         for i in range(self.layers):
             x = Layer(
