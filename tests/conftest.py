@@ -18,8 +18,39 @@ if version("jaxlib").startswith("0.10."):  # 0.12 does not know it, and XLA abor
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# Files of the longest tests, handed out first: pytest-xdist would begin with the files of most tests, and leave one
+# worker alone with a long one at the end.
+LONG = (
+    "cli/conditions_command",
+    "train/step",
+    "nets/unet",
+    "cli/commands",
+    "runs/train_faults",
+    "runs/sweep_vectorised",
+    "runs/gauntlet",
+    "runs/restarts",
+    "build",
+    "core/samplers_loop",
+    "core/samplers_order",
+    "runs/training_evaluation",
+    "cli/edit_command",
+    "train/autoencoder_step",
+    "cli/evaluate_command",
+    "runs/mirror",
+    "runs/sweep_processes",
+    "runs/evaluate_resume",
+    "cli/plan_command",
+    "cli/figures_command",
+)
 # Tracing makes many objects that live on, which Python would look through again and again.
 gc.set_threshold(100_000, 20, 50)
+
+
+def pytest_collection_modifyitems(items):
+    """The LONG files come first, in their order; all others stay as they are."""
+    tests = Path(__file__).parent
+    rank = {tests / f"{name}_test.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 @pytest.fixture(scope="session", autouse=True)

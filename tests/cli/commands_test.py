@@ -120,11 +120,12 @@ def test_resumed_training_has_the_same_bits(tmp_path):
     power-function averages."""
     overrides = ["--config.data.flip=True", "--config.train.accumulate=2", "--config.times=loss_second_moment"]
     overrides += ["--config.ema.profiles=(0.05,)", "--config.ema.every=10"]
+    overrides += ["--config.model.multipliers=(1,)", "--config.model.attention=()"]  # less to compile
     assert train_on_one_device(tmp_path / "whole", *overrides) == 0
     assert train_on_one_device(tmp_path / "parts", *overrides, "--config.train.steps=10") == 0
     assert train_on_one_device(tmp_path / "parts", *overrides, "--config.train.steps=20") == 0
     whole, parts = (state_of(tmp_path / name, 20) for name in ("whole", "parts"))
-    assert len(whole) > 200
+    assert len(whole) > 100
     assert whole == parts
     whole, parts = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
     assert [(r["step"], r["loss"]) for r in whole] == [(r["step"], r["loss"]) for r in parts]

@@ -45,6 +45,17 @@ def perturbed(params):
     return jax.tree.map(lambda p: p + 0.1 * rng.standard_normal(p.shape).astype(np.float32), params)
 
 
+def drawn(net, *args):
+    """Parameters of which none is zero or one; to compile `init` takes seconds."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, shape):
+        spread = math.prod(shape.shape[:-1]) ** -0.5 if len(shape.shape) > 1 else 0.1
+        return np.float32((path[-1].key == "scale") + spread * rng.standard_normal(shape.shape))
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(net.init, jax.random.key(0), *args)["params"])
+
+
 @pytest.fixture(scope="module")
 def batch():
     rng = np.random.default_rng(1)
@@ -158,7 +169,7 @@ def text_batch():
 
 @pytest.fixture(scope="module")
 def text_params(text_batch):
-    return perturbed(jax.jit(TEXT.init)(jax.random.key(0), *text_batch)["params"])
+    return drawn(TEXT, *text_batch)
 
 
 class TestText:
@@ -203,7 +214,7 @@ class TestText:
             return h.reshape(2, -1, 12)[:, order].reshape(x.shape)
 
         for net in (SpatialTransformer(2, 4), SpatialTransformer(2, 4, places=True)):
-            params = perturbed(jax.jit(net.init)(jax.random.key(0), x, text)["params"])
+            params = drawn(net, x, text)
             apply = jax.jit(partial(net.apply, {"params": params}))
             difference = np.abs(apply(moved(x), text) - moved(apply(x, text))).max()
             assert difference > 1e-2 if net.places else difference < 1e-5
@@ -238,7 +249,7 @@ class TestConditions:
         x, a, b = (rng.standard_normal((2, 6, c), np.float32) for c in (2, 1, 3))
         t = np.float32([1.0, 2.0])
         whole = np.concatenate([x, b, a], axis=-1)
-        params = perturbed(jax.jit(self.NET.init)(jax.random.key(0), whole, t)["params"])
+        params = drawn(self.NET, whole, t)
         got = run(params, x, t, {"a": a, "b": b}, net=self.NET.clone(concat=("b", "a")))
         np.testing.assert_array_equal(got, run(params, whole, t, None, net=self.NET))
 
@@ -246,7 +257,7 @@ class TestConditions:
         x, t = np.random.default_rng(0).standard_normal((2, 6, 2), np.float32), np.float32([1.0, 2.0])
         net, zero = self.NET.clone(levels=("low", "high")), np.zeros(2, np.float32)
         cond = {"low": zero, "high": zero}
-        params = perturbed(jax.jit(net.init)(jax.random.key(0), x, t, cond)["params"])
+        params = drawn(net, x, t, cond)
         assert {"level_low_0", "level_low_1", "level_high_0", "level_high_1"} <= set(params)
         out = run(params, x, t, cond, net=net)
         low = run(params, x, t, cond | {"low": np.float32([0.0, 7.0])}, net=net)
@@ -259,7 +270,7 @@ def test_one_vector_of_the_text_is_added_to_the_time_embedding(run):
     net = UNet(2, channels=4, multipliers=(1,), blocks=1, attention=(), groups=2, text_features=3, pooled_text=True)
     x, t = np.random.default_rng(0).standard_normal((2, 4, 2), np.float32), np.float32([1.0, 2.0])
     cond = {"text": x[:, :, [0, 1, 1]], "text_pooled": np.float32([[1, 2, 3], [4, 5, 6]])}
-    params = perturbed(jax.jit(net.init)(jax.random.key(0), x, t, cond)["params"])
+    params = drawn(net, x, t, cond)
     out = run(params, x, t, cond, net=net)
     other = run(params, x, t, cond | {"text_pooled": np.float32([[1, 2, 3], [0, 0, 0]])}, net=net)
     np.testing.assert_array_equal(other[0], out[0])
@@ -278,7 +289,7 @@ def test_remat_changes_no_parameter_output_or_gradient(options):
     x, t = np.random.default_rng(0).standard_normal((2, 4, 2), np.float32), np.float32([1.0, 2.0])
     cond = {"text": x[:, :, [0, 1, 1]]} if options else None
     plain = UNet(2, channels=4, multipliers=(1,), blocks=1, attention=(), groups=2, dropout=0.3).clone(**options)
-    params = perturbed(jax.jit(plain.init)(jax.random.key(0), x, t, cond)["params"])
+    params = drawn(plain, x, t, cond)
 
     def gradient(net):
         def loss(params):
