@@ -4,8 +4,9 @@
     diffusion-jax sample --workdir=runs/emoji --out=samples --num=8 --prompt='red apple' --guidance=4
 
 The data is a folder or zip in the layout of Hugging Face's ImageFolder: images, and a metadata.jsonl with file_name and
-text. Patches of 2 bring the cost to that of 32 x 32. Not trained to the end. Run from a zip on a CPU core: 48 steps of
-8 with a warm-up of 20, resumed after 38; the loss falls. Not sampled.
+text. Patches of 2 bring the cost to that of 32 x 32. Not trained to the end. Run from a zip on two CPU cores: 100
+steps of 4 with a warm-up of 20 in 6 min, stopped by SIGTERM after 56 and resumed; the loss falls from 1.2 to 0.1, and
+what is sampled is spots of colour.
 """
 
 from ml_collections import ConfigDict
