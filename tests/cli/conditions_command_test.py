@@ -1,6 +1,5 @@
 """Models told of captions, images and maps, and models of latents, as a user trains and samples them."""
 
-import itertools
 import json
 import shutil
 
@@ -94,13 +93,16 @@ def test_a_model_told_of_captions_classes_and_a_small_image(trained, home, tmp_p
     outs = []
     for name, flags in {
         "red": ["--prompt=a small red circle"],
+        "again": ["--prompt=a small red circle"],
         "blue": ["--prompt=a large blue square"],
         "negative": ["--prompt=a small red circle", "--negative_prompt=a large blue square"],
         "noisy": ["--prompt=a small red circle", "--augment=0.5"],
     }.items():
         assert sample(root, tmp_path / name, *told, *flags) == 0
         outs.append(images(tmp_path / name).astype(int))
-    assert all((one != other).any() for one, other in itertools.combinations(outs, 2))
+    red, again, *others = outs
+    np.testing.assert_array_equal(red, again)
+    assert all((red != other).any() for other in others)
     record = json.loads((tmp_path / "red/manifest.json").read_text())
     assert record["asked"]["prompts"] == ["a small red circle"]
     assert Image.open(tmp_path / "red/given.png").size > (16, 16)
@@ -126,21 +128,23 @@ def test_a_model_told_of_a_map(trained, home, tmp_path):
 
 
 def test_latents_need_their_own_workdir_alone(trained, home, tmp_path):
-    """The autoencoder and masks at once; what is known comes back exactly, at any size, decoded whole or in tiles."""
+    """The autoencoder and masks at once; what is known comes back exactly, at any size."""
     trained("autoencoder")
     root = trained("latent")
     moved = tmp_path / "autoencoder"
     (home / "autoencoder").rename(moved)
     try:
-        edit = [f"--init_image={home}/image.png", f"--mask={home}/mask.png"]
-        assert sample(root, tmp_path / "painted", *edit) == 0
+        edit = [f"--init_image={home}/image.png"]
+        assert sample(root, tmp_path / "painted", *edit, f"--mask={home}/mask.png") == 0
         given = np.asarray(Image.open(home / "image.png"))
         np.testing.assert_array_equal(images(tmp_path / "painted")[:, :, 7:], np.stack([given[:, 7:]] * 3))
-        large = [f"--init_image={home}/large.png", "--expand=4,0,0,2", "--decode_tile=8"]
+        large = [f"--init_image={home}/large.png", "--expand=4,0,0,2"]
         assert sample(root, tmp_path / "wide", *large, "--num=1") == 0
-        wide = images(tmp_path / "wide")
-        assert wide.shape == (1, 22, 28, 3)
-        np.testing.assert_array_equal(wide[0, :20, 4:], np.asarray(Image.open(home / "large.png")))
+        assert images(tmp_path / "wide").shape == (1, 22, 28, 3)
+        assert sample(root, tmp_path / "tiled", *large, "--num=1", "--decode_tile=8") == 0
+        whole, tiled = (images(tmp_path / name)[0].astype(int) for name in ("wide", "tiled"))
+        np.testing.assert_array_equal(tiled[:20, 4:], whole[:20, 4:])  # what was given
+        assert 0 < np.abs(tiled - whole).mean() < 20  # a tile's norms see the tile alone
     finally:
         moved.rename(home / "autoencoder")
 

@@ -64,6 +64,7 @@ def test_sample_depends_on_its_seed_alone_and_compiles_once(name):
     shuffled = np.random.default_rng(0).permutation(64)
     np.testing.assert_allclose(run(shuffled), whole[shuffled], atol=2e-6, rtol=1e-5)
     assert run._cache_size() == compiled + 1
+    np.testing.assert_allclose(run(seeds[20:27]), whole[20:27], atol=2e-6, rtol=1e-5)
     np.testing.assert_allclose(run(seeds[5:6]), whole[5:6], atol=2e-6, rtol=1e-5)
 
 
