@@ -108,6 +108,15 @@ def test_a_transformer_without_layers_sees_the_neighbours_of_a_token_unless_they
         np.testing.assert_array_equal(change > 1e-4, seen)
 
 
+def test_each_neighbour_is_added_at_the_size_of_an_embedding():
+    net = TextTransformer(VOCABULARY, width=256, layers=0, length=LENGTH)
+    params = jax.jit(net.init)(jax.random.key(0), TOKENS)["params"]
+    size = np.mean(np.square(params["token"]["embedding"]))
+    x = np.random.default_rng(0).standard_normal((100, 256)) * np.sqrt(size)
+    for tap in params["neighbours"]["kernel"]:
+        assert np.mean(np.square(x @ tap)) == pytest.approx(size, rel=0.05)
+
+
 def test_bfloat16_computes_near_float32_and_stores_and_gives_float32(net, params):
     half = net.clone(dtype=jnp.bfloat16)
     stored = jax.eval_shape(half.init, jax.random.key(0), TOKENS)
