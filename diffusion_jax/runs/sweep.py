@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +105,12 @@ def load(path: Path) -> Sweep:
     """What get_sweep() of a Python file returns; raises UserError where it is none."""
     if not path.is_file():
         raise UserError(f"no sweep file {path}; give the path of one, as in --sweep=configs/sweeps/digits_lr.py")
-    spec = importlib.util.spec_from_file_location("sweep_file", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path} is no Python file; a sweep file has a get_sweep()")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        definition = module.get_sweep()
+        # Not imported: kept bytecode would run in place of a file that was changed within a second, at equal length.
+        found = runpy.run_path(str(path), run_name="sweep_file")
+        if "get_sweep" not in found:
+            raise UserError("a sweep file has a get_sweep()")
+        definition = found["get_sweep"]()
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:

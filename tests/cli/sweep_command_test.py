@@ -1,6 +1,7 @@
 """The sweep command with real training, and what it says to bad input."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from diffusion_jax.cli.main import main
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs import sweep_local, sweep_slurm
+from diffusion_jax.runs.sweep import load
 from diffusion_jax.train.faults import Stop
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +108,16 @@ def test_files_that_are_no_sweep(tmp_path, capsys):
     assert main(["sweep", TINY]) == 2
     assert "sweep needs --config=FILE, --sweep=FILE and --workdir=FOLDER" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_file_is_read_as_it_is_now(tmp_path, monkeypatch):
+    """Bytecode is told from its source by length and second, which a change may leave as they were."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = tmp_path / "sweep.py"
+    for seed in (2, 3):
+        file.write_text(SWEEP % f"{{'seed': choice(1, {seed})}}")
+        os.utime(file, (1e9, 1e9))
+        assert load(file).space["seed"].values == (1, seed)
 
 
 def test_a_workdir_of_something_else_is_left_as_it_is(tmp_path, capsys):
