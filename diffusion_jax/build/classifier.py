@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.build import training
 from diffusion_jax.build.model import schedule
 from diffusion_jax.build.text import DTYPES
+from diffusion_jax.config import base
 from diffusion_jax.core import process
 from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.core.times import AdaptiveTimes
@@ -23,6 +24,12 @@ from diffusion_jax.nets import classifier as nets
 from diffusion_jax.train import sharding
 from diffusion_jax.train import step as steps
 from diffusion_jax.train.state import Params, TrainState, create
+
+_SHARED = ("num_classes", "channels", "multipliers", "blocks", "attention", "head_channels", "groups", "dropout")
+"""What a classifier takes of `model`, beside the dtype."""
+
+_ALWAYS = {"scale_shift": True, "resample": "block"}
+"""What it does whatever `model` says."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,8 +70,15 @@ def network(config: ConfigDict) -> nets.Classifier:
         raise UserError("a classifier needs model.head_channels, the channels of an attention head")
     if options.dtype not in DTYPES:
         raise UserError(f"unknown model.dtype {options.dtype!r}; choose from {', '.join(DTYPES)}")
-    names = ("num_classes", "channels", "multipliers", "blocks", "attention", "head_channels", "groups", "dropout")
-    return nets.Classifier(dtype=DTYPES[options.dtype], **{name: options[name] for name in names})
+    return nets.Classifier(dtype=DTYPES[options.dtype], **{name: options[name] for name in _SHARED})
+
+
+def _check_unused(config: ConfigDict) -> None:
+    """Raises UserError where `model` asks for what a classifier has not."""
+    usual = base().model
+    for name in set(usual) - {*_SHARED, "dtype"}:
+        if config.model[name] not in (usual[name], _ALWAYS.get(name, usual[name])):
+            raise UserError(f"a classifier has no model.{name}={config.model[name]}; leave it at {usual[name]}")
 
 
 def trained(config: ConfigDict, params: Params, scale: float) -> Classifier:
@@ -93,6 +107,7 @@ def _state(config: ConfigDict) -> TrainState:
 def train_step(config: ConfigDict, mesh: Mesh) -> steps.Step:
     """Cross entropy of the class of x_t, t drawn as config.times says: section 4 of ADM (arXiv:2105.05233)."""
     net, noise = network(config), schedule(config.schedule)
+    _check_unused(config)
     times = training.time_sampling(config.times)
     if isinstance(times, AdaptiveTimes):
         raise UserError(f"a classifier draws its times independently of its losses; times={config.times} does not")

@@ -154,6 +154,10 @@ def train_on_one_device(workdir, *overrides):
         ),
         (["--config.model.groups=3"], "8 channels cannot be normalized in 3 groups"),
         (["--config.model.num_classes=7"], "has 10 classes"),
+        (
+            ["--config.task=classifier", "--config.model.head_channels=8", "--config.model.patch=2"],
+            "a classifier has no model.patch=2; leave it at 1",
+        ),
         (["--config.schedule=cosin"], "unknown schedule 'cosin'; choose from"),
         (["--config.sample.sampler=ddim(eta=2)"], "eta in [0, 1]"),
         (["--config.sample.steps=101"], "the schedule has 100 steps"),
