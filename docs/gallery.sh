@@ -38,7 +38,7 @@ draw() { # NAME WORKDIR FLAGS: the grid, and what the model was given if anythin
 }
 
 text() { draw text shapes_text --num=32 --prompts=docs/pictures/prompts.txt --guidance=2; }
-latent() { draw latent shapes_latent --num=32 --prompts=docs/pictures/prompts.txt --guidance=2; }
+latent() { draw latent shapes_latent --num=32 --prompts=docs/pictures/prompts.txt --guidance=4; }
 upscale() { draw upscale shapes_upscale --num=8 --low_res="$work/small13.png"; }
 inpaint() { draw inpaint shapes_inpaint --num=8 --init_image="$work/image3_32.png" --mask="$work/right.png"; }
 outpaint() { draw outpaint shapes_inpaint --num=4 --init_image="$work/image13_32.png" --expand=16,0,16,0; }
