@@ -2,8 +2,9 @@
 
 diffusion-jax train --config=configs/shapes_autoencoder.py --workdir=runs/shapes_autoencoder
 
-Run and seen, 1,000 steps in 16 min on one CPU core: of 200 pictures of the test split PSNR 31.2 dB and SSIM 0.92
-(benchmarks/shapes_quality.py). Colours and places are right, corners are soft: small triangles look round.
+Run and seen, 1,000 steps in 16 min on one CPU core, with glibc's huge pages (docs/benchmarks.md): of 200 pictures of
+the test split PSNR 31.2 dB and SSIM 0.92 (benchmarks/shapes_quality.py). Colours and places are right, corners are
+soft: small triangles look round.
 """
 
 from ml_collections import ConfigDict
