@@ -76,8 +76,8 @@ def network(config: ConfigDict) -> nets.Classifier:
 def _check_unused(config: ConfigDict) -> None:
     """Raises UserError where `model` asks for what a classifier has not."""
     usual = base().model
-    for name in set(usual) - {*_SHARED, "dtype"}:
-        if config.model[name] not in (usual[name], _ALWAYS.get(name, usual[name])):
+    for name in usual:
+        if name not in (*_SHARED, "dtype") and config.model[name] not in (usual[name], _ALWAYS.get(name, usual[name])):
             raise UserError(f"a classifier has no model.{name}={config.model[name]}; leave it at {usual[name]}")
 
 
