@@ -1,7 +1,8 @@
 """One training step of our U-Net in JAX against diffusers' UNet2DModel in eager PyTorch, on the CPU's cores.
 
 Forward, mean squared error, backward and Adam, of the same network, float32, in alternating turns so that whatever
-else the machine does hits both; prints the median of each and of the ratios of the turns. Needs the `parity` extra.
+else the machine does hits both; prints the median of each and of the ratios of the turns. Both have the huge pages that
+`diffusion-jax` asks for; with GLIBC_TUNABLES= in the environment, neither. Needs the `parity` extra.
 
     python benchmarks/unet_step.py --net=digits
     python benchmarks/unet_step.py --net=cifar10 --turns=5
@@ -19,6 +20,7 @@ import optax
 import torch
 from diffusers import UNet2DModel
 
+from diffusion_jax.cli.memory import ask_for_huge_pages
 from diffusion_jax.nets.unet import UNet
 
 NETS = {  # network, height and width, image channels, batch size, steps a turn
@@ -103,6 +105,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2, help="torch's; XLA takes every core")
     args = parser.parse_args()
+    ask_for_huge_pages()
     torch.set_num_threads(args.threads)
     net, size, channels, batch, steps = NETS[args.net]
     rng = np.random.default_rng(0)

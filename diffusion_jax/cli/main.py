@@ -9,6 +9,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
+from diffusion_jax.cli.memory import ask_for_huge_pages
 from diffusion_jax.errors import UserError
 
 COMMANDS = {
@@ -34,6 +35,7 @@ DONE, BAD_INPUT, NON_FINITE = 0, 2, 3
 
 def entry() -> None:
     """The console script."""
+    ask_for_huge_pages()
     try:
         status = main(sys.argv[1:])
     except Exception:

@@ -1,12 +1,13 @@
 """A convolution whose gradients are fast on CPU as well; dimension key B *S C, kernels *K C D.
 
 XLA's CPU compiler brings a convolution to the form its fast kernels take in the entry computation alone: in the body of
-a `lax.scan` both gradients of `lax.conv_general_dilated` fall to a naive loop, a hundred times slower. And its fast
-kernels do the kernel's gradient, a sum over B *S, at a quarter of their speed where that sum is long. So on CPU the
-gradients are written in that form, the kernel's as a sum over parts of the batch. TPU and GPU get
-`lax.conv_general_dilated` and its own gradients.
+a `lax.scan` both gradients of `lax.conv_general_dilated` fall to a naive loop, a hundred times slower. And a sum over
+B *S, as the kernel's gradient is, its matrix product does faster than its convolution, which wants both operands
+transposed. So on CPU the input's gradient is written as a convolution of that form, the kernel's as one matrix product.
+TPU and GPU get `lax.conv_general_dilated` and its own gradients.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -14,9 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-
-PART = 2**18
-"""Values of the output's gradient in one part: 1 MB, which the cache of one core holds."""
 
 FEW = 4
 """Positions B *S for each channel: with fewer, `conv_upsampled` repeats the input on CPU too."""
@@ -26,7 +24,7 @@ FEW = 4
 def conv(x: Array, kernel: Array, stride: int) -> Array:
     """x [B, *S, C], kernel [*K, C, D] -> [B, *ceil(S / stride), D]; differentiable in both modes, any order.
 
-    The pads are TensorFlow's "SAME": ((K - 1) // 2, K // 2) for stride 1 and (K // 2 - 1, K // 2) for stride 2, S even.
+    The pads are TensorFlow's "SAME": (max(K - stride, 0) // 2, K // 2), S even for stride 2.
     """
     return _conv(x, kernel, stride)
 
@@ -118,30 +116,45 @@ def _input_gradient(g: Array, *, kernel: Array, like: Array, stride: int) -> Arr
 
 
 def _kernel_gradient(g: Array, *, x: Array, like: Array, stride: int) -> Array:
-    """g [B, *S', D] -> [*K, C, D]: x correlated with g; channels take the place of the batch, and the batch theirs."""
+    """g [B, *S', D] -> [*K, C, D]: x correlated with g.
+
+    On CPU one product of matrices of B *S' rows, whose columns are x and g once for each tap. The offset between the
+    two is taken along the first axes on g and along the others, or all where there is a stride, on x: 3 x 3 taps then
+    take three columns of each and not nine of one.
+    """
     pads = _pads(like, stride)
+    rank = g.ndim - 2
+    shift_g = rank // 2 if stride == 1 else 0
+    """How many of the spatial axes."""
 
     def on_cpu(g: Array, x: Array) -> Array:
-        parts = _parts(len(g), g.size)
-
-        sizes = zip(x.shape[1:-1], g.shape[1:-1], like.shape, pads, strict=False)
-        around = [(low, k - s - low + (n - 1) * stride) for s, n, k, (low, _) in sizes]
-
-        def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
-            x, g = jnp.swapaxes(part[0], 0, -1), jnp.moveaxis(part[1], 0, -2)  # [C, *S, B / parts], [*S', B / parts, D]
-            return total + _canonical(x, g, pads=around, rhs_dilation=stride), None
-
-        zero = jnp.zeros((x.shape[-1], *like.shape[:-2], g.shape[-1]), g.dtype)
-        # Part i holds examples i, i + parts, ...: a batch split over devices stays so.
-        x_parts, g_parts = (jnp.moveaxis(v.reshape(-1, parts, *v.shape[1:]), 1, 0) for v in (x, g))
-        total, _ = lax.scan(add, zero, (x_parts, g_parts), unroll=min(parts, 4))
-        return jnp.moveaxis(total, 0, -2)
+        sizes = g.shape[1:-1]
+        for axis, (k, (low, _)) in enumerate(zip(like.shape[:rank], pads, strict=True)):
+            if axis < shift_g:
+                g = _beside(g, axis + 1, [low - tap for tap in range(k)], 1, x.shape[axis + 1])
+            else:
+                x = _beside(x, axis + 1, [tap - low for tap in range(k)], stride, sizes[axis])
+        rows = math.prod(x.shape[: rank + 1])
+        out = lax.dot_general(x.reshape(rows, -1), g.reshape(rows, -1), (((0,), (0,)), ((), ())))
+        out = out.reshape(*like.shape[shift_g:-1], *like.shape[:shift_g], like.shape[-1])  # [*K of x, C, *K of g, D]
+        return jnp.moveaxis(out, range(rank - shift_g + 1, rank + 1), range(shift_g))
 
     def elsewhere(g: Array, x: Array) -> Array:
         forward = partial(_canonical, x, strides=stride, pads=pads)
         return jax.linear_transpose(forward, like)(g)[0]
 
     return lax.platform_dependent(g, x, cpu=on_cpu, default=elsewhere)
+
+
+def _beside(v: Array, axis: int, offsets: list[int], stride: int, size: int) -> Array:
+    """v at stride i + offset along the axis, for i < size; zero outside: [..., S, ..., C] -> [..., size, ..., K, C]."""
+
+    def at(offset: int) -> Array:
+        around = [(0, 0, 0)] * v.ndim
+        around[axis] = (-offset, stride * (size - 1) + 1 + offset - v.shape[axis], 0)  # less than none: cut off
+        return lax.slice_in_dim(lax.pad(v, jnp.zeros((), v.dtype), around), 0, None, stride, axis)
+
+    return jnp.stack([at(offset) for offset in offsets], axis=-2)
 
 
 def _canonical(
@@ -151,7 +164,6 @@ def _canonical(
     pads: list[tuple[int, int]],
     strides: int = 1,
     lhs_dilation: int = 1,
-    rhs_dilation: int = 1,
 ) -> Array:
     rank = x.ndim - 2
     space = "DHW"[-rank:]
@@ -161,15 +173,9 @@ def _canonical(
         (strides,) * rank,
         pads,
         (lhs_dilation,) * rank,
-        (rhs_dilation,) * rank,
-        (f"N{space}C", f"{space}IO", f"N{space}C"),
+        dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
     )
 
 
 def _pads(kernel: Array, stride: int) -> list[tuple[int, int]]:
-    return [((k - stride) // 2, k // 2) for k in kernel.shape[:-2]]
-
-
-def _parts(batch: int, values: int) -> int:
-    """The fewest equal parts of the batch that hold at most PART values each; at most single examples."""
-    return next(n for n in range(1, batch + 1) if batch % n == 0 and (values <= n * PART or n == batch))
+    return [(max(k - stride, 0) // 2, k // 2) for k in kernel.shape[:-2]]

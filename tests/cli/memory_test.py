@@ -1,0 +1,51 @@
+"""The process starts anew once, as it was, and only where that is of use."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from diffusion_jax.cli.memory import HUGE_PAGES, ask_for_huge_pages
+
+SHOW = """
+import os, sys
+from diffusion_jax.cli.memory import ask_for_huge_pages
+print("start", flush=True)
+ask_for_huge_pages()
+print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:])
+"""
+
+
+def show(tmp_path, *arguments, **environ):
+    """pid started, starts, and what the last of them printed."""
+    script = tmp_path / "show.py"
+    script.write_text(SHOW)
+    kept = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    process = subprocess.Popen(
+        [sys.executable, "-O", str(script), *arguments], env=kept | environ, text=True, stdout=subprocess.PIPE
+    )
+    out = process.communicate()[0].splitlines()
+    assert process.returncode == 0
+    return process.pid, out.count("start"), out[-1]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such setting")
+def test_once_with_the_same_words_and_the_same_process(tmp_path):
+    pid, starts, line = show(tmp_path, "--a=b c", "")
+    assert starts == 2
+    assert line == f"{pid} {HUGE_PAGES} --a=b c "
+
+
+def test_a_users_own_setting_is_kept(tmp_path):
+    for own in ("", "glibc.malloc.check=0"):
+        pid, starts, line = show(tmp_path, GLIBC_TUNABLES=own)
+        assert (starts, line) == (1, f"{pid} {own}")
+
+
+def test_not_with_another_c_library(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("started anew"))
+    ask_for_huge_pages()
