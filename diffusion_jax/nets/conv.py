@@ -87,10 +87,16 @@ def _conv(x: Array, kernel: Array, stride: int) -> Array:
 def _conv_jvp(stride: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     """The tangents are transposes of the gradients: reverse mode transposes them back, and so runs the gradients."""
     x, kernel = primals
+
+    # What a gradient makes of x or the kernel alone is made when it runs, not kept from the forward pass on.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def tangent(x: Array, kernel: Array, x_tangent: Array, kernel_tangent: Array) -> Array:
+        by_x = _transposed(partial(_input_gradient, kernel=kernel, like=x, stride=stride), out, x_tangent)
+        by_kernel = _transposed(partial(_kernel_gradient, x=x, like=kernel, stride=stride), out, kernel_tangent)
+        return by_x + by_kernel
+
     out = _conv(x, kernel, stride)
-    by_x = _transposed(partial(_input_gradient, kernel=kernel, like=x, stride=stride), out, tangents[0])
-    by_kernel = _transposed(partial(_kernel_gradient, x=x, like=kernel, stride=stride), out, tangents[1])
-    return out, by_x + by_kernel
+    return out, tangent(x, kernel, *tangents)
 
 
 def _transposed(linear: Callable[[Array], Array], like: Array, tangent: Array) -> Array:
