@@ -6,6 +6,8 @@ else the machine does hits both; prints the median of each and of the ratios of 
 
     python benchmarks/unet_step.py --net=digits
     python benchmarks/unet_step.py --net=cifar10 --turns=5
+    for turn in 1 2 3 4 5; do for side in jax torch; do
+        python benchmarks/unet_step.py --net=cifar10 --side=$side; done; done  # each alone in its process
 """
 
 import argparse
@@ -91,6 +93,9 @@ def torch_step(net: UNet, x: np.ndarray, t: np.ndarray, target: np.ndarray) -> C
     return run
 
 
+SIDES = {"jax": jax_step, "torch": torch_step}
+
+
 def seconds(run: Callable[[], float], steps: int) -> float:
     start = time.perf_counter()
     for _ in range(steps):
@@ -103,6 +108,7 @@ def main() -> None:
     parser.add_argument("--net", choices=NETS, default="digits")
     parser.add_argument("--batch", type=int, default=0, help="examples a step; 0 takes the net's own")
     parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--side", choices=SIDES, help="this one alone")
     parser.add_argument("--threads", type=int, default=2, help="torch's; XLA takes every core")
     args = parser.parse_args()
     ask_for_huge_pages()
@@ -111,16 +117,18 @@ def main() -> None:
     rng = np.random.default_rng(0)
     x, target = rng.standard_normal((2, args.batch or batch, size, size, channels), np.float32)
     t = rng.integers(0, 1000, len(x)).astype(np.float32)
-    runs = jax_step(net, x, t, target), torch_step(net, x, t, target)
+    sides = [args.side] if args.side else list(SIDES)
+    runs = [SIDES[side](net, x, t, target) for side in sides]
     for run in runs:
         seconds(run, 2)  # compilation, allocation
     turns = [tuple(seconds(run, steps) for run in runs) for _ in range(args.turns)]
-    ours, theirs = (statistics.median(column) for column in zip(*turns, strict=True))
-    ratios = sorted(a / b for a, b in turns)
+    medians = [statistics.median(column) for column in zip(*turns, strict=True)]
     print(
-        f"{args.net}, batch {len(x)}: JAX {ours:.3f} s, torch {theirs:.3f} s a step; "
-        f"JAX / torch {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f} over {len(ratios)} turns)"
+        f"{args.net}, batch {len(x)}:", *(f"{side} {m:.3f} s" for side, m in zip(sides, medians, strict=True)), "a step"
     )
+    if len(sides) == 2:
+        ratios = sorted(a / b for a, b in turns)
+        print(f"JAX / torch {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}, {len(ratios)} turns)")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,13 @@ def test_a_users_own_setting_is_kept(tmp_path):
         assert (starts, line) == (1, f"{pid} {own}")
 
 
+def test_a_process_that_calls_a_command_by_itself_stays(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(sys, "argv", ["diffusion-jax", "train", "--config=another"])
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("started anew"))
+    ask_for_huge_pages()
+
+
 def test_not_with_another_c_library(monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
