@@ -12,11 +12,11 @@ def ask_for_huge_pages() -> None:
 
     On a CPU, XLA takes the memory of every step anew, and glibc gives blocks of that size back in between: at 4 KiB a
     page, the kernel's clearing and mapping of them is a fifth of a step.
-    Who sets GLIBC_TUNABLES, to whatever, keeps it; and a process that was started with other words than it has now, as
-    one that forks or calls commands by itself, stays as it is.
+
+    Who sets GLIBC_TUNABLES, to whatever, keeps it. A process that is not a script or this package run with its present
+    words stays as it is: one that forks, calls commands by itself or reads its program from a pipe could not be started
+    again.
     """
-    words = sys.argv[1:]
-    as_started = sys.orig_argv[len(sys.orig_argv) - len(words) :] == words
+    as_started = sys.orig_argv[1:] in (sys.argv, ["-m", "diffusion_jax", *sys.argv[1:]]) and os.path.isfile(sys.argv[0])
     if as_started and platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
-        environ = {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES}
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES})

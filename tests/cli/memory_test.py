@@ -24,7 +24,7 @@ def show(tmp_path, *arguments, **environ):
     script.write_text(SHOW)
     kept = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
     process = subprocess.Popen(
-        [sys.executable, "-O", str(script), *arguments], env=kept | environ, text=True, stdout=subprocess.PIPE
+        [sys.executable, str(script), *arguments], env=kept | environ, text=True, stdout=subprocess.PIPE
     )
     out = process.communicate()[0].splitlines()
     assert process.returncode == 0
@@ -44,15 +44,44 @@ def test_a_users_own_setting_is_kept(tmp_path):
         assert (starts, line) == (1, f"{pid} {own}")
 
 
-def test_a_process_that_calls_a_command_by_itself_stays(monkeypatch):
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """What was started anew, of a process that would be."""
+    script = tmp_path / "diffusion-jax"
+    script.touch()
+    calls = []
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    monkeypatch.setattr(sys, "argv", ["diffusion-jax", "train", "--config=another"])
-    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("started anew"))
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(sys, "argv", [str(script), "train"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", str(script), "train"])
+    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
+    return calls
+
+
+def test_as_a_script_and_as_a_module(started, monkeypatch):
     ask_for_huge_pages()
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "diffusion_jax", "train"])
+    ask_for_huge_pages()
+    assert [command[1:] for _, command, _ in started] == [sys.argv, ["-m", "diffusion_jax", "train"]]
 
 
-def test_not_with_another_c_library(monkeypatch):
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+@pytest.mark.parametrize(
+    ("argv", "orig_argv"),
+    [
+        (["diffusion-jax", "train"], ["python", "driver.py"]),  # forked, or given other words
+        (["diffusion-jax"], ["python", "driver.py"]),
+        (["-", "train"], ["python", "-", "train"]),  # the program came down a pipe and is gone
+        (["-c", "train"], ["python", "-c", "entry()", "train"]),
+    ],
+)
+def test_a_process_that_cannot_be_started_again_stays(started, monkeypatch, argv, orig_argv):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", orig_argv)
+    ask_for_huge_pages()
+    assert started == []
+
+
+def test_not_with_another_c_library(started, monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("started anew"))
     ask_for_huge_pages()
+    assert started == []
