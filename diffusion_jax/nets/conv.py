@@ -87,6 +87,7 @@ def _conv(x: Array, kernel: Array, stride: int) -> Array:
 def _conv_jvp(stride: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     """The tangents are transposes of the gradients: reverse mode transposes them back, and so runs the gradients."""
     x, kernel = primals
+    out = _conv(x, kernel, stride)
 
     # What a gradient makes of x or the kernel alone is made when it runs, not kept from the forward pass on.
     @partial(jax.checkpoint, prevent_cse=False)
@@ -95,7 +96,6 @@ def _conv_jvp(stride: int, primals: tuple[Array, Array], tangents: tuple[Array, 
         by_kernel = _transposed(partial(_kernel_gradient, x=x, like=kernel, stride=stride), out, kernel_tangent)
         return by_x + by_kernel
 
-    out = _conv(x, kernel, stride)
     return out, tangent(x, kernel, *tangents)
 
 
@@ -130,8 +130,7 @@ def _kernel_gradient(g: Array, *, x: Array, like: Array, stride: int) -> Array:
     """
     pads = _pads(like, stride)
     rank = g.ndim - 2
-    shift_g = rank // 2 if stride == 1 else 0
-    """How many of the spatial axes."""
+    shift_g = rank // 2 if stride == 1 else 0  # axes
 
     def on_cpu(g: Array, x: Array) -> Array:
         sizes = g.shape[1:-1]
