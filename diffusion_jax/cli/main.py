@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         return DONE
     if name not in COMMANDS:
         return _fail(f"unknown command {name!r}; choose from {', '.join(COMMANDS)}")
-    from diffusion_jax.train.loop import DivergedError  # imports jax: not for --help
+    from diffusion_jax.train.guard import DivergedError  # imports jax: not for --help
 
     command = importlib.import_module(f"diffusion_jax.cli.{MODULES.get(name, name.partition(' ')[0])}")
     logging.set_verbosity(logging.ERROR)  # orbax explains its defaults in warnings

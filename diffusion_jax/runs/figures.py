@@ -132,7 +132,7 @@ def _draw_trajectory(trained: Trained, seeds: np.ndarray, cond: Mapping[str, np.
 
 def _draw_loss_by_time(workdir: Workdir) -> bytes | None:
     """None if the metrics hold none."""
-    names = [f"loss_by_time/{i / TIME_BINS:.1f}" for i in range(TIME_BINS)]  # as train.loop.summarize writes them
+    names = [f"loss_by_time/{i / TIME_BINS:.1f}" for i in range(TIME_BINS)]  # as train.step.summarize writes them
     records = read_metrics(workdir.metrics) if workdir.metrics.is_file() else []
     records = [record for record in records if any(name in record for name in names)]
     if not records:

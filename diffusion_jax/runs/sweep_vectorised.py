@@ -19,9 +19,12 @@ from diffusion_jax.report.metrics import MetricWriter, read_metrics
 from diffusion_jax.report.progress import progress
 from diffusion_jax.runs import frozen, preview
 from diffusion_jax.runs.sweep_trials import FAILED, Outcome, Trial
+from diffusion_jax.runs.train.metric_log import MetricLog
 from diffusion_jax.train import feed, loop, sharding
 from diffusion_jax.train.checkpoint import Checkpoints, abstract_like
 from diffusion_jax.train.faults import Stop
+from diffusion_jax.train.guard import NonFiniteLossError
+from diffusion_jax.train.hooks import Hook, Moment
 from diffusion_jax.train.state import TrainState
 
 
@@ -98,21 +101,22 @@ def train(trials: Sequence[Trial], stop: Stop, on_diverged: Callable[[Trial, Out
                 writers[k].scalars(at, _record(means, k, finite, at - logged))
             logged = at
             if not alive:
-                raise loop.NonFiniteLossError(f"the loss of every trial is not finite after {at} steps")
+                raise NonFiniteLossError(f"the loss of every trial is not finite after {at} steps")
 
-        def save(states: TrainState, position: Any) -> None:
+        def save(moment: Moment) -> None:
             for k in sorted(alive):
                 text = configs.to_json(trials[k].config)
-                at = position[k] if own else position
-                checkpoints[k].save(vectorised.one(states, k), position=at, config=text)
+                at = moment.position[k] if own else moment.position
+                checkpoints[k].save(vectorised.one(moment.state, k), position=at, config=text)
 
-        def sample(states: TrainState) -> None:
+        def sample(moment: Moment) -> None:
             for k in sorted(alive):
-                image = draw(vectorised.one(states, k).ema)
-                pictures.save_png(trials[k].workdir.sample_grid(int(states.step)), image)
-                writers[k].images(int(states.step), {"samples": image})
+                image = draw(vectorised.one(moment.state, k).ema)
+                pictures.save_png(trials[k].workdir.sample_grid(moment.step), image)
+                writers[k].images(moment.step, {"samples": image})
 
-        with contextlib.suppress(loop.NonFiniteLossError):  # of every trial: each says so in its outcome
+        log = MetricLog(on_log, config.train.batch_size)
+        with contextlib.suppress(NonFiniteLossError):  # of every trial: each says so in its outcome
             loop.fit(
                 states,
                 lambda states, batch: step(states, batch, randomness, values, weights),
@@ -121,17 +125,14 @@ def train(trials: Sequence[Trial], stop: Stop, on_diverged: Callable[[Trial, Out
                     mesh,
                     steps_per_dispatch=config.train.steps_per_dispatch,
                 ),
+                [
+                    Hook(config.log_every, log.run, at_end=True, phase="save"),
+                    Hook(config.checkpoint.every, save, at_end=True, phase="save"),
+                    Hook(config.sample.every, sample),
+                ],
                 steps=config.train.steps,
-                batch_size=config.train.batch_size,
-                log_every=config.log_every,
-                save_every=config.checkpoint.every,
-                sample_every=config.sample.every,
-                on_step=lambda at, metrics: bar.update(at, loss=metrics["loss"]),
-                on_log=on_log,
-                on_nonfinite=lambda event: None,
-                save=save,
-                sample=sample,
                 stop=stop,
+                watch=(log.watch, lambda at, metrics, position: bar.update(at, loss=log.latest["loss"])),
             )
     for trial in trials:
         records = read_metrics(trial.workdir.metrics)

@@ -15,11 +15,11 @@ from diffusion_jax.data import pipeline
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.report.examples import ExampleLog
 from diffusion_jax.runs.workdir import Workdir
-from diffusion_jax.train import loop
+from diffusion_jax.train.guard import NonFinite
 from diffusion_jax.train.state import TrainState
 
 
-def append_nonfinite(workdir: Workdir, event: loop.NonFinite, config: ConfigDict, size: int) -> None:
+def append_nonfinite(workdir: Workdir, event: NonFinite, config: ConfigDict, size: int) -> None:
     """Adds to nonfinite.jsonl all that the step depended on but the state: its examples, and with seed its draws."""
     n = config.train.batch_size
     start = event.position["position"] - (event.after + 1) * n

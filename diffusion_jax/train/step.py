@@ -1,10 +1,12 @@
 """The training step: a pure function of (state, batch, seed) and nothing else."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -107,6 +109,27 @@ def by_time(t: Array, losses: Array) -> Binned:
     bins = jnp.clip(jnp.ceil(t * TIME_BINS).astype(jnp.int32) - 1, 0, TIME_BINS - 1)
     inside = jax.nn.one_hot(bins, TIME_BINS, dtype=jnp.float32)  # [B, k]
     return Binned(losses.astype(jnp.float32) @ inside, inside.sum(axis=0))
+
+
+def summarize(window: Sequence[Metrics]) -> dict[str, float]:
+    """The mean of each metric over the dispatches of window, of its finite values; NaN where it has none.
+
+    The metrics are on the host. A `Binned` "name" gives "name/0.0", "name/0.1", ...: where the bin begins. Bins that
+    nothing fell in are left out.
+    """
+    means: dict[str, float] = {}
+    for name in window[0]:
+        values = [metrics[name] for metrics in window]
+        if not isinstance(values[0], Binned):
+            finite = np.ravel(values)[np.isfinite(np.ravel(values))]
+            means[name] = float(np.mean(finite)) if finite.size else math.nan
+            continue
+        total, weight = (
+            np.sum([a.reshape(-1, a.shape[-1]).sum(axis=0) for a in part], axis=0) for part in zip(*values, strict=True)
+        )
+        for i in np.flatnonzero(weight):
+            means[f"{name}/{i / len(weight):.1f}"] = float(total[i] / weight[i])
+    return means
 
 
 def _split(a: Array, parts: int) -> Array:

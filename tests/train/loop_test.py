@@ -1,5 +1,6 @@
-"""The loop's order of events, with a step that takes no time; and the feed's positions."""
+"""The loop's order of events with the hooks of a run, by a step that takes no time; and the feed's positions."""
 
+import contextlib
 import signal
 from typing import NamedTuple
 
@@ -8,13 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.runs.train import saving as saves
+from diffusion_jax.runs.train.metric_log import MetricLog
+from diffusion_jax.runs.train.saving import Saving
 from diffusion_jax.train import faults, feed, loop, sharding
+from diffusion_jax.train.guard import Guard, LossSpikeError, NonFiniteLossError
+from diffusion_jax.train.hooks import Hook
 from diffusion_jax.train.spikes import Spikes
-from diffusion_jax.train.step import by_time
+from diffusion_jax.train.step import by_time, summarize
 
 
 class State(NamedTuple):
     step: jax.Array
+    ema: tuple = ()
 
 
 class Recorder:
@@ -32,25 +39,31 @@ class Recorder:
         loss = loss if self.n > 1 else loss[0]
         return State(state.step + self.n), {"loss": loss}
 
-    def on_step(self, at, metrics):
+    def watch(self, at, metrics, position):
         if at == self.stop_at:
             signal.raise_signal(signal.SIGTERM)
 
-    def run(self, start=0, **options):
-        intervals = {"steps": 12, "log_every": 4, "save_every": 5, "sample_every": 6} | options
+    def save(self, state, *, position, config, measured):
+        self.events.append(("save", int(state.step), position))
+
+    def run(self, start=0, *, steps=12, log_every=4, save_every=5, sample_every=6, limit=1, spikes=None, hooks=()):
+        guard = Guard(limit, spikes, self.nonfinite.append)
+        saving = Saving(self, "{}", lambda params: {}, guard)
+        log = MetricLog(self.on_log, 8, (guard.drain, saving.drain))
         with faults.stop_on_signal() as stop:
             return loop.fit(
                 State(jnp.int32(start)),
                 self.step,
                 ((self.waits(), start + self.n * (i + 1)) for i in range(10**6)),
-                batch_size=8,
-                on_step=self.on_step,
-                on_log=self.on_log,
-                on_nonfinite=self.nonfinite.append,
-                save=lambda state, position: self.events.append(("save", int(state.step), position)),
-                sample=lambda state: self.events.append(("sample", int(state.step))),
+                [
+                    Hook(log_every, log.run, at_end=True),
+                    Hook(save_every, saving.run, at_end=True),
+                    Hook(sample_every, lambda moment: self.events.append(("sample", moment.step))),
+                    *hooks,
+                ],
+                steps=steps,
                 stop=stop,
-                **intervals,
+                watch=(log.watch, self.watch, guard.watch),
             )
 
     def on_log(self, at, metrics):
@@ -105,7 +118,7 @@ def test_zero_means_never_but_for_the_last_save():
 
 def test_nothing_not_finite_is_saved():
     recorder = Recorder(nan_at=[9])
-    with pytest.raises(loop.NonFiniteLossError, match="not finite at step 9; the last checkpoint is of step 5"):
+    with pytest.raises(NonFiniteLossError, match="not finite at step 9$"):
         recorder.run()
     assert max(event[1] for event in recorder.events if event[0] == "save") == 5
 
@@ -113,7 +126,7 @@ def test_nothing_not_finite_is_saved():
 def test_single_steps_that_are_not_finite_are_counted_and_told():
     """Their batch is the one that ends `after` batches before the position; means leave them out."""
     recorder = Recorder(nan_at=[3, 7, 8], per_dispatch=4)
-    recorder.run(nonfinite_limit=3, save_every=0, log_every=8)
+    recorder.run(limit=3, save_every=0, log_every=8)
     assert [(e.step, e.position, e.after) for e in recorder.nonfinite] == [(3, 4, 1), (7, 8, 1), (8, 8, 0)]
     (at, metrics), (_, rest) = recorder.logged
     assert (at, metrics["nonfinite_steps"]) == (8, 3)
@@ -123,8 +136,8 @@ def test_single_steps_that_are_not_finite_are_counted_and_told():
 
 def test_a_row_of_them_raises_at_its_end_and_nothing_amid_it_is_saved():
     recorder = Recorder(nan_at=[2, 8, 9, 10, 11, 12, 13, 14])
-    with pytest.raises(loop.NonFiniteLossError, match="at step 12 and the 4 before it; .* is of step 6") as caught:
-        recorder.run(steps=40, save_every=3, sample_every=0, nonfinite_limit=5)
+    with pytest.raises(NonFiniteLossError, match="at step 12 and the 4 before it$") as caught:
+        recorder.run(steps=40, save_every=3, sample_every=0, limit=5)
     assert caught.value.position == 12
     assert [event for event in recorder.events if event[0] == "save"] == [("save", 3, 3), ("save", 6, 6)]
     assert [event.step for event in recorder.nonfinite] == [2, 8, 9, 10, 11, 12]
@@ -136,14 +149,14 @@ def spikes():
 
 def test_a_loss_that_jumps_and_stays_raises_and_nothing_amid_it_is_saved():
     recorder = Recorder(high_at=[7, *range(12, 40)])
-    with pytest.raises(loop.LossSpikeError, match=r"is 100, over 10 times its median .* at step 14; .* of step 9"):
+    with pytest.raises(LossSpikeError, match=r"is 100, over 10 times its median .* at step 14$"):
         recorder.run(steps=40, save_every=3, sample_every=0, spikes=spikes())
     assert [event[1] for event in recorder.events if event[0] == "save"] == [3, 6, 9]
 
 
 def test_the_data_after_a_spike_is_told_and_a_stop_amid_one_saves():
     recorder = Recorder(high_at=range(12, 40), per_dispatch=2)
-    with pytest.raises(loop.LossSpikeError) as caught:
+    with pytest.raises(LossSpikeError) as caught:
         recorder.run(steps=40, save_every=0, sample_every=0, spikes=spikes())
     assert caught.value.position == 14
     stopped = Recorder(high_at=range(12, 40), stop_at=12)
@@ -181,7 +194,7 @@ def test_what_saves_cost_is_in_the_next_log(monkeypatch):
         clock[0] += 1e-3
         return clock[0]
 
-    monkeypatch.setattr(loop.time, "perf_counter", now)
+    monkeypatch.setattr(saves.time, "perf_counter", now)
 
     class Slow(list):
         def append(self, event):
@@ -197,8 +210,8 @@ def test_what_saves_cost_is_in_the_next_log(monkeypatch):
 
 
 @pytest.mark.parametrize(("event", "at"), [("log", 4), ("save", 5), ("sample", 6)])
-def test_a_sigterm_amid_anything_else_saves_after_the_next_step(event, at):
-    """And no sample is drawn any more, which may take long."""
+def test_a_sigterm_amid_any_hook_ends_training_there_with_all_saved_once(event, at):
+    """No sample is drawn any more, which may take long; what was logged or saved already is not again."""
     recorder = Recorder()
 
     class Stopping(list):
@@ -208,9 +221,11 @@ def test_a_sigterm_amid_anything_else_saves_after_the_next_step(event, at):
                 signal.raise_signal(signal.SIGTERM)
 
     recorder.events = Stopping()
-    state = recorder.run(sample_every=1 if event == "log" else 6)
-    assert int(state.step) == at + 1
-    assert [entry[:2] for entry in recorder.events][-2:] == [("log", at + 1), ("save", at + 1)]
+    state = recorder.run(sample_every=5 if event != "sample" else 6)
+    assert int(state.step) == at
+    names = [entry[0] for entry in recorder.events if entry[1] == at]
+    drawn = {"log": [], "save": ["sample"], "sample": ["sample"]}[event]  # what was due when the signal came is done
+    assert sorted(names) == sorted(["log", "save", *drawn])
 
 
 def test_a_stop_asked_for_before_the_first_step_does_no_step():
@@ -295,7 +310,7 @@ def test_means_by_time_are_exact_over_dispatches():
         {"loss_by_time": jax.vmap(by_time)(jnp.asarray(ts), jnp.asarray(values))}
         for ts, values in zip(t, losses, strict=True)
     ]
-    means = loop.summarize(jax.device_get(window))
+    means = summarize(jax.device_get(window))
     assert list(means) == [f"loss_by_time/{i / 10:.1f}" for i in range(2, 10)]
     for i in range(2, 10):
         inside = (t > i / 10) & (t <= (i + 1) / 10)
@@ -307,17 +322,46 @@ def test_the_last_and_first_time_are_in_the_last_and_first_part():
     np.testing.assert_allclose(binned.total, [8, 0, 0, 0, 0, 0, 0, 0, 0, 5])
 
 
-def test_further_events_come_at_their_own_intervals_and_at_the_end():
+def test_further_hooks_come_at_their_own_intervals_and_at_the_end():
     recorder, seen = Recorder(), []
     recorder.run(
-        events=[(5, lambda state: seen.append(("a", int(state.step)))), (0, lambda state: seen.append("never"))]
+        hooks=[
+            Hook(5, lambda moment: seen.append(("a", moment.step, moment.ending))),
+            Hook(0, lambda moment: seen.append("never")),
+        ]
     )
-    assert seen == [("a", 5), ("a", 10), ("a", 12)]
+    assert seen == [("a", 5, False), ("a", 10, False), ("a", 12, True)]
 
 
-def test_a_signal_in_an_event_ends_training_there_with_everything_saved():
-    """The state that the event saw is the last one, though its step was not to be saved."""
+def test_a_signal_in_a_hook_ends_training_there_with_everything_saved():
+    """The state that the hook saw is the last one, though its step was not to be saved."""
     recorder = Recorder()
-    state = recorder.run(events=[(7, lambda state: signal.raise_signal(signal.SIGTERM))])
+    state = recorder.run(hooks=[Hook(7, lambda moment: signal.raise_signal(signal.SIGTERM))])
     assert int(state.step) == 7
     assert recorder.events[-1] == ("save", 7, 7)
+
+
+def test_hooks_run_within_their_phase_and_see_all_metrics_up_to_their_step():
+    """However many dispatches are in flight when a hook is due."""
+    seen, phases, watched = [], [], []
+
+    @contextlib.contextmanager
+    def phase(name):
+        phases.append(name)
+        yield
+        phases.append(f"end of {name}")
+
+    recorder = Recorder()
+    loop.fit(
+        State(jnp.int32(0)),
+        recorder.step,
+        ((None, i) for i in range(100)),
+        [Hook(3, lambda moment: seen.append((moment.step, list(watched), phases[-1])), phase="save")],
+        steps=6,
+        stop=faults.Stop(),
+        watch=(lambda at, metrics, position: watched.append(at),),
+        phase=phase,
+    )
+    assert seen == [(3, [1, 2, 3], "save"), (6, [1, 2, 3, 4, 5, 6], "save")]
+    assert phases[:4] == ["input", "end of input", "compile", "end of compile"]
+    assert phases.count("step") == 5

@@ -1,0 +1,50 @@
+"""Evaluations while a model trains, by which the best checkpoints are chosen."""
+
+import jax
+
+from diffusion_jax.report.metrics import MetricWriter, NullWriter, read_metrics
+from diffusion_jax.report.progress import Progress
+from diffusion_jax.runs import results, training_evaluation
+from diffusion_jax.runs.measured_samples import Interrupted
+from diffusion_jax.runs.train.parts import Run
+from diffusion_jax.runs.training_evaluation import Evaluation
+from diffusion_jax.train.hooks import Moment
+from diffusion_jax.train.state import TrainState
+
+
+class Evaluations:
+    """Evaluates the averaged parameters: a result file in the workdir, scalars to writer, a rating of the step."""
+
+    def __init__(self, run: Run, evaluation: Evaluation, writer: MetricWriter | NullWriter, bar: Progress):
+        self._run, self._evaluation, self._writer, self._bar = run, evaluation, writer, bar
+
+    def run(self, moment: Moment) -> None:
+        """Evaluates the state after a step."""
+        self._evaluate(moment.state, moment.step)
+
+    def resume(self, state: TrainState, resumed: int | None) -> None:
+        """Rates the steps that the metrics file has scores of, and makes the evaluation that a signal had stopped."""
+        if resumed is None:
+            return
+        config, workdir = self._run.config, self._run.workdir
+        known = training_evaluation.scores(read_metrics(workdir.metrics) if self._run.first else [])
+        training_evaluation.rate(self._run.rating, config, known)
+        if resumed % config.evaluate.every == 0 and resumed not in known and jax.process_count() == 1:
+            self._evaluate(state, resumed)
+
+    def _evaluate(self, state: TrainState, step: int) -> None:
+        run = self._run
+        # Processes draw together: one alone cannot stop.
+        stopped = lambda: run.stop.signal is not None and jax.process_count() == 1  # noqa: E731
+        try:
+            result = self._evaluation(state.ema, step, stopped=stopped, phase=run.watchdog.phase)
+        except Interrupted as done:
+            self._bar.note(f"evaluation after {step} steps: stopped by {run.stop.signal} after {done}")
+            return
+        scores = {name: entry["value"] for name, entry in result["metrics"].items()}
+        training_evaluation.rate(run.rating, run.config, {step: scores})
+        self._writer.scalars(step, {f"{training_evaluation.PREFIX}{k}": v for k, v in scores.items()})
+        if run.first:
+            results.write(result, run.workdir.root / "evaluations")
+        for entry in result["metrics"].values():
+            self._bar.note(f"after {step} steps: {results.line(entry)}")

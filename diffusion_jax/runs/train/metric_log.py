@@ -1,0 +1,45 @@
+"""Means of the metrics of training, and its speed, at intervals of steps."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from diffusion_jax.train.hooks import Clock, Moment
+from diffusion_jax.train.step import Metrics, summarize
+
+
+class MetricLog:
+    """Hands (step, {the mean of each metric since the last log, images_per_second, input_wait_seconds}) to write.
+
+    batch_size is of the global batch. counters give further scalars, of what was counted since their last call.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[int, Mapping[str, float]], None],
+        batch_size: int,
+        counters: Sequence[Callable[[], Mapping[str, float]]] = (),
+    ):
+        self._write, self._batch_size, self._counters = write, batch_size, counters
+        self._window: list[Metrics] = []
+        self._before: Clock | None = None  # at the last log; its `since` is the step of that log
+        self.latest: dict[str, float] = {}  # the means over the last dispatch
+
+    def watch(self, step: int, metrics: Metrics, position: Any) -> None:
+        """Takes in the metrics of the dispatch that ended with this step."""
+        self._window.append(metrics)
+        self.latest = summarize([metrics])
+
+    def run(self, moment: Moment) -> None:
+        """Writes the means and starts anew."""
+        clock = moment.clock
+        before = self._before or Clock(since=clock.since)
+        means = summarize(self._window)
+        means["input_wait_seconds"] = clock.input - before.input
+        if moment.step > before.since:  # the first dispatch compiles, and is not timed
+            seconds = clock.training - before.training
+            means["images_per_second"] = (moment.step - before.since) * self._batch_size / seconds
+        for counted in self._counters:
+            means |= counted()
+        self._write(moment.step, means)
+        self._window.clear()
+        self._before = Clock(moment.step, clock.training, clock.input)

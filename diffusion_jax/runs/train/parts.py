@@ -1,0 +1,32 @@
+"""What the parts of one training run share."""
+
+import dataclasses
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffusion_jax.runs.tasks import Task
+from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.train.checkpoint import Checkpoints
+from diffusion_jax.train.faults import Stop, Watchdog
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run: what it trains, where it keeps it, and what may end it."""
+
+    config: ConfigDict
+    workdir: Workdir
+    task: Task
+    mesh: Mesh
+    checkpoints: Checkpoints
+    profiles: Checkpoints | None  # snapshots of averages of the parameters; None where config keeps none
+    rating: dict[int, float]  # {step: the lower the better}, from evaluations: which checkpoints are kept as the best
+    stop: Stop
+    watchdog: Watchdog
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return jax.process_index() == 0

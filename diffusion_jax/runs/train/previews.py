@@ -1,0 +1,29 @@
+"""What a person looks at while a model trains: a picture of samples, and measures of the averaged parameters."""
+
+from diffusion_jax.report import pictures
+from diffusion_jax.report.metrics import MetricWriter, NullWriter
+from diffusion_jax.report.progress import Progress
+from diffusion_jax.runs.train.parts import Run
+from diffusion_jax.train.hooks import Moment
+
+
+class Previews:
+    """Writes the task's measures and its picture, to the workdir and to writer; says so beside the progress bar."""
+
+    def __init__(self, run: Run, writer: MetricWriter | NullWriter, bar: Progress):
+        self._run, self._writer, self._bar = run, writer, bar
+
+    def run(self, moment: Moment) -> None:
+        """Measures and draws with the averaged parameters."""
+        task, step = self._run.task, moment.step
+        if measures := task.measure(moment.state.ema):
+            self._writer.scalars(step, measures)
+            self._bar.note(f"after {step} steps: " + ", ".join(f"{k} {v:.4g}" for k, v in measures.items()))
+        if task.draw is None:
+            return
+        image = task.draw(moment.state.ema)
+        file = self._run.workdir.sample_grid(step)
+        if self._run.first:
+            pictures.save_png(file, image)
+        self._writer.images(step, {"samples": image})
+        self._bar.note(f"samples after {step} steps: {file}")

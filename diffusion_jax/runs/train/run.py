@@ -1,0 +1,193 @@
+"""One training run from its config to its last checkpoint."""
+
+import contextlib
+import itertools
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffusion_jax import build
+from diffusion_jax import config as configs
+from diffusion_jax.errors import UserError
+from diffusion_jax.runs import snapshots, tasks, training_evaluation
+from diffusion_jax.runs.mirror import Mirror
+from diffusion_jax.runs.train.fitting import fit
+from diffusion_jax.runs.train.parts import Run
+from diffusion_jax.runs.train_records import print_changes, print_summary
+from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.train import agreement, processes
+from diffusion_jax.train.checkpoint import Checkpoints, abstract_like, source_commit, versions
+from diffusion_jax.train.faults import Stop, Watchdog, stop_on_signal
+from diffusion_jax.train.guard import DivergedError
+from diffusion_jax.train.state import TrainState
+
+_OF_THE_MACHINE = ("data.threads", "data.workers", "data.data_dir")
+"""Config keys that processes of one run may set differently: they change nothing of what is trained on."""
+
+
+def train(config: ConfigDict, root: Path) -> None:
+    """Trains config in the workdir root, going on from its newest verified checkpoint if it has one.
+
+    What a user can get wrong raises UserError before the workdir is touched. A SIGINT or SIGTERM saves and returns.
+    """
+    config = configs.check(config)
+    _check_numbers(config)
+    with stop_on_signal() as stop, Watchdog(config.train.hang_seconds, root / "stacks.txt") as watchdog:
+        _train(config, Workdir(root), stop, watchdog)
+
+
+def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog) -> None:
+    mirror = Mirror(config.checkpoint.mirror, workdir.root) if config.checkpoint.mirror else None
+    with watchdog.phase("restore"), processes.leaving_with_the_others():
+        if mirror and jax.process_index() == 0:
+            mirror.catch_up()
+        _agree_on_config(config)
+    mesh = build.mesh(config)
+    task = tasks.task(config, workdir, mesh)
+    rating: dict[int, float] = {}
+    with (
+        contextlib.closing(task.batches),
+        contextlib.closing(_checkpoints(workdir, config, rating, mirror)) as checkpoints,
+        _closing(snapshots.writable(workdir, config)) as profiles,
+        processes.leaving_with_the_others(),
+    ):
+        run = Run(config, workdir, task, mesh, checkpoints, profiles, rating, stop, watchdog)
+        with watchdog.phase("restore"):
+            state, resumed = _start(run)
+        if resumed is not None and resumed >= config.train.steps:
+            print(f"already trained for {resumed} steps; raise train.steps={config.train.steps} to go on")
+            if mirror and run.first:
+                mirror.begin()  # whose last copy may have been cut short
+            return
+        if run.first:
+            workdir.write_config(config)
+            task.keep()
+            print_summary(workdir, mesh, state)
+            if mirror:
+                with watchdog.phase("save"):
+                    mirror.begin()
+        state = _fit_with_rollbacks(run, state, resumed)
+        with watchdog.phase("save"):
+            checkpoints.wait()
+            if profiles is not None:
+                profiles.wait()
+            if mirror and run.first:
+                mirror.push()  # what was written since the last save
+        if (done := int(state.step)) < config.train.steps:
+            print(
+                f"stopped by {stop.signal} after {done} steps, all of them saved; the same command goes on", flush=True
+            )
+
+
+def _start(run: Run) -> tuple[TrainState, int | None]:
+    """(the state to train from, the step of the checkpoint that it is of); (a new state, None) without a checkpoint."""
+    source = run.task.source
+    data = {"data": source.fingerprint, "examples": len(source)}
+    agreement.check(data | {"global batch": run.config.train.batch_size, "workdir": str(run.workdir.root)})
+    resumed = run.checkpoints.latest()
+    if resumed is None:
+        return _initial_state(run.config, run.task, run.mesh), None
+    state, position = run.checkpoints.restore(_layout(run), resumed)
+    run.task.batches.set_state(position)
+    if run.first:
+        print_changes(run.workdir, run.config, resumed)
+    return state, resumed
+
+
+def _fit_with_rollbacks(run: Run, state: TrainState, resumed: int | None) -> TrainState:
+    """`fit`, and again from the newest checkpoint where training diverged, with the data that follows."""
+    most = run.config.train.nonfinite_rollbacks
+    for rollback in itertools.count(1):
+        try:
+            return fit(run, state, resumed)
+        except DivergedError as error:
+            with run.watchdog.phase("restore"):
+                resumed = run.checkpoints.latest()
+            failed, position = f"{error}; the last checkpoint is of step {resumed or 0}", error.position
+            if resumed is None or rollback > most:
+                raise type(error)(failed, position) from error
+        # Here, where the error no longer holds the arrays of the state that failed.
+        print(
+            f"diffusion-jax: {failed}; roll-back {rollback} of {most} to step {resumed}, with the data that follows",
+            file=sys.stderr,
+            flush=True,
+        )
+        with run.watchdog.phase("restore"):
+            state, _ = run.checkpoints.restore(_layout(run), resumed)
+        run.task.batches.set_state(position)
+    raise AssertionError("unreachable: the count has no end")
+
+
+def _layout(run: Run) -> TrainState:
+    """The shapes of the training state, and where each array lives."""
+    return abstract_like(run.task.abstract, build.layout(run.config, run.task.abstract, run.mesh))
+
+
+def _agree_on_config(config: ConfigDict) -> None:
+    """Raises UserError unless all processes of the run have the same config, code and versions."""
+    code = {"code": " ".join(f"{name} {version}" for name, version in versions().items())}
+    same = {key: value for key, value in configs.flat(config.to_dict()).items() if key not in _OF_THE_MACHINE}
+    agreement.check({"commit": source_commit(), **code, **same})
+
+
+def _closing(checkpoints: Checkpoints | None) -> contextlib.AbstractContextManager[Checkpoints | None]:
+    return contextlib.nullcontext() if checkpoints is None else contextlib.closing(checkpoints)
+
+
+def _checkpoints(workdir: Workdir, config: ConfigDict, rating: dict[int, float], mirror: Mirror | None) -> Checkpoints:
+    options = config.checkpoint
+    return Checkpoints(
+        workdir.checkpoints,
+        keep=options.keep,
+        keep_every=options.keep_every,
+        best=options.best,
+        rating=rating,
+        on_saved=mirror.push if mirror else None,
+    )
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    """Raises unless every interval ends where a dispatch of several steps does, and there is a step to do."""
+    n = config.train.steps_per_dispatch
+    if n < 1 or config.train.steps < 1:
+        raise UserError(f"train.steps={config.train.steps} and train.steps_per_dispatch={n} are at least 1")
+    intervals = {
+        "train.steps": config.train.steps,
+        "log_every": config.log_every,
+        "checkpoint.every": config.checkpoint.every,
+        "sample.every": config.sample.every,
+        "evaluate.every": config.evaluate.every,
+        "ema.every": config.ema.every,
+    }
+    training_evaluation.check_intervals(config)
+    snapshots.check(config)
+    for name, value in intervals.items():
+        if value < 0 or value % n:
+            raise UserError(f"{name}={value} is not a multiple of train.steps_per_dispatch={n}")
+    least = {"nonfinite_limit": 1, "nonfinite_rollbacks": 0, "hang_seconds": 0, "spike_window": 1, "spike_limit": 1}
+    for name, minimum in least.items():
+        if config.train[name] < minimum:
+            raise UserError(f"train.{name}={config.train[name]} is at least {minimum}")
+    if config.train.spike_factor and config.train.spike_factor <= 1:
+        raise UserError(f"train.spike_factor={config.train.spike_factor} is greater than 1, or 0 for no such check")
+
+
+def _initial_state(config: ConfigDict, task: tasks.Task, mesh: Mesh) -> TrainState:
+    """The state before the first step; its parameters are those of the run that config.init_from names, if any."""
+    state = task.init()
+    if not config.init_from:
+        return state
+    other = Workdir(Path(config.init_from))
+    other.read_config()  # raises where it is no workdir
+    with contextlib.closing(Checkpoints(other.checkpoints, read_only=True)) as checkpoints:
+        step = checkpoints.latest()
+        if step is None:
+            raise UserError(f"no checkpoint in {other.checkpoints}; init_from is the workdir of a run")
+        layout = build.layout(config, task.abstract, mesh)
+        params = checkpoints.restore_tree("ema", abstract_like(task.abstract.ema, layout.ema), step)
+    print(f"starting with the averaged parameters of step {step} in {other.root}")
+    return state._replace(params=params, ema=jax.tree.map(jnp.copy, params))

@@ -1,0 +1,46 @@
+"""What happens beside the steps of a training run: logging, saving, previews, evaluation, at intervals of steps."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from diffusion_jax.train.state import TrainState
+
+
+@dataclasses.dataclass
+class Clock:
+    """Where the time of a training run went. It starts after the first dispatch, which compiles."""
+
+    since: int = 0  # the step after which it started
+    training: float = 0.0  # seconds in steps and in their input; hooks are left out
+    input: float = 0.0  # seconds in which a step waited for its batch, the first dispatch's too
+
+
+class Moment(NamedTuple):
+    """What a hook sees: the run after a step whose metrics have all arrived."""
+
+    step: int  # steps done
+    state: TrainState  # the next step overwrites its arrays, so a hook copies what it keeps
+    position: Any  # of the data, after the batch of this step
+    ending: bool  # whether training ends here, complete or by a signal
+    clock: Clock
+
+
+@dataclasses.dataclass(frozen=True)
+class Hook:
+    """Runs after every `every` steps and after the last one.
+
+    By default `every=0` is never, and a run that a signal ended does not call the hook any more. With at_end=True it is
+    also called where training ends, by whatever cause and whatever `every` is.
+    """
+
+    every: int
+    run: Callable[[Moment], None]
+    at_end: bool = False
+    phase: str = "sample"  # of the watchdog, `train.faults.PHASES`
+
+    def due(self, step: int, *, complete: bool, stopped: bool) -> bool:
+        """Whether it runs after this step, the last one of the run (complete) or the last one by a signal (stopped)."""
+        if self.at_end and (complete or stopped):
+            return True
+        return self.every > 0 and not stopped and (complete or step % self.every == 0)
