@@ -228,6 +228,13 @@ def test_a_sigterm_amid_any_hook_ends_training_there_with_all_saved_once(event, 
     assert sorted(names) == sorted(["log", "save", *drawn])
 
 
+def test_a_signal_before_a_step_leaves_out_the_sample_that_is_due_after_it():
+    batches = iter(range(1, 100))
+    recorder = Recorder(waits=lambda: signal.raise_signal(signal.SIGTERM) if next(batches) == 6 else None)
+    assert int(recorder.run().step) == 6
+    assert [event[:2] for event in recorder.events][-2:] == [("log", 6), ("save", 6)]
+
+
 def test_a_stop_asked_for_before_the_first_step_does_no_step():
     stop = faults.Stop()
     stop.signal = "SIGTERM"
