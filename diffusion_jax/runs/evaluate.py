@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from diffusion_jax import build
 from diffusion_jax import config as configs
@@ -17,10 +16,11 @@ from diffusion_jax.evals.moments import sha256
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.runs import measured_samples, subjects, suspects
 from diffusion_jax.runs.conditions import Asked
-from diffusion_jax.runs.measured_samples import Interrupted, Reference, Subject
-from diffusion_jax.runs.real_images import RealImages, plain
+from diffusion_jax.runs.evaluation import Evaluation
+from diffusion_jax.runs.measured_samples import Interrupted, Subject
+from diffusion_jax.runs.real_images import RealImages
 from diffusion_jax.runs.results import line, result_of, write
-from diffusion_jax.runs.ruler import Judged, Ruler
+from diffusion_jax.runs.ruler import Judged
 from diffusion_jax.runs.trained import UNGUIDED, GuidedBy, Trained, restore, seeds_from, weights_name
 from diffusion_jax.runs.unfinished import Unfinished
 from diffusion_jax.runs.workdir import Workdir
@@ -80,7 +80,7 @@ def evaluate(request: Request, *, out: Path | None, save_seconds: float = 60.0) 
     folder = request.root / "evaluations" if out is None else out.parent
     with stop_on_signal() as stop:
         try:
-            result, picture = measure(request, folder, save_seconds, lambda: stop.signal is not None)
+            result, picture = Evaluator(request).measure(request, folder, save_seconds, lambda: stop.signal is not None)
         except Interrupted as done:
             print(f"stopped by {stop.signal} after {done}; the same command goes on", flush=True)
             raise SystemExit(AGAIN) from None
@@ -94,72 +94,124 @@ def evaluate(request: Request, *, out: Path | None, save_seconds: float = 60.0) 
     return out
 
 
-def measure(
-    request: Request,
-    folder: Path,
-    save_seconds: float,
-    stopped: Callable[[], bool],
-    shared: dict[Any, Any] | None = None,
-) -> tuple[dict[str, Any], bytes | None]:
-    """(the result, a PNG of the samples that memorisation suspects); what is unfinished lies in folder meanwhile.
+class Evaluator:
+    """Measures checkpoints of one workdir: requests that differ in checkpoint, average and sampling alone share
+    programs, features and what is gathered of real images.
 
-    Requests that differ in checkpoint, average and sampling alone may share programs, features and what is gathered of
-    real images in the dict shared.
+    first is one of these requests. Raises UserError for what a request cannot ask for.
     """
-    shared = {} if shared is None else shared
-    names = check_metrics(request.metrics)
-    if request.batch < 1:
-        raise UserError(f"--batch is at least 1; got {request.batch}")
-    if request.real is not None and request.real < 0:
-        raise UserError(f"--real is at least 0, all images; got {request.real}")
-    of_samples = [name for name in names if name != BITS_PER_DIM]
-    seeds = seeds_from(request.seed, request.num)
-    request.judged.check(of_samples, request.num, request.real)
-    config = Workdir(request.root).read_config()
-    size = -(-min(request.batch, request.num) // sharding_share()) * sharding_share()
-    config = plain(config, request.split, size)
-    trained, subject, step, weights = _subject(config, request, seeds, size, shared)
-    measured_samples.check(of_samples, subject)
-    if "ruler" not in shared:
-        shared["ruler"] = request.judged.ruler(of_samples, subject.mesh, subject.shape, size)
-    ruler: Ruler = shared["ruler"]
-    model, tokenizer = (trained.model, trained.tokenizer) if trained else (None, None)
-    own = RealImages(config, request.num, model, tokenizer)
-    real = own if request.real in (None, request.num) else RealImages(config, request.real or 0, model, tokenizer)
-    found: dict[str, dict[str, Any]] = {}
-    about: dict[str, Any] = {
-        "checkpoint_step": step,
-        "checkpoint_sha256": checkpoint_digest(request.root, step),
-        "weights": weights,
-        "seed": request.seed,
-    }
-    if of_samples:
-        about |= {"seeds": [int(seeds[0]), int(seeds[-1])], "guided_by": subjects.record(request.guided_by)}
-        about["sampling"] = dataclasses.asdict(trained.how) if trained else None
-    # What can be wrong is said before the work begins.
-    if BITS_PER_DIM in names:
-        if trained is None:
-            raise UserError(f"{BITS_PER_DIM} is of diffusion models; {request.root} has a run of task {config.task}")
-        found[BITS_PER_DIM] = _bits_per_dim(trained, own, request.seed, request.likelihood, stopped)
-    result = result_of(request.root, config, about, found)
-    if not of_samples:
-        return result, None
-    key = {**result, "metrics": of_samples, "size": size, "told": subject.record, "config": configs.to_json(config)}
-    key |= {"real": real.num, "features": ruler.features and dict(ruler.features.record)}
-    key |= {"score": ruler.score and dict(ruler.score.record)}
-    key |= {"reference": ruler.reference_sha256, "num": request.num, "options": dataclasses.asdict(ruler.options)}
-    unfinished = Unfinished(folder, key, seconds=save_seconds)
-    if "reference" not in shared:
-        shared["reference"] = measured_samples.gather_real(of_samples, subject.mesh, real, ruler, unfinished)
-    reference: Reference = shared["reference"]
-    gathered = measured_samples.gather_samples(of_samples, subject, seeds, size, ruler, unfinished, stopped)
-    scores, suspected = measured_samples.scored(of_samples, subject, gathered, reference, ruler)
-    found |= scores
-    picture = None
-    for each in suspected.values():
-        picture = suspects.png(each, subject, seeds, size, real)
-    unfinished.remove()
-    return result, picture
+
+    def __init__(self, first: Request):
+        self._names = check_metrics(first.metrics)
+        if first.batch < 1:
+            raise UserError(f"--batch is at least 1; got {first.batch}")
+        if first.real is not None and first.real < 0:
+            raise UserError(f"--real is at least 0, all images; got {first.real}")
+        self._of_samples = [name for name in self._names if name != BITS_PER_DIM]
+        self._seeds = seeds_from(first.seed, first.num)
+        first.judged.check(self._of_samples, first.num, first.real)
+        self._config = Workdir(first.root).read_config()
+        self._programs: dict[build.Sampling | None, Callable[..., Any]] = {}  # None: of an autoencoder
+        self._evaluation: Evaluation | None = None
+
+    def measure(
+        self, request: Request, folder: Path, save_seconds: float, stopped: Callable[[], bool]
+    ) -> tuple[dict[str, Any], bytes | None]:
+        """(the result, a PNG of the samples that memorisation suspects); what is unfinished lies in folder meanwhile.
+
+        Raises Interrupted where stopped says so, and UserError before anything is drawn.
+        """
+        if self._config.task == "autoencoder":
+            return self._measure_autoencoder(request, folder, save_seconds, stopped)
+        trained = restore(
+            request.root,
+            step=request.step,
+            average=request.average,
+            overrides=request.overrides,
+            guided_by=request.guided_by,
+        )
+        evaluation = self._shared(request, trained)
+        program = self._program(
+            trained.how, lambda: build.sample_program(trained.model, trained.how, trained.mesh, trained.guides)
+        )
+        subject = evaluation.samples_of(trained, program, request.asked)
+        about = self._about(request, trained.step, trained.weights)
+        if self._of_samples:
+            about |= {"seeds": [int(self._seeds[0]), int(self._seeds[-1])]}
+            about |= {"guided_by": subjects.record(request.guided_by), "sampling": dataclasses.asdict(trained.how)}
+        measured_samples.check(self._of_samples, subject)
+        found: dict[str, dict[str, Any]] = {}
+        if BITS_PER_DIM in self._names:
+            found[BITS_PER_DIM] = _bits_per_dim(trained, evaluation.own, request.seed, request.likelihood, stopped)
+        result = result_of(request.root, evaluation.config, about, found)
+        return self._scored(result, subject, folder, save_seconds, stopped)
+
+    def _measure_autoencoder(
+        self, request: Request, folder: Path, save_seconds: float, stopped: Callable[[], bool]
+    ) -> tuple[dict[str, Any], bytes | None]:
+        if BITS_PER_DIM in self._names:
+            raise UserError(f"{BITS_PER_DIM} is of diffusion models; {request.root} has a run of task autoencoder")
+        params, step = subjects.restore_autoencoder(self._config, request.root, request.step, request.average)
+        evaluation = self._shared(request, None)
+        program = self._program(None, lambda: build.autoencoder.reconstruct_program(self._config))
+        about = self._about(request, step, weights_name(request.average))
+        about |= {"seeds": [int(self._seeds[0]), int(self._seeds[-1])]}
+        about |= {"guided_by": subjects.record(request.guided_by), "sampling": None}
+        result = result_of(request.root, evaluation.config, about, {})
+        subject = evaluation.reconstructions_of(program, params)
+        measured_samples.check(self._of_samples, subject)
+        return self._scored(result, subject, folder, save_seconds, stopped)
+
+    def _scored(
+        self, result: dict[str, Any], subject: Subject, folder: Path, save_seconds: float, stopped: Callable[[], bool]
+    ) -> tuple[dict[str, Any], bytes | None]:
+        """The result with the scores of the subject's samples, and the suspects' picture."""
+        evaluation, names = self._evaluation, self._of_samples
+        if not names or evaluation is None:
+            return result, None
+        ruler, real = evaluation.ruler, evaluation.real
+        key = {**result, "metrics": names, "size": evaluation.size, "told": subject.record}
+        key |= {"config": configs.to_json(evaluation.config), "real": real.num}
+        key |= {"features": ruler.features and dict(ruler.features.record)}
+        key |= {"score": ruler.score and dict(ruler.score.record), "reference": ruler.reference_sha256}
+        key |= {"num": len(self._seeds), "options": dataclasses.asdict(ruler.options)}
+        unfinished = Unfinished(folder, key, seconds=save_seconds)
+        scores, suspected = evaluation.measure(subject, unfinished=unfinished, stopped=stopped)
+        result["metrics"] |= scores
+        picture = None
+        for each in suspected.values():
+            picture = suspects.png(each, subject, self._seeds, evaluation.size, real)
+        unfinished.remove()
+        return result, picture
+
+    def _shared(self, request: Request, trained: Trained | None) -> Evaluation:
+        if self._evaluation is None:
+            self._evaluation = Evaluation(
+                self._config,
+                self._of_samples,
+                request.judged,
+                trained.mesh if trained else sharding.mesh(),
+                seeds=self._seeds,
+                batch=request.batch,
+                real=request.real,
+                split=request.split,
+                model=trained.model if trained else None,
+                tokenizer=trained.tokenizer if trained else None,
+            )
+        return self._evaluation
+
+    def _program(self, sampling: build.Sampling | None, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+        if sampling not in self._programs:
+            self._programs[sampling] = make()
+        return self._programs[sampling]
+
+    def _about(self, request: Request, step: int, weights: str) -> dict[str, Any]:
+        return {
+            "checkpoint_step": step,
+            "checkpoint_sha256": checkpoint_digest(request.root, step),
+            "weights": weights,
+            "seed": request.seed,
+        }
 
 
 def check_metrics(metrics: Sequence[str]) -> list[str]:
@@ -172,39 +224,6 @@ def check_metrics(metrics: Sequence[str]) -> list[str]:
     if not metrics:
         raise UserError(f"give --metrics, one or more of {', '.join(METRICS)}")
     return list(dict.fromkeys(metrics))
-
-
-def sharding_share() -> int:
-    """What the size of a batch of samples must be a multiple of, on all devices."""
-    mesh = sharding.mesh()
-    return mesh.shape["data"] * mesh.shape["fsdp"]
-
-
-def _subject(
-    config: ConfigDict, request: Request, seeds: np.ndarray, size: int, shared: dict[Any, Any]
-) -> tuple[Trained | None, Subject, int, str]:
-    """(the diffusion model, or None, what is measured, its checkpoint's step, its weights); config is `plain`."""
-    if config.task == "autoencoder":
-        params, step = subjects.restore_autoencoder(config, request.root, request.step, request.average)
-        if "decode" not in shared:
-            shared["decode"] = build.autoencoder.reconstruct_program(config)
-        own = RealImages(config, request.num)
-        subject = subjects.of_reconstructions(shared["decode"], params, sharding.mesh(), own)
-        return None, subject, step, weights_name(request.average)
-    trained = restore(
-        request.root,
-        step=request.step,
-        average=request.average,
-        overrides=request.overrides,
-        guided_by=request.guided_by,
-    )
-    if trained.how not in shared:
-        shared[trained.how] = build.sample_program(trained.model, trained.how, trained.mesh, trained.guides)
-    own = RealImages(config, request.num, trained.model, trained.tokenizer)
-    subject = subjects.of_samples(
-        trained, shared[trained.how], request.asked, seeds, size, own, "clip_score" in request.metrics
-    )
-    return trained, subject, trained.step, trained.weights
 
 
 def checkpoint_digest(root: Path, step: int) -> str | None:

@@ -15,7 +15,7 @@ import numpy as np
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.report.heatmap import heatmap_png
-from diffusion_jax.runs.evaluate import AGAIN, Request, checkpoint_digest, measure
+from diffusion_jax.runs.evaluate import AGAIN, Evaluator, Request, checkpoint_digest
 from diffusion_jax.runs.measured_samples import Interrupted
 from diffusion_jax.runs.results import FORMAT
 from diffusion_jax.runs.trained import choose_step, weights_name
@@ -65,7 +65,7 @@ def heatmap(request: Request, over: Sequence[str], out: Path, *, save_seconds: f
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file; give a folder")
     cells: list[dict[str, Any]] = []
-    shared: dict[Any, Any] = {}
+    evaluator = Evaluator(request)
     places = list(itertools.product(*(axis.values for axis in axes)))
     with stop_on_signal() as stop:
         for i, values in enumerate(places):
@@ -77,7 +77,7 @@ def heatmap(request: Request, over: Sequence[str], out: Path, *, save_seconds: f
                 said = ", ".join(f"{axis.name} {axis.label(value)}" for axis, value in zip(axes, values, strict=True))
                 print(f"{i + 1} of {len(places)}: {said}", flush=True)
                 try:
-                    result, _ = measure(asked, out / "cells", save_seconds, lambda: stop.signal is not None, shared)
+                    result, _ = evaluator.measure(asked, out / "cells", save_seconds, lambda: stop.signal is not None)
                 except Interrupted as done:
                     print(f"stopped by {stop.signal} after {done} of this; the same command goes on", flush=True)
                     raise SystemExit(AGAIN) from None

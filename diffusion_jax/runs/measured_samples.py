@@ -31,7 +31,8 @@ Phase = Callable[[str], AbstractContextManager[None]]
 _NAN = "nan"
 
 
-def _no_phase(name: str) -> AbstractContextManager[None]:
+def no_phase(name: str) -> AbstractContextManager[None]:
+    """Of an evaluation that no watchdog looks after."""
     return contextlib.nullcontext()
 
 
@@ -99,7 +100,7 @@ def gather_real(
     real: RealImages,
     ruler: Ruler,
     unfinished: Unfinished | None = None,
-    phase: Phase = _no_phase,
+    phase: Phase = no_phase,
     show: bool = True,
 ) -> Reference:
     """What the metrics take of real images; nothing where none looks at them, or only at a file of statistics."""
@@ -116,7 +117,7 @@ def gather_real(
 
 
 def featurise(
-    features: Features, mesh: Mesh, real: RealImages, wanted: Wanted, phase: Phase = _no_phase, show: bool = True
+    features: Features, mesh: Mesh, real: RealImages, wanted: Wanted, phase: Phase = no_phase, show: bool = True
 ) -> Gathered:
     """What is wanted of the features of real images, where show with a bar of progress."""
     gathering = Gathering(wanted, everywhere=sharding.replicated(mesh))
@@ -134,7 +135,7 @@ def gather_samples(
     ruler: Ruler,
     unfinished: Unfinished | None = None,
     stopped: Callable[[], bool] = lambda: False,
-    phase: Phase = _no_phase,
+    phase: Phase = no_phase,
     show: bool = True,
 ) -> Gathered:
     """What the metrics take of the samples of seeds, drawn in batches of size; goes on from unfinished.

@@ -4,9 +4,8 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -14,10 +13,9 @@ from diffusion_jax import build
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
 from diffusion_jax.evals.sample_metrics import METRICS, score_names
-from diffusion_jax.runs import measured_samples, subjects
 from diffusion_jax.runs.conditions import Asked
-from diffusion_jax.runs.measured_samples import Phase, Reference, Subject
-from diffusion_jax.runs.real_images import RealImages, plain
+from diffusion_jax.runs.evaluation import Evaluation
+from diffusion_jax.runs.measured_samples import Phase, Subject
 from diffusion_jax.runs.results import result_of
 from diffusion_jax.runs.ruler import Judged
 from diffusion_jax.runs.trained import Trained, seeds_from
@@ -29,60 +27,15 @@ PREFIX = "eval/"
 DIRECTIONS = {"min": 1, "max": -1}
 
 
-class Evaluation:
-    """One evaluation, to be made of many parameters; real images are gone through at the first."""
+class Evaluate(Protocol):
+    """(averaged parameters, step) -> the result of an evaluation after that step.
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        root: Path,
-        mesh: Mesh,
-        subject: Callable[[Params, np.ndarray, int, RealImages], Subject],
-        *,
-        sampling: Mapping[str, Any] | None,
-        model: build.Model | None = None,
-        tokenizer: Tokenizer | None = None,
-    ):
-        options = config.evaluate
-        self._root, self._mesh, self._make, self._sampling = root, mesh, subject, sampling
-        self._names = check_metrics(options.metrics)
-        self._seeds = seeds_from(options.seed, options.num)
-        share = mesh.shape["data"] * mesh.shape["fsdp"]
-        self._size = -(-min(options.batch, options.num) // share) * share
-        weights, reference, clip = (Path(options[k]) if options[k] else None for k in ("weights", "reference", "clip"))
-        judged = Judged(options.features, weights, reference, options.kid_size, options.kid_subsets, clip)
-        judged.check(self._names, options.num, None if options.real < 0 else options.real)
-        self._config = plain(config, options.split or None, self._size)
-        self._own = RealImages(self._config, options.num, model, tokenizer)
-        self._real = self._own
-        if options.real >= 0:
-            self._real = RealImages(self._config, options.real, model, tokenizer)
-        shape = (config.data.height, config.data.width, config.data.channels)
-        self._ruler = judged.ruler(self._names, mesh, shape, self._size)
-        self._reference: Reference | None = None
+    Raises Interrupted where stopped says so; phase("sample") is entered around each batch.
+    """
 
-    def __call__(
-        self,
-        params: Params,
-        step: int,
-        *,
-        stopped: Callable[[], bool],
-        phase: Phase,
-    ) -> dict[str, Any]:
-        """The result for averaged parameters after step steps; raises Interrupted where stopped says so."""
-        subject = self._make(params, self._seeds, self._size, self._own)
-        measured_samples.check(self._names, subject)
-        if self._reference is None:
-            self._reference = measured_samples.gather_real(
-                self._names, self._mesh, self._real, self._ruler, phase=phase, show=False
-            )
-        samples = measured_samples.gather_samples(
-            self._names, subject, self._seeds, self._size, self._ruler, stopped=stopped, phase=phase, show=False
-        )
-        found, _ = measured_samples.scored(self._names, subject, samples, self._reference, self._ruler)
-        about = {"checkpoint_step": step, "weights": "ema", "seed": int(self._seeds[0])}
-        about |= {"seeds": [int(self._seeds[0]), int(self._seeds[-1])], "sampling": self._sampling}
-        return result_of(self._root, self._config, about, found)
+    def __call__(  # noqa: D102
+        self, params: Params, step: int, *, stopped: Callable[[], bool], phase: Phase
+    ) -> dict[str, Any]: ...
 
 
 def of_diffusion(
@@ -92,29 +45,64 @@ def of_diffusion(
     model: build.Model,
     tokenizer: Tokenizer | None,
     frozen: dict[str, Params],
-) -> Evaluation | None:
+) -> Evaluate | None:
     """Of samples drawn as config.sample says; None where config asks for none."""
     if not config.evaluate.every:
         return None
     how = build.sampling(config)
     program = build.sample_program(model, how, mesh)
+    evaluation = _evaluation(config, mesh, model, tokenizer)
 
-    def subject(params: Params, seeds: np.ndarray, size: int, own: RealImages) -> Subject:
+    def subject(params: Params) -> Subject:
         trained = Trained(model, how, mesh, params, frozen, 0, "ema", tokenizer, build.Guides())
-        return subjects.of_samples(trained, program, Asked(), seeds, size, own, "clip_score" in config.evaluate.metrics)
+        return evaluation.samples_of(trained, program, Asked())
 
-    return Evaluation(config, root, mesh, subject, sampling=dataclasses.asdict(how), model=model, tokenizer=tokenizer)
+    return _evaluate(evaluation, root, subject, dataclasses.asdict(how))
 
 
-def of_autoencoder(config: ConfigDict, root: Path, mesh: Mesh, program: Callable[..., Any]) -> Evaluation | None:
+def of_autoencoder(config: ConfigDict, root: Path, mesh: Mesh, program: Callable[..., Any]) -> Evaluate | None:
     """Of reconstructions; None where config asks for none."""
     if not config.evaluate.every:
         return None
+    evaluation = _evaluation(config, mesh)
+    return _evaluate(evaluation, root, lambda params: evaluation.reconstructions_of(program, params), None)
 
-    def subject(params: Params, seeds: np.ndarray, size: int, own: RealImages) -> Subject:
-        return subjects.of_reconstructions(program, params, mesh, own)
 
-    return Evaluation(config, root, mesh, subject, sampling=None)
+def _evaluation(
+    config: ConfigDict, mesh: Mesh, model: build.Model | None = None, tokenizer: Tokenizer | None = None
+) -> Evaluation:
+    """The evaluation that config.evaluate describes."""
+    options = config.evaluate
+    weights, reference, clip = (Path(options[k]) if options[k] else None for k in ("weights", "reference", "clip"))
+    evaluation = Evaluation(
+        config,
+        check_metrics(options.metrics),
+        Judged(options.features, weights, reference, options.kid_size, options.kid_subsets, clip),
+        mesh,
+        seeds=seeds_from(options.seed, options.num),
+        batch=options.batch,
+        real=None if options.real < 0 else options.real,
+        split=options.split or None,
+        model=model,
+        tokenizer=tokenizer,
+    )
+    _ = evaluation.ruler  # raises before the run begins for what does not fit
+    return evaluation
+
+
+def _evaluate(
+    evaluation: Evaluation,
+    root: Path,
+    subject: Callable[[Params], Subject],
+    sampling: Mapping[str, Any] | None,
+) -> Evaluate:
+    def evaluate(params: Params, step: int, *, stopped: Callable[[], bool], phase: Phase) -> dict[str, Any]:
+        found, _ = evaluation.measure(subject(params), stopped=stopped, phase=phase, show=False)
+        seeds = [int(evaluation.seeds[0]), int(evaluation.seeds[-1])]
+        about = {"checkpoint_step": step, "weights": "ema", "seed": seeds[0], "seeds": seeds, "sampling": sampling}
+        return result_of(root, evaluation.config, about, found)
+
+    return evaluate
 
 
 def check_metrics(metrics: tuple[str, ...]) -> list[str]:

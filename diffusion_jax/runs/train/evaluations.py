@@ -7,7 +7,7 @@ from diffusion_jax.report.progress import Progress
 from diffusion_jax.runs import results, training_evaluation
 from diffusion_jax.runs.measured_samples import Interrupted
 from diffusion_jax.runs.train.parts import Run
-from diffusion_jax.runs.training_evaluation import Evaluation
+from diffusion_jax.runs.training_evaluation import Evaluate
 from diffusion_jax.train.hooks import Moment
 from diffusion_jax.train.state import TrainState
 
@@ -15,7 +15,7 @@ from diffusion_jax.train.state import TrainState
 class Evaluations:
     """Evaluates the averaged parameters: a result file in the workdir, scalars to writer, a rating of the step."""
 
-    def __init__(self, run: Run, evaluation: Evaluation, writer: MetricWriter | NullWriter, bar: Progress):
+    def __init__(self, run: Run, evaluation: Evaluate, writer: MetricWriter | NullWriter, bar: Progress):
         self._run, self._evaluation, self._writer, self._bar = run, evaluation, writer, bar
 
     def run(self, moment: Moment) -> None:
