@@ -52,7 +52,10 @@ def steps(rates: tuple[float, ...], batch_size: int, turns: int) -> None:
     values = vectorised.values(trials, [KEY])
     seeds = jax.numpy.zeros(len(trials), jax.numpy.int32)
     keys = jax.vmap(jax.random.key)(seeds)
-    single, state = build.compiled_step(config, model, mesh), build.initial_state(config, model, mesh)
+    single, state = (
+        build.compiled_step(config, build.trainee(config, model), mesh),
+        build.initial_state(config, build.trainee(config, model), mesh),
+    )
     programs = {
         name: jax.jit(
             vectorised.train_steps(config, model, mesh, at_once=at_once),

@@ -10,10 +10,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.nets.families import family
+from diffusion_jax.nets.network import options
 
 
-def base() -> ConfigDict:
-    """Every key with its default, locked: an unknown key or other type raises. `from_spec` reads those marked spec."""
+def base(network: str = "unet") -> ConfigDict:
+    """Every key with its default, locked: an unknown key or other type raises. `from_spec` reads those marked spec.
+
+    The keys of `model` are the options of the network family, with its defaults: `base("dit")` is for another one.
+    """
     config = ConfigDict(
         {
             "task": "diffusion",  # diffusion | autoencoder | classifier: what is trained
@@ -42,27 +47,10 @@ def base() -> ConfigDict:
             "distance": "l2",  # spec, core/losses.py
             "vlb_weight": 0.001,  # of L_vlb in L_hybrid, where the prediction has learned_variance=True
             "model": {
-                "name": "unet",
-                "channels": 128,
-                "multipliers": (1, 2, 2, 2),
-                "blocks": 2,
-                "attention": (2,),  # downsampling factors at which there is attention
-                "heads": 1,
-                "groups": 32,
-                "dropout": 0.0,
+                "name": network,  # a family of nets/families.py, or package.module.Class; the keys below are its own
                 "num_classes": 0,  # 0: unconditional
                 "dtype": "float32",  # of the computation; parameters are float32 always
-                "remat": False,
-                "scale_shift": False,  # adaptive group norm (ADM)
-                "resample": "conv",  # conv | block: residual blocks between levels (ADM)
-                "head_channels": 0,  # channels of an attention head; 0 leaves it to `heads`
-                "patch": 1,  # side of the patches whose pixels are channels to the network
-                "pooled_text": False,  # one vector for the text, beside its tokens, added to the time embedding (GLIDE)
-                "depth": 1,  # layers of each spatial transformer, where there is text
-                "places": False,  # whether spatial transformers know where each position lies
-                "epsilon": 1e-6,  # of the group norms; 1e-5 in ADM and Stable Diffusion
-                "sinusoids": "ddpm",  # ddpm | adm: form of the time embedding; adm in Stable Diffusion too
-                "padding": "end",  # end | both: of the stride-2 convolution; both in ADM and Stable Diffusion
+                **options(family(network)),
             },
             "text": "",  # spec, build/text.py: transformer(...), trained along, or huggingface(folder=...), frozen
             "spatial": (),  # specs, core/conditions.py: low_resolution(...), inpaint(...), map(...)
@@ -181,12 +169,14 @@ def from_json(text: str) -> ConfigDict:
     Keys that the version which wrote it did not have, of which `newer` tells, take their defaults: those of a new key
     leave everything as it was.
     """
-    return check(_completed(base().to_dict(), json.loads(text)))
+    values = json.loads(text)
+    return check(_completed(base(_network(values)).to_dict(), values))
 
 
 def newer(text: str) -> list[str]:
     """The keys of `base()` that the config in text lacks, dotted."""
-    return list(_missing(base().to_dict(), json.loads(text)))
+    values = json.loads(text)
+    return list(_missing(base(_network(values)).to_dict(), values))
 
 
 def _completed(defaults: dict[str, Any], values: Any) -> Any:
@@ -210,15 +200,23 @@ def check(values: Any) -> ConfigDict:
     Raises UserError that names the first key that is unknown, missing or of another type.
     """
     values = values.to_dict() if isinstance(values, ConfigDict) else values
-    config = base()
+    config = base(_network(values))
     _fill(config, values, "config")
     return config
+
+
+def _network(values: Any) -> str:
+    """The network family of nested values; the default where they do not say it."""
+    model = values.get("model") if isinstance(values, Mapping) else None
+    name = model.get("name") if isinstance(model, Mapping) else None
+    return name if isinstance(name, str) else "unet"
 
 
 def _fill(config: ConfigDict, values: dict[str, Any], path: str) -> None:
     unknown, missing = set(values) - set(config), set(config) - set(values)
     if unknown:
-        raise UserError(f"unknown key {path}.{min(unknown)}; {path} has {', '.join(config)}")
+        of = f" of the network {config.name}" if path == "config.model" else ""
+        raise UserError(f"unknown key {path}.{min(unknown)}{of}; {path} has {', '.join(config)}")
     if missing:
         raise UserError(f"missing key {path}.{min(missing)}; start a config from diffusion_jax.config.base()")
     for key, value in values.items():

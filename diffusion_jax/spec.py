@@ -1,7 +1,8 @@
-"""Choosing a pure function by a short text: "ddim", "ddim(eta=0.5)", "cosine(steps=4000)".
+"""Choosing a pure function by a short text: "ddim", "ddim(eta=0.5)", "cosine(steps=4000)", "mypkg.samplers.mine(k=2)".
 
-The same text stands in a config, in a sweep and in a command's flag. The function's own signature is the schema: an
-unknown name, an unknown argument or a value of another type is an error that says what would do.
+The same text stands in a config, in a sweep and in a command's flag. A dotted name is one of another package, which is
+to be trusted (`extensions`). The function's own signature is the schema: an unknown name, an unknown argument or a
+value of another type is an error that says what would do.
 """
 
 import ast
@@ -9,17 +10,22 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from diffusion_jax import extensions
 from diffusion_jax.errors import UserError
 
 T = TypeVar("T")
 
 
-def from_spec(text: str, table: Mapping[str, Callable[..., T]], kind: str) -> T:
-    """Calls the entry of table that text names with the arguments it gives; kind ("sampler") is for messages."""
+def from_spec(
+    text: str, table: Mapping[str, Callable[..., T]], kind: str, offered: Mapping[str, Any] | None = None
+) -> T:
+    """Calls the entry of table that text names with the arguments it gives; kind ("sampler") is for messages.
+
+    offered are further arguments for an entry that takes them and is not given them by text.
+    """
     name, arguments = _parse(text, kind)
-    if name not in table:
-        raise UserError(f"unknown {kind} {name!r}; choose from {', '.join(sorted(table))}")
-    known = inspect.signature(table[name]).parameters
+    make = chosen(name, table, kind)
+    known = inspect.signature(make).parameters
     for key, value in arguments.items():
         if key not in known:
             takes = f"takes {', '.join(known)}" if known else "takes no arguments"
@@ -29,21 +35,49 @@ def from_spec(text: str, table: Mapping[str, Callable[..., T]], kind: str) -> T:
             raise UserError(
                 f"{kind} {name!r}: {key} is {_type_name(default)}, as in {key}={default!r}; got {key}={value!r}"
             )
-    return table[name](**arguments)
+    arguments = {key: value for key, value in (offered or {}).items() if key in known} | arguments
+    if lacking := [key for key, each in known.items() if _required(each) and key not in arguments]:
+        raise UserError(f"{kind} {name!r} needs {', '.join(lacking)}, as in {name}({lacking[0]}=...)")
+    return make(**arguments)
+
+
+def chosen(name: str, table: Mapping[str, T], kind: str) -> T:
+    """The entry of table, or what a dotted name stands for; raises UserError where there is none."""
+    if extensions.is_dotted(name):
+        return extensions.load(name, kind)
+    if name not in table:
+        raise UserError(
+            f"unknown {kind} {name!r}; choose from {', '.join(sorted(table))}, or give yours as package.module.name"
+        )
+    return table[name]
+
+
+def _required(parameter: inspect.Parameter) -> bool:
+    positional = parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return positional and parameter.default is inspect.Parameter.empty
 
 
 def _parse(text: str, kind: str) -> tuple[str, dict[str, Any]]:
     try:
         node = ast.parse(text.strip(), mode="eval").body
-        if isinstance(node, ast.Name):
-            return node.id, {}
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+        if name := _name(node):
+            return name, {}
+        if isinstance(node, ast.Call) and (name := _name(node.func)) and not node.args:
             arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
             if None not in arguments:  # None stands for **arguments
-                return node.func.id, arguments  # type: ignore[return-value]
+                return name, arguments  # type: ignore[return-value]
     except (SyntaxError, ValueError):
         pass
     raise UserError(f"cannot read {kind} {text!r}; write a name, or a name with arguments as in name(key=0.5)")
+
+
+def _name(node: ast.expr) -> str:
+    """The name or the dotted name that node is; "" for anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (before := _name(node.value)):
+        return f"{before}.{node.attr}"
+    return ""
 
 
 def _same_type(value: Any, default: Any) -> bool:

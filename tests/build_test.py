@@ -42,12 +42,13 @@ def test_every_config_builds(name):
         frozen = model.frozen
         if model.text is not None:
             batch["tokens"] = jax.ShapeDtypeStruct((n, model.text.length), np.int32)
-        state = build.abstract_state(config, model)
-        step = lambda *args: build.train_step(config, model, mesh, args[3])(*args[:3])  # noqa: E731
+        trainee = build.trainee(config, model)
         build.sample_program(model, build.sampling(config), mesh)
     else:
         part = {"autoencoder": build.autoencoder, "classifier": build.classifier}[config.task]
-        state, step, frozen = part.abstract_state(config), lambda *args: part.train_step(config, mesh)(*args[:3]), {}
+        trainee, frozen = part.trainee(config), {}
+    state = build.abstract_state(config, trainee)
+    step = lambda *args: build.train_step(config, trainee, mesh, args[3])(*args[:3])  # noqa: E731
     after, metrics = jax.eval_shape(step, state, batch, jax.random.key(0), frozen)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype(np.float32)}
@@ -61,13 +62,13 @@ def autoencoder_of(config):
     if not config.latent:
         return []
     other = importlib.import_module(f"configs.{Path(config.latent).name}").get_config()
-    params = build.autoencoder.abstract_state(other).ema["autoencoder"]
+    params = build.autoencoder.trainee(other).abstract["autoencoder"]
     return [build.Autoencoder(build.autoencoder.network(other), params, 1.0)]
 
 
 def test_the_cifar10_network_has_the_papers_size():
     config = importlib.import_module("configs.ddpm_cifar10").get_config()
-    params = build.abstract_state(config, build.model(config)).params
+    params = build.model(config).abstract
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 35_746_307
 
 

@@ -74,7 +74,7 @@ def test_the_config_of_an_earlier_version_is_completed_by_defaults():
     [
         (
             lambda c: c["model"].update(chanels=3),
-            "unknown key config.model.chanels; config.model has attention, blocks, channels",
+            "unknown key config.model.chanels of the network unet; config.model has attention, blocks, channels",
         ),
         (lambda c: c["model"].pop("channels"), "missing key config.model.channels"),
         (lambda c: c.update(seed="0"), "config.seed is of type int, as in 0; got '0'"),

@@ -6,9 +6,11 @@ from diffusion_jax.build.data import batches, source, tokenizer
 from diffusion_jax.build.editing import Edit, edit_program
 from diffusion_jax.build.latent import Autoencoder
 from diffusion_jax.build.model import Model, model, schedule
+from diffusion_jax.build.objective import time_sampling
 from diffusion_jax.build.precompute import digest, precompute_program, precomputed
 from diffusion_jax.build.sampling import Guides, Sampling, guided, sample_program, sampling, trajectory_program
 from diffusion_jax.build.training import (
+    Trainee,
     abstract_state,
     compiled_step,
     examples,
@@ -16,9 +18,9 @@ from diffusion_jax.build.training import (
     layout,
     mesh,
     optimizer,
-    time_sampling,
     train_step,
 )
+from diffusion_jax.build.training import of_model as trainee
 
 __all__ = [
     "Autoencoder",
@@ -27,6 +29,7 @@ __all__ = [
     "Guides",
     "Model",
     "Sampling",
+    "Trainee",
     "abstract_state",
     "autoencoder",
     "batches",
@@ -51,5 +54,6 @@ __all__ = [
     "time_sampling",
     "tokenizer",
     "train_step",
+    "trainee",
     "trajectory_program",
 ]

@@ -1,26 +1,22 @@
 """The training of an autoencoder: reconstruction, KL and perceptual losses, and a discriminator in the same step."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax.build import training
 from diffusion_jax.build.text import DTYPES
+from diffusion_jax.build.training import Trainee
 from diffusion_jax.core import autoencoding as ae
+from diffusion_jax.core.objectives import Drawn, Examples, Objective, Trained
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop import lpips_weights
 from diffusion_jax.nets import perceptual
 from diffusion_jax.nets.autoencoder import AutoencoderKL
 from diffusion_jax.nets.discriminator import PatchDiscriminator
-from diffusion_jax.train import sharding
-from diffusion_jax.train import step as steps
-from diffusion_jax.train.state import Params, TrainState, create
+from diffusion_jax.train.state import Params
 
 DISTANCES = {"l1": jnp.abs, "l2": jnp.square}
 
@@ -47,37 +43,19 @@ def discriminator(config: ConfigDict) -> PatchDiscriminator | None:
     return PatchDiscriminator(options.discriminator_channels, options.discriminator_layers)
 
 
-def abstract_state(config: ConfigDict) -> TrainState:
-    """The shapes of the training state; nothing is allocated."""
-    return jax.eval_shape(lambda: _state(config))
+class Coded(NamedTuple):
+    """What an autoencoder's objective draws."""
+
+    x: Array  # [B, H, W, C]
+    noise: Array  # [B, h, w, z], of the latents
+    adversarial: Array  # [B]: 1 from the step on at which the discriminator counts, 0 before
 
 
-def initial_state(config: ConfigDict, mesh: Mesh) -> TrainState:
-    """The state before the first step, each array born where it will live."""
-    where = training.layout(config, abstract_state(config), mesh)
-    return jax.jit(lambda: _state(config), out_shardings=where)()
+def trainee(config: ConfigDict) -> Trainee:
+    """The training of an autoencoder and, from a step on, of a discriminator that judges its images.
 
-
-def _state(config: ConfigDict) -> TrainState:
-    key = jax.random.key(config.seed)
-    x = jnp.zeros((1, config.data.height, config.data.width, config.data.channels))
-    params = {"autoencoder": network(config).init(key, x)["params"]}
-    if judge := discriminator(config):
-        params["discriminator"] = judge.init(jax.random.fold_in(key, 1), x)["params"]
-    return create(params, optimizer(config), profiles=len(config.ema.profiles))
-
-
-def optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """One for the autoencoder and one for the discriminator, alike: each clips and scales by its own gradients."""
-    parts = {name: training.optimizer(config) for name in ("autoencoder", "discriminator")}
-    return optax.multi_transform(parts, lambda params: jax.tree_util.tree_map_with_path(lambda p, _: p[0].key, params))
-
-
-def train_step(config: ConfigDict, mesh: Mesh, frozen: Mapping[str, Params] = training.FROZEN) -> steps.Step:
-    """The step of config, not yet compiled: both networks' gradients at the same parameters, from one backward pass.
-
-    L = distance + perceptual + kl_weight KL / pixels + weight lambda L_G + L_D (arXiv:2112.10752, eq. 25 over the
-    number of pixels), in which L_G sees a constant discriminator and L_D a constant image. frozen holds "perceptual".
+    Both networks' gradients are taken at the same parameters, from one backward pass. The weights that are not trained
+    are {"perceptual"}, where config has a perceptual loss.
     """
     options = config.autoencoder
     net, judge = network(config), discriminator(config)
@@ -86,23 +64,48 @@ def train_step(config: ConfigDict, mesh: Mesh, frozen: Mapping[str, Params] = tr
     if not options.kl_weight >= 0 or not options.adversarial_weight >= 0 or not options.perceptual_weight >= 0:
         raise UserError("autoencoder.kl_weight, perceptual_weight and adversarial_weight are not negative")
 
-    def draw(key: Array, batch: Mapping[str, Array], state: TrainState) -> steps.Examples:
-        x = batch["image"]
+    def init(key: Array) -> Params:
+        x = jnp.zeros((1, config.data.height, config.data.width, config.data.channels))
+        params = {"autoencoder": net.init(key, x)["params"]}
+        if judge is not None:
+            params["discriminator"] = judge.init(jax.random.fold_in(key, 1), x)["params"]
+        return params
+
+    return Trainee(
+        two_players(options, net, judge),
+        init,
+        lambda key, batch, frozen: Examples(batch["image"], {}),
+        lambda params, frozen, key: Trained(params, frozen),
+        net.tensor_rules,
+        net.outer_layers,
+        players=("autoencoder", "discriminator"),
+    )
+
+
+def two_players(options: ConfigDict, net: AutoencoderKL, judge: PatchDiscriminator | None) -> Objective:
+    """L = distance + perceptual + kl_weight KL / pixels + weight lambda L_G + L_D; options are config.autoencoder.
+
+    arXiv:2112.10752, eq. 25 over the number of pixels. L_G sees a constant discriminator and L_D a constant image.
+    """
+
+    def draw(key: Array, examples: Examples, history: Any, step: Array) -> Drawn:
+        x = examples.x0
         latent = jax.eval_shape(lambda x: net.init_with_output(key, x)[0][1], x)
-        adversarial = jnp.full(len(x), state.step >= options.adversarial_start, jnp.float32)
-        return steps.Examples(x, adversarial, jnp.zeros(len(x)), jax.random.normal(key, latent.shape), jnp.ones(len(x)))
+        adversarial = jnp.full(len(x), step >= options.adversarial_start, jnp.float32)
+        return Drawn(Coded(x, jax.random.normal(key, latent.shape), adversarial), jnp.ones(len(x)))
 
-    def reconstruction(x: Array, y: Array) -> Array:
-        loss = _mean(DISTANCES[options.distance](x - y))
-        if "perceptual" in frozen:
-            loss += options.perceptual_weight * perceptual.LPIPS().apply({"params": frozen["perceptual"]}, x, y)
-        return loss
+    def loss(trained: Trained, values: Coded) -> Array:
+        params, (x, noise, adversarial) = trained.params, values
+        y, mean, logvar = net.apply({"params": params["autoencoder"]}, x, noise)  # type: ignore[misc]
 
-    def loss(params: Params, examples: steps.Examples, dropout: Array) -> Array:
-        params = sharding.gather(params, mesh)
-        x, adversarial = examples.x0, examples.cond
-        y, mean, logvar = net.apply({"params": params["autoencoder"]}, x, examples.eps)  # type: ignore[misc]
-        total = reconstruction(x, y) + options.kl_weight * ae.kl_to_standard_normal(mean, logvar) / x[0].size
+        def reconstruction(y: Array) -> Array:
+            found = _mean(DISTANCES[options.distance](x - y))
+            if "perceptual" in trained.frozen:
+                lpips = perceptual.LPIPS().apply({"params": trained.frozen["perceptual"]}, x, y)
+                found += options.perceptual_weight * lpips
+            return found
+
+        total = reconstruction(y) + options.kl_weight * ae.kl_to_standard_normal(mean, logvar) / x[0].size
         if judge is None:
             return total
 
@@ -114,8 +117,8 @@ def train_step(config: ConfigDict, mesh: Mesh, frozen: Mapping[str, Params] = tr
         weight = _weight(
             net,
             constant["autoencoder"],
-            jax.lax.stop_gradient(ae.sample_posterior(mean, logvar, examples.eps)),
-            lambda y: jnp.mean(reconstruction(x, y)),
+            jax.lax.stop_gradient(ae.sample_posterior(mean, logvar, noise)),
+            lambda y: jnp.mean(reconstruction(y)),
             lambda y: jnp.mean(ae.hinge_generator(logits(constant["discriminator"], y))),
         )
         judged = ae.hinge_discriminator(
@@ -123,7 +126,7 @@ def train_step(config: ConfigDict, mesh: Mesh, frozen: Mapping[str, Params] = tr
         )
         return total + adversarial * (options.adversarial_weight * weight * generator + judged)
 
-    return training.descend(config, draw, loss, optimizer(config))
+    return Objective(draw, loss)
 
 
 def _weight(net: AutoencoderKL, params: Params, z: Array, reconstruction: Any, generator: Any) -> Array:
@@ -137,11 +140,6 @@ def _weight(net: AutoencoderKL, params: Params, z: Array, reconstruction: Any, g
 
     y, pull = jax.vjp(decode, params["decoder"]["conv_out"]["kernel"])
     return ae.adaptive_weight(*(pull(jax.grad(f)(y))[0] for f in (reconstruction, generator)))
-
-
-def compiled_step(config: ConfigDict, mesh: Mesh) -> Any:
-    """`train_step` jitted over the mesh, with frozen as its fourth argument; the state that it is given is donated."""
-    return training.compile_step(config, mesh, abstract_state(config), lambda frozen: train_step(config, mesh, frozen))
 
 
 def frozen(config: ConfigDict) -> dict[str, Params]:

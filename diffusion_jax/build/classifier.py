@@ -6,24 +6,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import linen as nn
 from jax import Array
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax.build import training
 from diffusion_jax.build.model import schedule
+from diffusion_jax.build.objective import time_sampling
 from diffusion_jax.build.text import DTYPES
+from diffusion_jax.build.training import Trainee
 from diffusion_jax.config import base
 from diffusion_jax.core import process
+from diffusion_jax.core.objectives import Examples, Trained, cross_entropy
 from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.core.times import AdaptiveTimes
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets import classifier as nets
-from diffusion_jax.train import sharding
-from diffusion_jax.train import step as steps
-from diffusion_jax.train.state import Params, TrainState, create
+from diffusion_jax.train.state import Params
 
 _SHARED = ("num_classes", "channels", "multipliers", "blocks", "attention", "head_channels", "groups", "dropout")
 """What a classifier takes of `model`, beside the dtype."""
@@ -87,50 +85,32 @@ def trained(config: ConfigDict, params: Params, scale: float) -> Classifier:
     return Classifier(network(config), params, config.model.num_classes, shape, scale)
 
 
-def abstract_state(config: ConfigDict) -> TrainState:
-    """The shapes of the training state; nothing is allocated."""
-    return jax.eval_shape(lambda: _state(config))
-
-
-def initial_state(config: ConfigDict, mesh: Mesh) -> TrainState:
-    """The state before the first step, each array born where it will live."""
-    where = training.layout(config, abstract_state(config), mesh)
-    return jax.jit(lambda: _state(config), out_shardings=where)()
-
-
-def _state(config: ConfigDict) -> TrainState:
-    x = jnp.zeros((1, config.data.height, config.data.width, config.data.channels))
-    params = network(config).init(jax.random.key(config.seed), x, jnp.zeros(1))["params"]
-    return create(params, training.optimizer(config), profiles=len(config.ema.profiles))
-
-
-def train_step(config: ConfigDict, mesh: Mesh) -> steps.Step:
-    """Cross entropy of the class of x_t, t drawn as config.times says: section 4 of ADM (arXiv:2105.05233)."""
+def trainee(config: ConfigDict) -> Trainee:
+    """The training of a classifier, by `core.objectives.cross_entropy` at times drawn as config.times says."""
     net, noise = network(config), schedule(config.schedule)
     _check_unused(config)
-    times = training.time_sampling(config.times)
+    times = time_sampling(config.times)
     if isinstance(times, AdaptiveTimes):
         raise UserError(f"a classifier draws its times independently of its losses; times={config.times} does not")
 
-    def draw(key: Array, batch: Mapping[str, Array], state: TrainState) -> steps.Examples:
-        t_key, eps_key = jax.random.split(key)
-        x0 = batch["image"]
-        eps = jax.random.normal(eps_key, x0.shape)
-        return steps.Examples(x0, batch["label"], times(t_key, len(x0), noise), eps, jnp.ones(len(x0)))
+    def init(key: Array) -> Params:
+        x = jnp.zeros((1, config.data.height, config.data.width, config.data.channels))
+        return net.init(key, x, jnp.zeros(1))["params"]
 
-    def loss(params: Params, examples: steps.Examples, dropout: Array) -> Array:
-        x0, label, t, eps, _ = examples
-        x = process.diffuse(x0, eps, noise.level(t))
-        variables = {"params": sharding.gather(params, mesh)}
-        logits: Any = net.apply(variables, x, noise.conditioning(t), train=True, rngs={"dropout": dropout})
-        return optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    def trained(params: Params, frozen: Mapping[str, Params], dropout: Array) -> Trained:
+        def apply(x: Array, t: Array, cond: Any) -> Array:
+            return net.apply({"params": params}, x, t, train=True, rngs={"dropout": dropout})  # type: ignore[return-value]
 
-    return training.descend(config, draw, loss, training.optimizer(config))
+        return Trained(params, frozen, apply, noise)
 
-
-def compiled_step(config: ConfigDict, mesh: Mesh) -> Any:
-    """`train_step` jitted over the mesh; the state that it is given is donated."""
-    return training.compile_step(config, mesh, abstract_state(config), lambda frozen: train_step(config, mesh))
+    return Trainee(
+        cross_entropy(times, noise),
+        init,
+        lambda key, batch, frozen: Examples(batch["image"], {"label": batch["label"]}),
+        trained,
+        net.tensor_rules,
+        net.outer_layers,
+    )
 
 
 def accuracy_program(config: ConfigDict) -> Any:

@@ -1,16 +1,16 @@
 """The model of a config: a network together with what gives its output a meaning."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import Array
 from ml_collections import ConfigDict
 
 from diffusion_jax.build.latent import Autoencoder
+from diffusion_jax.build.objective import objective
 from diffusion_jax.build.text import DTYPES, Text, text
 from diffusion_jax.core import denoisers
 from diffusion_jax.core.conditions import SPATIAL, Spatial
@@ -18,11 +18,12 @@ from diffusion_jax.core.denoisers import Condition, ConditionalDenoiser
 from diffusion_jax.core.predictions import PREDICTIONS, Parameterization
 from diffusion_jax.core.schedules import MODIFIERS, SCHEDULES, Learned, Schedule, learned
 from diffusion_jax.errors import UserError
-from diffusion_jax.nets.unet import UNet
+from diffusion_jax.nets.families import family
+from diffusion_jax.nets.network import Network, TensorRule
+from diffusion_jax.nets.text import OUTER_LAYERS as TEXT_OUTER
+from diffusion_jax.nets.text import TENSOR_RULES as TEXT_RULES
 from diffusion_jax.spec import from_spec
 from diffusion_jax.train.state import Params
-
-NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +32,11 @@ class Model:
 
     It is told label [B], tokens [B, N] and the entries of its spatial conditions [B, H, W, C'], as `cond`. Weights that
     are not its own, of an autoencoder or of a published text encoder, are `frozen`, and handed over beside params.
-    These are the network's or, where more is trained along, {"unet", "text", "schedule"} as far as there are such.
+    These are the network's or, where more is trained along, {"unet", "text", "schedule", "objective"} as far as there
+    are such, "unet" being the network whatever its family.
     """
 
-    network: nn.Module
+    network: Network
     schedule: Schedule  # one that is learned as it is at first; `bind` gives it parameters
     parameterization: Parameterization
     shape: tuple[int, int, int]  # H W C of one image
@@ -42,6 +44,7 @@ class Model:
     text: Text | None = None
     spatial: tuple[Spatial, ...] = ()
     autoencoder: Autoencoder | None = None  # x is an image's latent
+    own: Callable[[Array], Params] | None = None  # key -> parameters of the objective's own, which are trained along
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -51,7 +54,17 @@ class Model:
     @property
     def pooled_text(self) -> bool:
         """Whether the network is told one vector for the whole text, beside its tokens."""
-        return isinstance(self.network, UNet) and self.network.pooled_text
+        return self.network.pools_text
+
+    @property
+    def tensor_rules(self) -> tuple[TensorRule, ...]:
+        """How the trained parameters are split over the mesh axis `tensor`."""
+        return self.network.tensor_rules + (TEXT_RULES if self.text is not None and self.text.trained else ())
+
+    @property
+    def outer_layers(self) -> tuple[str, ...]:
+        """Names in the paths of first and last layers, which Muon leaves to Adam."""
+        return self.network.outer_layers + (TEXT_OUTER if self.text is not None and self.text.trained else ())
 
     @property
     def frozen(self) -> dict[str, Params]:
@@ -63,7 +76,8 @@ class Model:
     def _parts(self) -> tuple[str, ...]:
         """What is trained beside the network."""
         text = ("text",) if self.text is not None and self.text.trained else ()
-        return text + (("schedule",) if isinstance(self.schedule, Learned) else ())
+        schedule = ("schedule",) if isinstance(self.schedule, Learned) else ()
+        return text + schedule + (("objective",) if self.own is not None else ())
 
     def bind(self, params: Params) -> "Model":
         """The model with the schedule that these parameters have learned; itself where none is learned."""
@@ -92,7 +106,14 @@ class Model:
             params["text"] = self.text.network.init(jax.random.fold_in(key, 1), tokens)["params"]
         if isinstance(self.schedule, Learned):
             params["schedule"] = jax.tree.map(jnp.asarray, self.schedule.params)
+        if self.own is not None:
+            params["objective"] = self.own(jax.random.fold_in(key, 2))
         return params
+
+    @property
+    def abstract(self) -> Params:
+        """The shapes of the parameters; nothing is allocated."""
+        return jax.eval_shape(self.init, jax.random.key(0))
 
     def apply(self, params: Params, x: Array, t: Array, cond: Condition, dropout: Array | None = None) -> Array:
         """The network's output for x [B, *x_shape] and conditioning t [B]; with a dropout key, as in training.
@@ -178,19 +199,16 @@ def model(config: ConfigDict, autoencoder: Autoencoder | None = None, text_folde
     if bool(config.latent) != (autoencoder is not None):
         raise ValueError("a config with `latent` needs the autoencoder of that workdir, and no other config does")
     options = config.model.to_dict()
-    name, dtype, num_classes = options.pop("name"), options.pop("dtype"), options.pop("num_classes")
-    if name not in NETWORKS:
-        raise UserError(f"unknown model.name {name!r}; choose from {', '.join(NETWORKS)}")
+    make = family(options.pop("name"))
+    dtype, num_classes = options.pop("dtype"), options.pop("num_classes")
     if dtype not in DTYPES:
         raise UserError(f"unknown model.dtype {dtype!r}; choose from {', '.join(DTYPES)}")
     parameterization = from_spec(config.prediction, PREDICTIONS, "prediction")
     shape = (config.data.height, config.data.width, config.data.channels)
     x_channels = autoencoder.latent_shape(shape)[-1] if autoencoder else config.data.channels
     encoder = text(config.text, text_folder)
-    if options["pooled_text"] and encoder is None:
-        raise UserError("model.pooled_text needs a text encoder; give `text`")
     spatial = tuple(from_spec(spec, SPATIAL, "spatial condition") for spec in config.spatial)
-    network = NETWORKS[name](
+    network = make(
         out_channels=x_channels * (2 if parameterization.learned_variance else 1),
         num_classes=num_classes or None,
         text_features=encoder.width if encoder else None,
@@ -199,13 +217,18 @@ def model(config: ConfigDict, autoencoder: Autoencoder | None = None, text_folde
         dtype=DTYPES[dtype],
         **options,
     )
+    if network.pools_text and encoder is None:
+        raise UserError("model.pooled_text needs a text encoder; give `text`")
     built = Model(
         network, schedule(config.schedule), parameterization, shape, num_classes, encoder, spatial, autoencoder
     )
     if len({condition.name for condition in spatial}) < len(spatial):
         raise UserError(f"each spatial condition is given once; got {', '.join(config.spatial)}")
-    if isinstance(built.schedule, Learned) and config.objective != "vdm":
+    goal = objective(config, built.schedule, parameterization)
+    if isinstance(built.schedule, Learned) and not goal.learns_schedule:
         raise UserError(f"a learned schedule needs objective='vdm', by which it learns; got {config.objective!r}")
+    if jax.tree.leaves(jax.eval_shape(goal.init, jax.random.key(0)).params):
+        built = dataclasses.replace(built, own=lambda key: goal.init(key).params)
     if float(built.schedule.alpha(jnp.float32(1.0))) == 0 and config.prediction.partition("(")[0] in ("eps", "score"):
         raise UserError(
             f"prediction {config.prediction!r} says nothing of the image where schedule {config.schedule!r} "

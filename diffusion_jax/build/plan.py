@@ -13,10 +13,10 @@ from diffusion_jax.build.latent import Autoencoder
 from diffusion_jax.build.model import Model
 from diffusion_jax.build.model import model as training_model
 from diffusion_jax.build.sampling import sample_program, sampling
+from diffusion_jax.build.training import Trainee
 from diffusion_jax.core.schedules.learned import Learned
 from diffusion_jax.errors import UserError
 from diffusion_jax.train import sharding
-from diffusion_jax.train.state import TrainState
 
 Traced = Any
 """`jax.stages.Traced`: has a jaxpr, and lowers to what is compiled."""
@@ -38,16 +38,17 @@ def model(config: ConfigDict, autoencoder_config: ConfigDict) -> Model:
         raise UserError("--autoencoder is for a config with `latent`; this one works in pixels")
     if autoencoder_config.task != "autoencoder":
         raise UserError(f"--autoencoder is a config of task autoencoder; got one of task {autoencoder_config.task}")
-    params = autoencoder.abstract_state(autoencoder_config).ema["autoencoder"]
+    state = training.abstract_state(autoencoder_config, autoencoder.trainee(autoencoder_config))
+    params = state.ema["autoencoder"]
     unit = 1.0  # the scale of the latents, which is measured in training; it changes nothing of a plan
     return training_model(config, Autoencoder(autoencoder.network(autoencoder_config), params, unit))
 
 
-def abstract_state(config: ConfigDict, model: Model | None) -> TrainState:
-    """The shapes of the training state of any task; model is of task diffusion."""
+def trainee(config: ConfigDict, model: Model | None) -> Trainee:
+    """The training of config, of any task; model is of task diffusion."""
     if model is not None:
-        return training.abstract_state(config, model)
-    return {"autoencoder": autoencoder, "classifier": classifier}[config.task].abstract_state(config)
+        return training.of_model(config, model)
+    return {"autoencoder": autoencoder, "classifier": classifier}[config.task].trainee(config)
 
 
 def abstract_batch(config: ConfigDict, model: Model | None, *, precomputed: bool = True) -> dict[str, ShapeDtypeStruct]:
@@ -75,18 +76,16 @@ def abstract_batch(config: ConfigDict, model: Model | None, *, precomputed: bool
 
 def traced_step(config: ConfigDict, model: Model | None, mesh: Mesh) -> Traced:
     """The compiled step of training, of any task, as far as before its compilation."""
-    frozen: Any = {}
-    if model is not None:
-        step, frozen = training.compiled_step(config, model, mesh), model.frozen
-    elif config.task == "autoencoder":
-        step, frozen = autoencoder.compiled_step(config, mesh), autoencoder.frozen(config)
-    else:
-        step = classifier.compiled_step(config, mesh)
+    trained = trainee(config, model)
+    step = training.compiled_step(config, trained, mesh)
+    frozen: Any = model.frozen if model is not None else {}
+    if config.task == "autoencoder":
+        frozen = autoencoder.frozen(config)
     batch, several = abstract_batch(config, model), config.train.steps_per_dispatch
     if several > 1:
         batch = {name: ShapeDtypeStruct((several, *a.shape), a.dtype) for name, a in batch.items()}
     seed = jax.eval_shape(lambda: jax.random.key(0))
-    return step.trace(abstract_state(config, model), batch, seed, jax.tree.map(_shape, frozen))
+    return step.trace(training.abstract_state(config, trained), batch, seed, jax.tree.map(_shape, frozen))
 
 
 def traced_sampler(config: ConfigDict, model: Model, mesh: Mesh) -> tuple[Traced, int]:
@@ -100,7 +99,7 @@ def traced_sampler(config: ConfigDict, model: Model, mesh: Mesh) -> tuple[Traced
     def held(a: Any) -> ShapeDtypeStruct:
         return ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere)
 
-    params = jax.tree.map(held, training.abstract_state(config, model).ema)
+    params = jax.tree.map(held, training.abstract_state(config, trainee(config, model)).ema)
     read = abstract_batch(config, model, precomputed=False)
     batch = {name: jnp.zeros((1, *a.shape[1:]), a.dtype) for name, a in read.items()}
     cond: dict[str, Any] = {name: a for name, a in batch.items() if name in ("label", "tokens")}
@@ -113,7 +112,7 @@ def traced_sampler(config: ConfigDict, model: Model, mesh: Mesh) -> tuple[Traced
 
 def without_remat(config: ConfigDict) -> ConfigDict | None:
     """The config without rematerialization, whose step has the FLOPs that the model needs; None where it has none."""
-    if config.task != "diffusion" or not config.model.remat:
+    if config.task != "diffusion" or not config.model.get("remat"):
         return None
     plain = config.copy_and_resolve_references()
     with plain.unlocked():
@@ -127,7 +126,7 @@ def laid_out(config: ConfigDict, *, fsdp: int, tensor: int, remat: bool, accumul
     with changed.unlocked():
         changed.mesh.update(data=-1, fsdp=fsdp, tensor=tensor)
         changed.train.accumulate = accumulate
-        if changed.task == "diffusion":
+        if changed.task == "diffusion" and "remat" in changed.model:
             changed.model.remat = remat
     return changed
 

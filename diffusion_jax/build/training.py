@@ -1,7 +1,7 @@
 """The training of a config: optimizer, mesh, step and state."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,43 +12,80 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax.build.model import Model
-from diffusion_jax.core import conditions, denoisers, losses
+from diffusion_jax.build.objective import objective
+from diffusion_jax.core import conditions
 from diffusion_jax.core.autoencoding import sample_posterior
-from diffusion_jax.core.continuous_bound import continuous_bound
-from diffusion_jax.core.predictions import Parameterization
-from diffusion_jax.core.schedules import Schedule
-from diffusion_jax.core.times import ADAPTIVE_TIMES, TIMES, AdaptiveTimes, TimeSampler
-from diffusion_jax.core.weightings import WEIGHTINGS
-from diffusion_jax.errors import UserError
-from diffusion_jax.spec import from_spec
+from diffusion_jax.core.objectives import Examples, Objective, Trained
 from diffusion_jax.train import optimizer as optimizers
 from diffusion_jax.train import sharding
 from diffusion_jax.train import step as steps
 from diffusion_jax.train.ema import gamma_of
 from diffusion_jax.train.state import Params, TrainState, create
 
-_EPS_START = "eps_start"  # the noise of VDM's reconstruction term, drawn with the other draws of a step
-
 FROZEN: Mapping[str, Params] = {}
 """Of a model all of whose weights are trained."""
 
 
-def time_sampling(text: str) -> TimeSampler | AdaptiveTimes:
-    """How training draws its times; an `AdaptiveTimes` keeps a history in the state."""
-    table: dict[str, Callable[..., Any]] = {**TIMES, **ADAPTIVE_TIMES}
-    return from_spec(text, table, "time sampling")
+@dataclasses.dataclass(frozen=True)
+class Trainee:
+    """What one task trains: parameters, an objective, and how a batch becomes the objective's examples."""
+
+    objective: Objective
+    init: Callable[[Array], Params]
+    """key -> random parameters, those that the objective keeps of its own among them."""
+    examples: Callable[[Array, steps.Batch, Mapping[str, Params]], Examples]
+    """(key, batch, weights that are not trained) -> examples."""
+    trained: Callable[[Params, Mapping[str, Params], Array], Trained]
+    """(parameters, weights that are not trained, dropout key) -> what the objective's loss sees."""
+    tensor_rules: sharding.TensorRules = ()
+    outer_layers: tuple[str, ...] = ()
+    """Names in the paths of first and last layers, which Muon leaves to Adam."""
+    players: tuple[str, ...] = ()
+    """Names of networks in params that have an optimizer each, which clips by its own gradients; (): one for all."""
+
+    @property
+    def abstract(self) -> Params:
+        """The shapes of the parameters; nothing is allocated."""
+        return jax.eval_shape(self.init, jax.random.key(0))
 
 
-def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def of_model(config: ConfigDict, model: Model) -> Trainee:
+    """The training of a diffusion model."""
+
+    def trained(params: Params, frozen: Mapping[str, Params], dropout: Array) -> Trained:
+        apply = lambda x, t, cond: model.apply(params, x, t, cond, dropout)  # noqa: E731
+        own = params["objective"] if model.own is not None else ()
+        return Trained(params, frozen, apply, model.bind(params).schedule, own)
+
+    return Trainee(
+        objective(config, model.schedule, model.parameterization),
+        model.init,
+        lambda key, batch, frozen: examples(config, model, frozen)(key, batch),
+        trained,
+        model.tensor_rules,
+        model.outer_layers,
+    )
+
+
+def optimizer(config: ConfigDict, trainee: Trainee) -> optax.GradientTransformation:
     """The optimizer with its learning rate."""
+    if not trainee.players:
+        return _one_optimizer(config, trainee.outer_layers)
+    each = {name: _one_optimizer(config, trainee.outer_layers) for name in trainee.players}
+    return optax.multi_transform(each, lambda params: jax.tree_util.tree_map_with_path(lambda p, _: p[0].key, params))
+
+
+def check_optimizer(config: ConfigDict) -> None:
+    """Raises UserError for what an optimizer cannot be."""
+    _one_optimizer(config, ())
+
+
+def _one_optimizer(config: ConfigDict, outer: tuple[str, ...]) -> optax.GradientTransformation:
     options = config.optimizer.to_dict()
     rate = optimizers.learning_rate(
-        options.pop("learning_rate"),
-        warmup=options.pop("warmup"),
-        decay=options.pop("decay"),
-        steps=config.train.steps,
+        options.pop("learning_rate"), warmup=options.pop("warmup"), decay=options.pop("decay"), steps=config.train.steps
     )
-    return optimizers.optimizer(options.pop("name"), rate, **options)
+    return optimizers.optimizer(options.pop("name"), rate, outer=outer, **options)
 
 
 def mesh(config: ConfigDict) -> Mesh:
@@ -58,68 +95,39 @@ def mesh(config: ConfigDict) -> Mesh:
     return built
 
 
-def layout(config: ConfigDict, abstract: TrainState, mesh: Mesh) -> Any:
+def layout(config: ConfigDict, trainee: Trainee, mesh: Mesh) -> TrainState:
     """Where each array of the training state lives: a tree of NamedShardings."""
-    return sharding.tree_sharding(abstract, mesh, zero=config.mesh.zero)
+    return sharding.tree_sharding(abstract_state(config, trainee), mesh, trainee.tensor_rules, zero=config.mesh.zero)
 
 
 def examples(
     config: ConfigDict, model: Model, frozen: Mapping[str, Params] = FROZEN
-) -> Callable[[Array, steps.Batch, TrainState], steps.Examples]:
-    """(key, batch, state) -> the noised examples of a step: x0, conditions, times and noise, as config draws them.
+) -> Callable[[Array, steps.Batch], Examples]:
+    """(key, batch) -> what a step trains on: images or their latents, and what the model is told of each.
 
     A batch holds "image", or "mean" and "logvar" of its latents, and what `batches` adds for the model's conditions;
     frozen is the model's, on the devices.
     """
-    sampling = time_sampling(config.times)
 
-    def draw(key: Array, batch: Mapping[str, Array], state: TrainState) -> steps.Examples:
-        t_key, eps_key, cond_key = jax.random.split(key, 3)
+    def draw(key: Array, batch: steps.Batch) -> Examples:
         x0 = _x0(model, jax.random.fold_in(key, 3), batch, frozen)
-        n = x0.shape[0]
-        cond = _conditions(model, cond_key, batch, frozen, dropout=config.condition_dropout)
-        if isinstance(sampling, AdaptiveTimes):
-            t, weight = sampling.draw(t_key, n, model.schedule, state.times)
-        else:
-            t, weight = sampling(t_key, n, model.schedule), jnp.ones(n)
-        if config.objective == "vdm":
-            cond = cond | {_EPS_START: jax.random.normal(jax.random.fold_in(key, 4), x0.shape)}
-        return steps.Examples(x0, cond, t, jax.random.normal(eps_key, x0.shape), weight)
+        cond_key = jax.random.split(key, 3)[2]  # the objective draws with the others
+        return Examples(x0, _conditions(model, cond_key, batch, frozen, dropout=config.condition_dropout))
 
     return draw
 
 
-def train_step(config: ConfigDict, model: Model, mesh: Mesh, frozen: Mapping[str, Params] = FROZEN) -> steps.Step:
-    """The step of config, not yet compiled: its loss on `examples`."""
-    sampling = time_sampling(config.times)
-    objective = _objective(config, model)
-
-    def loss(params: Params, examples: steps.Examples, dropout: Array) -> Array:
-        apply = lambda x, t, cond: model.apply(sharding.gather(params, mesh), x, t, cond, dropout)  # noqa: E731
-        x0, cond, t, eps, _ = examples
-        return objective(apply, model.bind(params).schedule, model.parameterization, x0, cond, t, eps)
-
-    adaptive = {"learn_times": sampling.update} if isinstance(sampling, AdaptiveTimes) else {}
-    return descend(config, examples(config, model, frozen), loss, optimizer(config), **adaptive)
-
-
-def descend(
-    config: ConfigDict,
-    draw: Callable[[Array, steps.Batch, TrainState], steps.Examples],
-    loss: Callable[[Params, steps.Examples, Array], Array],
-    optimizer: optax.GradientTransformation,
-    **learn_times: Any,
-) -> steps.Step:
-    """`train.step.train_step` with the average, accumulation and steps a dispatch of config: what all tasks share."""
+def train_step(config: ConfigDict, trainee: Trainee, mesh: Mesh, frozen: Mapping[str, Params] = FROZEN) -> steps.Step:
+    """The step of config, not yet compiled; one of several steps where config dispatches several at once."""
     step = steps.train_step(
-        draw,
-        loss,
-        optimizer,
+        trainee.objective,
+        lambda key, batch: trainee.examples(key, batch, frozen),
+        lambda params, key: trainee.trained(sharding.gather(params, mesh, trainee.tensor_rules), frozen, key),
+        optimizer(config, trainee),
         ema_decay=config.ema.decay,
         ema_warmup=config.ema.warmup,
         accumulate=config.train.accumulate,
         gammas=gammas(config),
-        **learn_times,
     )
     return steps.several(step) if config.train.steps_per_dispatch > 1 else step
 
@@ -170,75 +178,32 @@ def _conditions(
     return cond
 
 
-def _objective(config: ConfigDict, model: Model) -> Callable[..., Array]:
-    if config.objective == "simple":
-        return partial(
-            losses.denoising_loss,
-            weighting=from_spec(config.weighting, WEIGHTINGS, "weighting"),
-            distance=from_spec(config.distance, losses.DISTANCES, "distance"),
-            vlb_weight=config.vlb_weight,
-        )
-    if config.objective == "vlb":
-        return partial(losses.vlb_loss, variance="learned" if model.parameterization.learned_variance else "small")
-    if config.objective == "vdm":
-        if model.parameterization.learned_variance:
-            raise UserError("objective='vdm' has no variances to learn; give a prediction without learned_variance")
-        return _vdm_loss
-    raise UserError(f"unknown objective {config.objective!r}; choose from simple, vlb, vdm")
-
-
-def _vdm_loss(
-    apply: Callable[..., Array],
-    schedule: Schedule,
-    parameterization: Parameterization,
-    x0: Array,
-    cond: Mapping[str, Array],
-    t: Array,
-    eps: Array,
-) -> Array:
-    """One draw of VDM's bound for each example, bits/dim [B]: also what a learned schedule learns by."""
-    told = {name: a for name, a in cond.items() if name != _EPS_START}
-    denoise = denoisers.condition(denoisers.from_network(apply, schedule, parameterization), told)
-    return continuous_bound(denoise, schedule, x0, t, eps, cond[_EPS_START]).total
-
-
-def compiled_step(config: ConfigDict, model: Model, mesh: Mesh) -> Any:
-    """`train_step` jitted over the mesh, with frozen as its fourth argument; the state that it is given is donated."""
-    return compile_step(
-        config, mesh, abstract_state(config, model), lambda frozen: train_step(config, model, mesh, frozen)
-    )
-
-
-def compile_step(
-    config: ConfigDict, mesh: Mesh, abstract: TrainState, make: Callable[[Mapping[str, Params]], steps.Step]
-) -> Any:
-    """(state, batch, seed, frozen) -> make(frozen)(state, batch, seed), jitted over the mesh; the state is donated."""
-    make(FROZEN)  # raises now what the first step would, with the workdir written
-    where = layout(config, abstract, mesh)
+def compiled_step(config: ConfigDict, trainee: Trainee, mesh: Mesh) -> Any:
+    """(state, batch, seed, frozen) -> `train_step`, jitted over the mesh; the state that it is given is donated."""
+    train_step(config, trainee, mesh)  # raises now what the first step would, with the workdir written
+    where = layout(config, trainee, mesh)
     everywhere = sharding.replicated(mesh)
     batch = sharding.batch_sharding(mesh, leading=int(config.train.steps_per_dispatch > 1))
     return jax.jit(
-        lambda state, batch, seed, frozen: make(frozen)(state, batch, seed),
+        lambda state, batch, seed, frozen: train_step(config, trainee, mesh, frozen)(state, batch, seed),
         in_shardings=(where, batch, everywhere, everywhere),
         out_shardings=(where, everywhere),
         donate_argnums=0,
     )
 
 
-def abstract_state(config: ConfigDict, model: Model) -> TrainState:
+def abstract_state(config: ConfigDict, trainee: Trainee) -> TrainState:
     """The shapes of the training state; nothing is allocated."""
-    return jax.eval_shape(lambda: random_state(config, model))
+    return jax.eval_shape(lambda: random_state(config, trainee))
 
 
-def initial_state(config: ConfigDict, model: Model, mesh: Mesh) -> TrainState:
+def initial_state(config: ConfigDict, trainee: Trainee, mesh: Mesh) -> TrainState:
     """The state before the first step, each array born where it will live."""
-    where = layout(config, abstract_state(config, model), mesh)
-    return jax.jit(lambda: random_state(config, model), out_shardings=where)()
+    return jax.jit(lambda: random_state(config, trainee), out_shardings=layout(config, trainee, mesh))()
 
 
-def random_state(config: ConfigDict, model: Model) -> TrainState:
+def random_state(config: ConfigDict, trainee: Trainee) -> TrainState:
     """The state before the first step, drawn from config.seed."""
-    sampling = time_sampling(config.times)
-    history = sampling.init(model.schedule) if isinstance(sampling, AdaptiveTimes) else ()
-    params = model.init(jax.random.key(config.seed))
-    return create(params, optimizer(config), history, profiles=len(config.ema.profiles))
+    key = jax.random.key(config.seed)
+    memory = trainee.objective.init(key)
+    return create(trainee.init(key), optimizer(config, trainee), memory.history, profiles=len(config.ema.profiles))

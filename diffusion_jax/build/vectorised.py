@@ -43,14 +43,14 @@ def values(trials: Sequence[ConfigDict], keys: Sequence[str]) -> dict[str, Array
             f"it takes {', '.join(KEYS)}; leave --vectorised out to sweep others"
         )
     for config in trials:
-        training.optimizer(config)  # raises for what an optimizer cannot be
+        training.check_optimizer(config)
     dtypes = {key: jnp.int32 if key == "seed" else jnp.float32 for key in keys}
     return {key: jnp.asarray([_get(config, key) for config in trials], dtypes[key]) for key in keys}
 
 
 def initial_states(config: ConfigDict, model: Model, mesh: Mesh, seeds: Array) -> TrainState:
     """The states of trials before their first step, each that of its seed [K]."""
-    draw = jax.vmap(lambda seed: training.random_state(_changed(config, {"seed": seed}), model))
+    draw = jax.vmap(lambda seed: _random_state(_changed(config, {"seed": seed}), model))
     return jax.jit(lambda seeds: _of_one_step(draw(seeds)), out_shardings=sharding.replicated(mesh))(seeds)
 
 
@@ -71,7 +71,8 @@ def train_steps(
     several = int(config.train.steps_per_dispatch > 1)
 
     def step(state: TrainState, batch: Mapping[str, Array], seed: Array, values: Mapping[str, Array]) -> Any:
-        return training.train_step(_changed(config, values), model, mesh, frozen)(state, batch, seed)
+        changed = _changed(config, values)
+        return training.train_step(changed, training.of_model(changed, model), mesh, frozen)(state, batch, seed)
 
     def steps(states: TrainState, batch: Any, seeds: Array, values: Mapping[str, Array]) -> Any:
         states = states._replace(step=jnp.broadcast_to(states.step, seeds.shape))
@@ -105,6 +106,10 @@ def together(states: Sequence[TrainState], mesh: Mesh) -> TrainState:
 
 def _of_one_step(states: TrainState) -> TrainState:
     return states._replace(step=states.step[0])
+
+
+def _random_state(config: ConfigDict, model: Model) -> TrainState:
+    return training.random_state(config, training.of_model(config, model))
 
 
 def _changed(config: ConfigDict, values: Mapping[str, Array]) -> ConfigDict:

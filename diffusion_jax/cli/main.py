@@ -9,6 +9,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
+from diffusion_jax import extensions
 from diffusion_jax.cli.memory import ask_for_huge_pages
 from diffusion_jax.errors import UserError
 
@@ -62,8 +63,12 @@ def main(arguments: Sequence[str]) -> int:
     logging.set_verbosity(logging.ERROR)  # orbax explains its defaults in warnings
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "Show these flags.", short_name="h", flag_values=values)
+    flags.DEFINE_multi_string(
+        "extension", [], "A package whose code dotted names of configs and flags may run.", flag_values=values
+    )
     command.define(values, rest)
     try:
+        _trust(rest)
         if not flags.FLAGS.is_parsed():  # libraries read absl's own flags, which have no others than defaults here
             flags.FLAGS(["diffusion-jax"])
         if {"--help", "-h"} & set(rest):
@@ -118,6 +123,14 @@ def _said(error: Exception) -> tuple[str, str]:
     said, _, hint = text.partition("Did you mean")
     said = said.partition("Other fields present")[0].strip()
     return (said[1:] if said.count("'") % 2 else said), f"Did you mean{hint}".rstrip("'") if hint else ""
+
+
+def _trust(arguments: Sequence[str]) -> None:
+    """Trusts the packages of --extension, before a config file is run that may name their code."""
+    packages = [argument.partition("=")[2] for argument in arguments if argument.startswith("--extension=")]
+    if packages:
+        extensions.trust(*packages)
+        _importable(Path.cwd())
 
 
 def _importable(folder: Path) -> None:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
+from diffusion_jax import extensions
 from diffusion_jax.data.example import Source
 from diffusion_jax.data.image_folder import image_folder
 from diffusion_jax.data.tfds_source import digits, drawn_shapes, tfds_source
 from diffusion_jax.errors import UserError
+from diffusion_jax.spec import from_spec
 
 # name: opens the source from what follows the colon, a split, and where TFDS keeps its data sets (None: its default)
 SOURCES: dict[str, Callable[[str, str, str | None], Source]] = {
@@ -17,8 +19,14 @@ SOURCES: dict[str, Callable[[str, str, str | None], Source]] = {
 
 
 def open_source(spec: str, *, split: str = "train", data_dir: str | None = None) -> Source:
-    """The split of the source that spec names; raises UserError where there is none, or it can't be read."""
+    """The split of the source that spec names; raises UserError where there is none, or it can't be read.
+
+    A dotted name with arguments, "mypkg.data.MySource(count=64)", is a class or function of a trusted package, which is
+    called with split and data_dir too if it takes them.
+    """
     name, _, argument = spec.partition(":")
+    if extensions.is_dotted(spec.partition("(")[0]):
+        return from_spec(spec, {}, "data source", {"split": split, "data_dir": data_dir})
     if name not in SOURCES or (name != "shapes" and bool(argument) == (name == "digits")):
         raise UserError(
             f"unknown data source {spec!r}; write digits, shapes:SIZE,COUNT, tfds:NAME or folder:PATH "

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -11,7 +11,9 @@ from jax.typing import DTypeLike
 
 from diffusion_jax.core.autoencoding import sample_posterior
 from diffusion_jax.errors import UserError
+from diffusion_jax.nets import layers
 from diffusion_jax.nets.layers import ZERO, Conv, Dense, Downsample, GroupNorm, SelfAttention, Upsample
+from diffusion_jax.nets.network import TensorRule
 
 Layer = Callable[..., nn.Module]
 
@@ -158,6 +160,9 @@ class AutoencoderKL(nn.Module):
     """A dense layer after the encoder and one before the decoder, as in Stable Diffusion 1, 2 and XL; 3 has neither."""
     dtype: DTypeLike = jnp.float32
     """Of the computation: parameters and outputs are float32 always."""
+
+    tensor_rules: ClassVar[tuple[TensorRule, ...]] = layers.TENSOR_RULES
+    outer_layers: ClassVar[tuple[str, ...]] = ("conv_in", "conv_out")
 
     def setup(self) -> None:
         """The parts; flax makes them when they are first used."""

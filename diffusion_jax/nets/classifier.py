@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -11,8 +12,10 @@ from jax.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets import layers
+from diffusion_jax.nets.embedding import embed_level
 from diffusion_jax.nets.layers import Conv, Dense, GroupNorm, ResBlock, SelfAttention
-from diffusion_jax.nets.unet import Down, Mid, check_sizes, embed_level
+from diffusion_jax.nets.network import TensorRule
+from diffusion_jax.nets.unet import Down, Mid, check_sizes
 
 
 class AttentionPool(nn.Module):
@@ -63,6 +66,9 @@ class Classifier(nn.Module):
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
     """Of the computation: parameters and logits are float32 always."""
+
+    tensor_rules: ClassVar[tuple[TensorRule, ...]] = layers.TENSOR_RULES
+    outer_layers: ClassVar[tuple[str, ...]] = ("conv_in",)
 
     @nn.compact
     def __call__(self, x: Array, t: Array, *, train: bool = False) -> Array:

@@ -1,5 +1,7 @@
 """The PatchGAN discriminator that judges an autoencoder's images patch by patch; dimension key B H W C."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
@@ -44,6 +46,8 @@ class PatchDiscriminator(nn.Module):
     groups: int | None = 32
     dtype: DTypeLike = jnp.float32
     """Of the computation: parameters and output are float32 always."""
+
+    outer_layers: ClassVar[tuple[str, ...]] = ("conv_out",)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:

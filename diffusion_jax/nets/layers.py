@@ -25,6 +25,17 @@ INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
 ZERO = nn.initializers.zeros_init()
 
+TENSOR_RULES: tuple[tuple[str, int], ...] = (
+    # Megatron's pairing (arXiv:1909.08053): the first of two matrices is split by output, the second by input,
+    # so that what lies between stays split and one all-reduce follows the pair.
+    (r"/(conv1|emb)/(kernel|bias)$", -1),
+    (r"/norm2/(scale|bias)$", -1),
+    (r"/conv2/kernel$", -2),
+    (r"attention[^/]*/(query|key|value)/(kernel|bias)$", -1),
+    (r"attention[^/]*/out/kernel$", -2),
+)
+"""(path pattern, axis split over the mesh axis `tensor`) of the residual blocks and the attention here."""
+
 
 def time_embedding(t: Array, features: int, form: str = "ddpm") -> Array:
     """Sines and cosines of t w_i, i < h = features // 2: t [B] -> [B, features], float32; an odd last feature is 0.

@@ -17,6 +17,18 @@ from jax.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets.layers import Conv, Dense, dropout
+from diffusion_jax.nets.network import TensorRule
+
+TENSOR_RULES: tuple[TensorRule, ...] = (
+    (r"attention/(query|key|value)/(kernel|bias)$", -1),
+    (r"attention/out/kernel$", -2),
+    (r"layer_\d+/up/(kernel|bias)$", -1),
+    (r"layer_\d+/down/kernel$", -2),
+)
+"""As `layers.TENSOR_RULES`, of the layers here."""
+
+OUTER_LAYERS = ("embedding",)
+"""As `network.Network.outer_layers`, of every encoder here."""
 
 NORMAL = nn.initializers.normal(0.02)
 """BERT's initialization of embeddings and matrices (arXiv:1810.04805's code); CLIP's, whose weights are read, too."""

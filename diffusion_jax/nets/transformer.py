@@ -14,6 +14,12 @@ from jax.typing import DTypeLike
 
 from diffusion_jax.nets.layers import ZERO, Dense, GroupNorm, attention_heads, multi_head
 
+TENSOR_RULES: tuple[tuple[str, int], ...] = (
+    (r"feed_forward/(linear|gate)/(kernel|bias)$", -1),
+    (r"feed_forward/project/kernel$", -2),
+)
+"""As `layers.TENSOR_RULES`, of the feed-forward layers here."""
+
 
 class Attention(nn.Module):
     """Multi-head attention of x to a context; query, key and value have no bias: [B, N, C] -> [B, N, C]."""

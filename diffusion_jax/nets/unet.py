@@ -5,17 +5,18 @@ Options make it ADM's (arXiv:2105.05233) or the latent, text-conditional one of 
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.nets import layers
+from diffusion_jax.nets import layers, transformer
 from diffusion_jax.nets.conv import upsample_nearest
-from diffusion_jax.nets.layers import ZERO, Conv, Dense, Downsample, GroupNorm, ResBlock, SelfAttention, Upsample
+from diffusion_jax.nets.embedding import embed_vectors
+from diffusion_jax.nets.layers import ZERO, Conv, Downsample, GroupNorm, ResBlock, SelfAttention, Upsample
+from diffusion_jax.nets.network import Network, TensorRule
 from diffusion_jax.nets.transformer import SpatialTransformer
 
 
@@ -73,13 +74,6 @@ class Up(nn.Module):
         return self.upsample(name="upsample")(x, emb, train) if self.upsample else x
 
 
-def embed_level(level: Array, channels: int, form: str, dtype: DTypeLike, name: str) -> Array:
-    """Sinusoids of level [B] through two dense layers of the calling module, name_0 and name_1: [B, 4 channels]."""
-    emb = layers.time_embedding(level, channels, form)  # [B, channels]
-    emb = Dense(4 * channels, dtype=dtype, name=f"{name}_0")(emb)
-    return Dense(4 * channels, dtype=dtype, name=f"{name}_1")(nn.silu(emb))
-
-
 def check_sizes(x: Array, t: Array, multipliers: tuple[int, ...], attention: tuple[int, ...]) -> None:
     """Raises UserError where x and t do not fit the levels, or attention is not at one of them."""
     if not 3 <= x.ndim <= 5:
@@ -98,13 +92,12 @@ def check_sizes(x: Array, t: Array, multipliers: tuple[int, ...], attention: tup
         raise UserError(f"attention is at downsampling factors of the levels, {factors}; got {sorted(absent)}")
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """DDPM's U-Net: level i works at size S / 2^i with channels * multipliers[i] channels. The output starts at zero.
 
     The defaults are its CIFAR-10 net, but for the dropout of 0.1 there.
     """
 
-    out_channels: int
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
     blocks: int = 2
@@ -114,10 +107,6 @@ class UNet(nn.Module):
     heads: int = 1
     groups: int = 32
     dropout: float = 0.0
-    num_classes: int | None = None
-    """None is unconditional; otherwise labels are in [0, num_classes], and num_classes itself is the null class."""
-    dtype: DTypeLike = jnp.float32
-    """Of the computation: parameters and output are float32 always."""
     remat: bool = False
     """Keeps no activation inside a residual block or transformer for the gradient: less memory, one more forward pass
     of it."""
@@ -136,9 +125,6 @@ class UNet(nn.Module):
     the full size (section 2.2 of simple diffusion, arXiv:2301.11093). Level 0 then works at size S / patch."""
     padding: str = "end"
     """Of the stride-2 convolution: "end", or "both" sides in ADM and Stable Diffusion."""
-    text_features: int | None = None
-    """Width D of cond["text"] [B, N, D], to which spatial transformers in place of the attention attend (latent
-    diffusion); the optional cond["text_mask"] [B, N] is True where a token counts. None: no text."""
     pooled_text: bool = False
     """Whether cond["text_pooled"] [B, D], one vector for the text, is projected and added to the time embedding too
     (GLIDE, arXiv:2112.10741, section 4)."""
@@ -147,18 +133,18 @@ class UNet(nn.Module):
     places: bool = False
     """Whether spatial transformers know where each position lies; without it, from the zeros at the edges alone. It is
     what "left of" is learned by."""
-    concat: tuple[str, ...] = ()
-    """Entries of cond, each [B, *S, C'], whose channels follow those of x, in this order."""
-    levels: tuple[str, ...] = ()
-    """Entries of cond, each [B], embedded as t is and added: levels of noise augmentation (arXiv:2106.15282)."""
+
+    tensor_rules: ClassVar[tuple[TensorRule, ...]] = layers.TENSOR_RULES + transformer.TENSOR_RULES
+    outer_layers: ClassVar[tuple[str, ...]] = ("embedding", "conv_in", "conv_out")
+
+    @property
+    def pools_text(self) -> bool:
+        """As `pooled_text` says."""
+        return self.pooled_text
 
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False) -> Array:
-        """x [B, *S, C], t [B] the schedule's conditioning value, cond["label"] [B] int32 -> [B, *S, out_channels].
-
-        The fields `text_features`, `concat` and `levels` say what else cond holds. Randomness "dropout" where train and
-        dropout > 0. Raises UserError where the sizes or cond do not fit the net.
-        """
+        """As `Network`; spatial transformers, in place of the attention, attend to the text (latent diffusion)."""
         cond = cond or {}
         self._check(x, cond)
         joined = layers.to_patches(jnp.concatenate([x, *(cond[name] for name in self.concat)], axis=-1), self.patch)
@@ -174,15 +160,7 @@ class UNet(nn.Module):
         text = () if self.text_features is None else (cond["text"], cond.get("text_mask"))
         last = len(self.multipliers) - 1
 
-        emb = embed_level(t, self.channels, self.sinusoids, self.dtype, "time")  # [B, 4 channels]
-        if self.num_classes is not None:
-            table = nn.Embed(self.num_classes + 1, 4 * self.channels, dtype=self.dtype, name="label")
-            emb += table(cond["label"])
-        if self.pooled_text:
-            emb += Dense(4 * self.channels, dtype=self.dtype, name="text_pooled")(cond["text_pooled"])
-        for name in self.levels:
-            emb += embed_level(cond[name], self.channels, self.sinusoids, self.dtype, f"level_{name}")
-
+        emb = embed_vectors(self, t, cond, self.channels, self.sinusoids)  # [B, 4 channels]
         x = Conv(self.channels, dtype=self.dtype, name="conv_in")(joined)
         skips = [x]
         for i, multiplier in enumerate(self.multipliers):
@@ -215,8 +193,8 @@ class UNet(nn.Module):
         heads = layers.attention_heads(channels, self.heads, self.head_channels)
         if self.text_features is None:
             return partial(SelfAttention, heads, self.groups, self.epsilon, dtype=self.dtype)
-        transformer = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
-        return partial(transformer, heads, self.groups, self.depth, self.places, dtype=self.dtype)
+        layer = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
+        return partial(layer, heads, self.groups, self.depth, self.places, dtype=self.dtype)
 
     def _downsample(self, block: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         if self.resample == "block":
@@ -234,37 +212,4 @@ class UNet(nn.Module):
             raise UserError(f"resample is 'conv' or 'block'; got {self.resample!r}")
         if self.places and self.text_features is None:
             raise UserError("places are told to spatial transformers, which a net without text does not have")
-        # Of each entry of cond: its shape, None where a size is free.
-        entries: dict[str, tuple[int | None, ...]] = {}
-        options = [f"num_classes={self.num_classes}"]
-        if self.num_classes is not None:
-            entries["label"] = x.shape[:1]
-        if self.text_features is not None:
-            options.append(f"text_features={self.text_features}")
-            entries["text"] = (x.shape[0], None, self.text_features)
-        if self.pooled_text:
-            options.append("pooled_text=True")
-            entries["text_pooled"] = (x.shape[0], self.text_features)
-        for name in self.concat:
-            entries[name] = (*x.shape[:-1], None)
-        for name in self.levels:
-            entries[name] = x.shape[:1]
-        options += [f"{n}={names}" for n, names in [("concat", self.concat), ("levels", self.levels)] if names]
-        optional = {"text_mask"} if "text" in entries else set()
-        missing, superfluous = sorted(set(entries) - set(cond)), sorted(set(cond) - set(entries) - optional)
-        if missing or superfluous:
-            raise UserError(
-                f"a net with {', '.join(options)} takes {f'cond {sorted(entries)}' if entries else 'no cond'}; "
-                f"got {sorted(cond) or 'none'}"
-                + (f"; missing {missing}" if missing else "")
-                + (f"; superfluous {superfluous}" if superfluous else "")
-            )
-        if "text_mask" in cond:
-            entries["text_mask"] = cond["text"].shape[:2]
-            if cond["text_mask"].dtype != bool:
-                raise UserError(f"cond['text_mask'] is bool, True where a token counts; got {cond['text_mask'].dtype}")
-        for name, shape in entries.items():
-            got = cond[name].shape
-            if len(got) != len(shape) or any(n not in (None, m) for n, m in zip(shape, got, strict=True)):
-                wanted = ", ".join("any" if n is None else str(n) for n in shape)
-                raise UserError(f"cond[{name!r}] must have shape ({wanted}); got {got}")
+        self.check_cond(x, cond)

@@ -72,7 +72,7 @@ def read_autoencoder(root: Path) -> build.Autoencoder:
     step = _newest(workdir)
     mesh = sharding.mesh(devices=jax.local_devices()[:1])
     with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
-        abstract = build.autoencoder.abstract_state(config).ema
+        abstract = build.autoencoder.trainee(config).abstract
         average = checkpoints.restore_tree("ema", whole(abstract, mesh), step)
         std = checkpoints.meta(step)["measured"]["latent_std"]
     params = jax.tree.map(np.asarray, average["autoencoder"])
@@ -93,7 +93,7 @@ def read_classifier(root: Path, schedule: str, scale: float) -> build.Classifier
     mesh = sharding.mesh(devices=jax.local_devices()[:1])
     step = _newest(workdir)
     with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
-        average = checkpoints.restore_tree("ema", whole(build.classifier.abstract_state(config).ema, mesh), step)
+        average = checkpoints.restore_tree("ema", whole(build.classifier.trainee(config).abstract, mesh), step)
     return build.classifier.trained(config, jax.tree.map(np.asarray, average), scale)
 
 

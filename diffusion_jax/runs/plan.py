@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as configs
-from diffusion_jax.build import Model
+from diffusion_jax.build import Model, Trainee, training
 from diffusion_jax.build import plan as building
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import plan as report
@@ -22,7 +22,7 @@ from diffusion_jax.runs import frozen, preflight
 from diffusion_jax.runs import search as searching
 from diffusion_jax.runs.compiled_once import compiled_once
 from diffusion_jax.runs.workdir import Workdir
-from diffusion_jax.train import compiled, flops, machines, sharding
+from diffusion_jax.train import compiled, flops, machines
 
 _NOWHERE = Workdir(Path("/nonexistent"))  # nothing is kept: an autoencoder is read from where config.latent says
 
@@ -74,7 +74,8 @@ def plan(
         config, tried = _searched(config, autoencoder, found, peaks, kept)
     mesh = building.mesh(config, found)
     model = _model(config, autoencoder)
-    abstract = building.abstract_state(config, model)
+    trainee = building.trainee(config, model)
+    abstract = training.abstract_state(config, trainee)
 
     made: dict[str, Any] = {
         "machine": {
@@ -86,7 +87,7 @@ def plan(
         },
         "parameters": sum(math.prod(a.shape) for a in jax.tree.leaves(abstract.params)),
         "state_bytes_a_chip": {
-            part: _held(getattr(abstract, field), mesh, field, zero=config.mesh.zero)
+            part: _held(config, trainee, field, mesh)
             for part, field in {"parameters": "params", "optimizer": "opt_state", "average": "ema"}.items()
         },
         "checkpoint_bytes": sum(_size(a.shape, a.dtype) for a in jax.tree.leaves(abstract)),
@@ -143,11 +144,8 @@ def _searched(
     def measure(choice: searching.Choice) -> searching.Outcome:
         laid_out = building.laid_out(config, **dataclasses.asdict(choice))
         mesh = building.mesh(laid_out, devices)
-        abstract = building.abstract_state(laid_out, _model(laid_out, autoencoder))
-        held = sum(
-            _held(getattr(abstract, field), mesh, field, zero=config.mesh.zero)
-            for field in ("params", "opt_state", "ema")
-        )
+        trainee = building.trainee(laid_out, _model(laid_out, autoencoder))
+        held = sum(_held(laid_out, trainee, field, mesh) for field in ("params", "opt_state", "ema"))
         if held > peaks.hbm:
             return searching.Outcome(False, 0.0, held)
         step = _step(laid_out, autoencoder, mesh, peaks, kept)
@@ -157,7 +155,7 @@ def _searched(
         )
 
     count, found = len(devices), []
-    remat = (False, True) if config.task == "diffusion" else (False,)
+    remat = (False, True) if config.task == "diffusion" and "remat" in config.model else (False,)
     options = searching.meshes(count, tuple({1, max(config.mesh.tensor, 1)}))
 
     def accumulate(fsdp: int, tensor: int) -> list[int]:
@@ -254,11 +252,11 @@ def _by_kind(found: Mapping[compiled.Collective, int], times: int) -> dict[str, 
     return kinds
 
 
-def _held(tree: Any, mesh: Mesh, field: str, *, zero: bool) -> int:
-    """Bytes of a part of the state on one chip, as training lays it out."""
-    layout = sharding.tree_sharding({field: tree}, mesh, zero=zero)[field]
-    leaves: Sequence[Any] = jax.tree.leaves(tree)
-    return sum(_size(s.shard_shape(a.shape), a.dtype) for a, s in zip(leaves, jax.tree.leaves(layout), strict=True))
+def _held(config: ConfigDict, trainee: Trainee, field: str, mesh: Mesh) -> int:
+    """Bytes of a part of the training state on one chip, as training lays it out."""
+    leaves = jax.tree.leaves(getattr(training.abstract_state(config, trainee), field))
+    layout = jax.tree.leaves(getattr(training.layout(config, trainee, mesh), field))
+    return sum(_size(s.shard_shape(a.shape), a.dtype) for a, s in zip(leaves, layout, strict=True))
 
 
 def _size(shape: Sequence[int], dtype: Any) -> int:

@@ -41,7 +41,7 @@ def check(config: ConfigDict) -> None:
 
 def save(snapshots: Checkpoints, state: TrainState, config: str) -> None:
     """Starts saving the profiles of state; config is JSON."""
-    alone = TrainState(state.step, params=(), ema=(), opt_state=(), times=(), profiles=state.profiles)
+    alone = TrainState(state.step, params=(), ema=(), opt_state=(), history=(), profiles=state.profiles)
     snapshots.save(alone, position=None, config=config)
 
 

@@ -84,7 +84,7 @@ def restore_autoencoder(config: ConfigDict, root: Path, step: int | None, averag
     """(the parameters of an autoencoder's workdir, on every device, their step)."""
     with contextlib.closing(Checkpoints(Workdir(root).checkpoints, read_only=True)) as checkpoints:
         step = choose_step(checkpoints, step)
-        abstract = build.autoencoder.abstract_state(config)
+        abstract = build.autoencoder.trainee(config).abstract
         return restore_weights(checkpoints, config, abstract, sharding.mesh(), average, step), step
 
 

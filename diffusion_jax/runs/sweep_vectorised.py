@@ -200,8 +200,8 @@ def _restore(
     pipelines: Sequence[Any],
     step: int,
 ) -> TrainState:
-    abstract = build.abstract_state(config, model)
-    layout = abstract_like(abstract, sharding.tree_sharding(abstract, mesh))
+    trainee = build.trainee(config, model)
+    layout = abstract_like(build.abstract_state(config, trainee), build.layout(config, trainee, mesh))
     states = []
     for i, each in enumerate(checkpoints):
         state, position = each.restore(layout, step)

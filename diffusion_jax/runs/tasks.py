@@ -13,9 +13,10 @@ from diffusion_jax.data.pipeline import TrainBatches
 from diffusion_jax.data.sources import Source
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs import frozen, preview, training_evaluation
-from diffusion_jax.runs.training_evaluation import Evaluation
+from diffusion_jax.runs.training_evaluation import Evaluate
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import sharding
+from diffusion_jax.train.checkpoint import abstract_like
 from diffusion_jax.train.state import Params, TrainState
 
 _JUDGED = 256  # images that measure a classifier
@@ -27,13 +28,13 @@ class Task:
 
     source: Source
     batches: TrainBatches
-    abstract: TrainState
+    abstract: TrainState  # shapes and shardings
     init: Callable[[], TrainState]
     step: Callable[[TrainState, Any, Any], Any]  # compiled; the state is donated
     draw: Callable[[Params], np.ndarray] | None  # averaged parameters -> a picture; None: nothing to see
     measure: Callable[[Params], dict[str, float]] = lambda params: {}  # of averaged parameters; kept with a checkpoint
     keep: Callable[[], None] = lambda: None  # brings into the workdir what the model needs beside its parameters
-    evaluation: Evaluation | None = None
+    evaluation: Evaluate | None = None
 
 
 def task(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
@@ -50,12 +51,13 @@ def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
     kept = workdir.tokenizer.is_file() and model.text is not None
     tokenizer = frozen.read_tokenizer(workdir) if kept else build.tokenizer(model, source)
     weights = sharding.to_mesh(model.frozen, sharding.replicated(mesh))
-    step = build.compiled_step(config, model, mesh)
+    trainee = build.trainee(config, model)
+    step = build.compiled_step(config, trainee, mesh)
     return Task(
         source,
         build.batches(config, source, model, tokenizer, precomputed=build.precomputed(config, model)),
-        build.abstract_state(config, model),
-        lambda: build.initial_state(config, model, mesh),
+        _abstract(config, trainee, mesh),
+        lambda: build.initial_state(config, trainee, mesh),
         lambda state, batch, seed: step(state, batch, seed, weights),
         preview.samples(config, model, mesh, source, tokenizer, weights),
         keep=lambda: frozen.keep(config, workdir, model, tokenizer),
@@ -68,14 +70,15 @@ def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
     source = build.source(config)
     weights: Mapping[str, Params] = build.autoencoder.frozen(config)
     weights = sharding.to_mesh(weights, sharding.replicated(mesh))
-    step = build.autoencoder.compiled_step(config, mesh)
+    trainee = build.autoencoder.trainee(config)
+    step = build.compiled_step(config, trainee, mesh)
     program = build.autoencoder.reconstruct_program(config)
     draw, measure = preview.reconstructions(config, source, mesh, program)
     return Task(
         source,
         build.batches(config, source),
-        build.autoencoder.abstract_state(config),
-        lambda: build.autoencoder.initial_state(config, mesh),
+        _abstract(config, trainee, mesh),
+        lambda: build.initial_state(config, trainee, mesh),
         lambda state, batch, seed: step(state, batch, seed, weights),
         draw,
         measure,
@@ -86,7 +89,8 @@ def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
 def classifier(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
     """A classifier of noisy images; its measure is how many of some images it knows, by time."""
     source = build.source(config)
-    step = build.classifier.compiled_step(config, mesh)
+    trainee = build.classifier.trainee(config)
+    step = build.compiled_step(config, trainee, mesh)
     program = build.classifier.accuracy_program(config)
     batch = preview.first_batch(config, source, None, None, _JUDGED)
 
@@ -96,12 +100,16 @@ def classifier(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
     return Task(
         source,
         build.batches(config, source),
-        build.classifier.abstract_state(config),
-        lambda: build.classifier.initial_state(config, mesh),
+        _abstract(config, trainee, mesh),
+        lambda: build.initial_state(config, trainee, mesh),
         lambda state, batch, seed: step(state, batch, seed, {}),
         None,
         measure,
     )
+
+
+def _abstract(config: ConfigDict, trainee: build.Trainee, mesh: Mesh) -> TrainState:
+    return abstract_like(build.abstract_state(config, trainee), build.layout(config, trainee, mesh))
 
 
 TASKS: dict[str, Callable[[ConfigDict, Workdir, Mesh], Task]] = {

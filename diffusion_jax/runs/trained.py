@@ -18,7 +18,7 @@ from diffusion_jax.runs import snapshots
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import sharding
 from diffusion_jax.train.checkpoint import Checkpoints, whole
-from diffusion_jax.train.state import Params, TrainState
+from diffusion_jax.train.state import Params
 
 NULL_LABEL = "none"
 
@@ -93,7 +93,7 @@ def restore(
     tokenizer = None if model.text is None else found.read_tokenizer(workdir)
     with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
         step = choose_step(checkpoints, step)
-        params = restore_weights(checkpoints, config, build.abstract_state(config, model), mesh, average, step)
+        params = restore_weights(checkpoints, config, model.abstract, mesh, average, step)
     frozen = model.frozen | ({"classifier": classifier.params} if classifier else {})
     frozen = jax.device_put(frozen, sharding.replicated(mesh)) | ({"weak": weak.params} if weak else {})
     return Trained(model.bind(params), how, mesh, params, frozen, step, weights_name(average), tokenizer, guides)
@@ -105,13 +105,16 @@ def weights_name(average: bool | float) -> str:
 
 
 def restore_weights(
-    checkpoints: Checkpoints, config: ConfigDict, abstract: TrainState, mesh: Mesh, average: bool | float, step: int
+    checkpoints: Checkpoints, config: ConfigDict, abstract: Params, mesh: Mesh, average: bool | float, step: int
 ) -> Params:
-    """The parameters at step as they are, averaged, or averaged over a length sigma_rel, on every device."""
+    """The parameters at step as they are, averaged, or averaged over a length sigma_rel, on every device.
+
+    abstract is their shapes.
+    """
     name = "ema" if average else "params"
     if isinstance(average, bool):
-        return checkpoints.restore_tree(name, whole(getattr(abstract, name), mesh), step)
-    return snapshots.reconstruct(checkpoints.directory.parent, config, abstract.ema, mesh, average, step)
+        return checkpoints.restore_tree(name, whole(abstract, mesh), step)
+    return snapshots.reconstruct(checkpoints.directory.parent, config, abstract, mesh, average, step)
 
 
 def _weak(root: Path, step: int | None, config: ConfigDict, *, average: bool) -> Trained:

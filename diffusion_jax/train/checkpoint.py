@@ -30,7 +30,8 @@ from diffusion_jax.train import manifest
 from diffusion_jax.train.sharding import replicated
 from diffusion_jax.train.state import Params, TrainState
 
-TREES = tuple(field for field in TrainState._fields if field != "step")
+TREES = {field: {"history": "times"}.get(field, field) for field in TrainState._fields if field != "step"}
+"""{field of the state: its name in a checkpoint}, which is that of version 0.1."""
 
 _COMMITTED = "commit_success.txt"  # by which Orbax knows a complete step
 
@@ -98,7 +99,7 @@ class Checkpoints:
         logging.getLogger("absl").addFilter(_not_raised_too)
         self._orbax = ocp.CheckpointManager(
             directory.absolute(),
-            item_names=(*TREES, "meta"),
+            item_names=(*TREES.values(), "meta"),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=None if read_only or best else keep,
                 keep_period=None if best else keep_every or None,
@@ -175,7 +176,8 @@ class Checkpoints:
         measured is what is known of the averaged parameters, such as the scale of an autoencoder's latents.
         """
         self.wait()
-        trees = {name: getattr(state, name) for name in TREES if jax.tree.leaves(getattr(state, name))}
+        trees = {name: getattr(state, field) for field, name in TREES.items()}
+        trees = {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
         meta = {
             "step": int(state.step),
             "position": position,
@@ -219,11 +221,12 @@ class Checkpoints:
 
     def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, Any]:
         """(state, data position) saved at step, laid out as the ShapeDtypeStructs of abstract say."""
-        wanted = {name: getattr(abstract, name) for name in TREES}
+        wanted = {name: getattr(abstract, field) for field, name in TREES.items()}
         trees = {name: tree for name, tree in wanted.items() if not jax.tree.leaves(tree)}  # nothing to save or restore
         trees |= self._restore({name: tree for name, tree in wanted.items() if name not in trees}, step)
         count = jax.device_put(np.int32(step), abstract.step.sharding)
-        return TrainState(step=count, **trees), self.meta(step)["position"]
+        fields = {field: trees[name] for field, name in TREES.items()}
+        return TrainState(step=count, **fields), self.meta(step)["position"]
 
     def restore_tree(self, name: str, abstract: Params, step: int) -> Params:
         """One tree of the state, such as "ema", without reading the others."""

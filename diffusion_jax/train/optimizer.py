@@ -1,6 +1,7 @@
 """Optimizers and learning rates; all of it optax."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,26 +15,24 @@ DECAYS: dict[str, Callable[[float, int], optax.Schedule]] = {
     "cosine": lambda rate, steps: optax.cosine_decay_schedule(rate, max(steps, 1)),
 }
 
-_OUTER = ("embedding", "conv_in", "conv_out", "patch_in", "patch_out")
-"""In the names of a net's first and last layers, whose matrices are not `muon`'s."""
 
-
-def muon(**options: Any) -> optax.GradientTransformation:
+def muon(outer: Sequence[str] = (), **options: Any) -> optax.GradientTransformation:
     """Muon (arXiv:2502.16982): the momentum of each inner matrix made orthogonal, at the RMS of Adam's steps, 0.2 rate.
 
-    A convolution's kernel [*K, C, D] is a matrix of K C rows. All other parameters, and the first and last layers', are
-    NAdam's with b1, b2 and eps at the same rate.
+    A convolution's kernel [*K, C, D] is a matrix of K C rows. All other parameters, and those of first and last layers,
+    which have one of `outer` in their paths, are NAdam's with b1, b2 and eps at the same rate.
     """
     b1, b2 = options.pop("b1"), options.pop("b2")
-    return contrib.muon(adam_b1=b1, adam_b2=b2, muon_weight_dimension_numbers=_matrices, consistent_rms=0.2, **options)
+    matrices = partial(_matrices, outer)
+    return contrib.muon(adam_b1=b1, adam_b2=b2, muon_weight_dimension_numbers=matrices, consistent_rms=0.2, **options)
 
 
-def _matrices(params: Any) -> Any:
+def _matrices(outer: Sequence[str], params: Any) -> Any:
     """How each parameter is a matrix to Muon; None for one that is NAdam's."""
 
     def dimensions(path: tuple[Any, ...], p: Any) -> contrib.MuonDimensionNumbers | None:
         name = jax.tree_util.keystr(path)
-        if p.ndim < 2 or any(outer in name for outer in _OUTER):
+        if p.ndim < 2 or any(part in name for part in outer):
             return None
         return contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), (p.ndim - 1,))
 
@@ -41,8 +40,8 @@ def _matrices(params: Any) -> Any:
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "adam": lambda weight_decay, **kwargs: optax.adam(**kwargs),
-    "adamw": lambda weight_decay, **kwargs: optax.adamw(weight_decay=weight_decay, **kwargs),
+    "adam": lambda outer, weight_decay, **kwargs: optax.adam(**kwargs),
+    "adamw": lambda outer, weight_decay, **kwargs: optax.adamw(weight_decay=weight_decay, **kwargs),
     "muon": muon,
 }
 
@@ -58,12 +57,20 @@ def learning_rate(peak: float, *, warmup: int, decay: str, steps: int) -> optax.
 
 
 def optimizer(
-    name: str, rate: optax.Schedule, *, b1: float, b2: float, eps: float, weight_decay: float, clip: float
+    name: str,
+    rate: optax.Schedule,
+    *,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    clip: float,
+    outer: Sequence[str] = (),
 ) -> optax.GradientTransformation:
-    """Clips the gradient's global norm at `clip` (0: not at all), then Adam, AdamW or `muon`."""
+    """Clips the gradient's global norm at `clip` (0: not at all), then Adam, AdamW or `muon`, of which outer is."""
     if name not in OPTIMIZERS:
         raise UserError(f"unknown optimizer.name {name!r}; choose from {', '.join(OPTIMIZERS)}")
     if name == "adam" and weight_decay:
         raise UserError("optimizer.weight_decay needs optimizer.name='adamw' or 'muon'; adam has none")
-    update = OPTIMIZERS[name](learning_rate=rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    update = OPTIMIZERS[name](outer=outer, learning_rate=rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
     return optax.chain(optax.clip_by_global_norm(clip), update) if clip else update

@@ -6,6 +6,7 @@ and may be split over `data` besides.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,20 +18,10 @@ from diffusion_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 
-TENSOR_RULES: tuple[tuple[str, int], ...] = (
-    # Megatron's pairing (arXiv:1909.08053): the first of two matrices is split by output, the second by input,
-    # so that what lies between stays split and one all-reduce follows the pair.
-    (r"/(conv1|emb)/(kernel|bias)$", -1),
-    (r"/norm2/(scale|bias)$", -1),
-    (r"/conv2/kernel$", -2),
-    (r"attention[^/]*/(query|key|value)/(kernel|bias)$", -1),
-    (r"attention[^/]*/out/kernel$", -2),
-    (r"feed_forward/(linear|gate)/(kernel|bias)$", -1),
-    (r"feed_forward/project/kernel$", -2),
-    (r"layer_\d+/up/(kernel|bias)$", -1),  # of a text encoder
-    (r"layer_\d+/down/kernel$", -2),
-)
-"""(path pattern, axis split over `tensor`); the first match counts, arrays without one are not split over it."""
+TensorRules = Sequence[tuple[str, int]]
+"""(path pattern, axis split over `tensor`); the first match counts, arrays without one are not split over it. A network
+family declares its own.
+"""
 
 _SMALLEST_SPLIT = 2**12  # elements; gathering less than this costs more than holding it
 
@@ -88,7 +79,7 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
         )
 
 
-def tree_sharding(tree: Any, mesh: Mesh, *, fsdp: bool = True, zero: bool = False) -> Any:
+def tree_sharding(tree: Any, mesh: Mesh, rules: TensorRules = (), *, fsdp: bool = True, zero: bool = False) -> Any:
     """The layout of every array of a tree (of arrays or their shapes) by its path; without fsdp, over tensor alone.
 
     With zero, what of a training state is not `params` is split over data too (ZeRO stage 1, arXiv:1910.02054).
@@ -97,19 +88,27 @@ def tree_sharding(tree: Any, mesh: Mesh, *, fsdp: bool = True, zero: bool = Fals
     def layout(path: Any, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         apart = zero and not name.startswith("params/")
-        return NamedSharding(mesh, partition(name, leaf.shape, mesh, fsdp=fsdp, zero=apart))
+        return NamedSharding(mesh, partition(name, leaf.shape, mesh, rules, fsdp=fsdp, zero=apart))
 
     return jax.tree_util.tree_map_with_path(layout, tree)
 
 
-def partition(name: str, shape: tuple[int, ...], mesh: Mesh, *, fsdp: bool = True, zero: bool = False) -> PartitionSpec:
+def partition(
+    name: str,
+    shape: tuple[int, ...],
+    mesh: Mesh,
+    rules: TensorRules = (),
+    *,
+    fsdp: bool = True,
+    zero: bool = False,
+) -> PartitionSpec:
     """The PartitionSpec of one array from its path ("params/down_0/block_0/conv1/kernel") and shape; zero: over data.
 
     An axis that its mesh axis does not divide is left whole.
     """
     axes: list[str | None] = [None] * len(shape)
     if mesh.shape["tensor"] > 1:
-        for pattern, axis in TENSOR_RULES:
+        for pattern, axis in rules:
             if re.search(pattern, name):
                 if len(shape) >= -axis and shape[axis] % mesh.shape["tensor"] == 0:
                     axes[axis] = "tensor"
@@ -122,11 +121,11 @@ def partition(name: str, shape: tuple[int, ...], mesh: Mesh, *, fsdp: bool = Tru
     return PartitionSpec(*axes)
 
 
-def gather(params: Any, mesh: Mesh) -> Any:
+def gather(params: Any, mesh: Mesh, rules: TensorRules = ()) -> Any:
     """Parameters as the network uses them, whole but for `tensor`: states inside a jit that fsdp splits storage only.
 
     Without it the compiler carries the split of a kernel into the activations, with all-to-alls between layers.
     """
     if mesh.shape["fsdp"] == 1:
         return params
-    return jax.tree.map(jax.lax.with_sharding_constraint, params, tree_sharding(params, mesh, fsdp=False))
+    return jax.tree.map(jax.lax.with_sharding_constraint, params, tree_sharding(params, mesh, rules, fsdp=False))

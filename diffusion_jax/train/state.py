@@ -17,12 +17,12 @@ class TrainState(NamedTuple):
     params: Params
     ema: Params  # exponential moving average of params
     opt_state: optax.OptState
-    times: Any = ()  # what the drawing of times has learned from past losses; () where it learns nothing
+    history: Any = ()  # what the objective remembers of past losses, `core.objectives.Memory`; () for nothing
     profiles: tuple[Params, ...] = ()  # averages of power-function profiles, `train.ema`; () where none is kept
 
 
 def create(
-    params: Params, optimizer: optax.GradientTransformation, times: Any = (), *, profiles: int = 0
+    params: Params, optimizer: optax.GradientTransformation, history: Any = (), *, profiles: int = 0
 ) -> TrainState:
     """The state before the first step; the averages, so many profiles too, start as copies of the parameters."""
-    return TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params), times, (params,) * profiles)
+    return TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params), history, (params,) * profiles)

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from diffusion_jax.core.objectives import Drawn, Examples, Objective, Trained
 from diffusion_jax.train import ema
 from diffusion_jax.train.state import Params, TrainState
 
@@ -32,74 +33,67 @@ class Binned(NamedTuple):
     weight: Array  # [k]: how many values each part got
 
 
-class Examples(NamedTuple):
-    """What a step draws for a batch; every leaf leads with B."""
-
-    x0: Array  # [B, ...]
-    cond: Any
-    t: Array  # [B]
-    eps: Array  # as x0
-    weight: Array  # [B]: what makes the mean loss unbiased where t is not drawn uniformly
-
-
 def train_step(
-    draw: Callable[[Array, Batch, TrainState], Examples],
-    loss: Callable[[Params, Examples, Array], Array],
+    objective: Objective,
+    examples: Callable[[Array, Batch], Examples],
+    trained: Callable[[Params, Array], Trained],
     optimizer: optax.GradientTransformation,
     *,
     ema_decay: float,
     ema_warmup: bool,
     accumulate: int = 1,
     gammas: Sequence[float] = (),
-    learn_times: Callable[[Any, Array, Array], Any] = lambda times, t, losses: times,
 ) -> Step:
-    """One step of stochastic gradient descent on the mean of weight * loss(params, examples, dropout key).
+    """One step of stochastic gradient descent on the mean of the objective's weighted losses.
 
-    draw(key, batch, state) makes every random choice but dropout for the whole batch at once and loss gives one
-    number an example [b]; so a step accumulated over micro-batches equals the step on the whole batch, dropout aside.
-    learn_times(state.times, t [B], losses [B]) follows. state.profiles has an average for each of gammas (`train.ema`).
-    Randomness is fold_in(seed, step): a resumed run draws what the uninterrupted one would have. Where the loss or the
-    norm of its gradient is not finite the state stays as it was but for its count of steps, and loss_by_time is empty.
+    examples(key, batch) and then objective.draw make every random choice but dropout for the whole batch at once;
+    objective.loss of trained(params, dropout key) gives one number an example [b]; so a step accumulated over
+    micro-batches equals the step on the whole batch, dropout aside. state.profiles has an average for each of gammas
+    (`train.ema`). Randomness is fold_in(seed, step): a resumed run draws what the uninterrupted one would have. Where
+    the loss or the norm of its gradient is not finite the state stays as it was but for its count of steps, and
+    loss_by_time, of an objective with a time, is empty.
     """
 
-    def mean_loss(params: Params, examples: Examples, key: Array) -> tuple[Array, Array]:
-        losses = loss(params, examples, key)
-        return jnp.mean(examples.weight * losses), losses
+    def mean_loss(params: Params, drawn: Drawn, key: Array) -> tuple[Array, Array]:
+        losses = objective.loss(trained(params, key), drawn.values)
+        return jnp.mean(drawn.weight * losses), losses
 
     value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
 
-    def gradient(params: Params, examples: Examples, key: Array) -> tuple[tuple[Array, Array], Params]:
+    def gradient(params: Params, drawn: Drawn, key: Array) -> tuple[tuple[Array, Array], Params]:
         if accumulate == 1:
-            return value_and_grad(params, examples, key)
+            return value_and_grad(params, drawn, key)
 
         def add(total, inputs):
             (value, losses), grads = value_and_grad(params, *inputs)
             return jax.tree.map(jnp.add, total, (value, grads)), losses
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        micro = jax.tree.map(lambda a: _split(a, accumulate), examples)
+        micro = jax.tree.map(lambda a: _split(a, accumulate), drawn)
         total, losses = jax.lax.scan(add, zero, (micro, jax.random.split(key, accumulate)))
         value, grads = jax.tree.map(lambda a: a / accumulate, total)
         return (value, jnp.swapaxes(losses, 0, 1).reshape(-1)), grads
 
     def step(state: TrainState, batch: Batch, seed: Array) -> tuple[TrainState, Metrics]:
         draw_key, dropout_key = jax.random.split(jax.random.fold_in(seed, state.step))
-        examples = draw(draw_key, batch, state)
-        (value, losses), grads = gradient(state.params, examples, dropout_key)
+        drawn = objective.draw(draw_key, examples(draw_key, batch), state.history, state.step)
+        (value, losses), grads = gradient(state.params, drawn, dropout_key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = ema.update(state.ema, params, ema.decay_at(state.step, ema_decay, ema_warmup))
-        times = learn_times(state.times, examples.t, losses)
+        history = objective.update(state.history, drawn, losses)
         profiles = tuple(
             ema.update(profile, params, ema.power_decay(state.step, gamma))
             for profile, gamma in zip(state.profiles, gammas, strict=True)
         )
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        stepped = TrainState(state.step, params, average, opt_state, times, profiles)
+        stepped = TrainState(state.step, params, average, opt_state, history, profiles)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state)
-        binned = jax.tree.map(lambda a: jnp.where(finite, a, 0), by_time(examples.t, losses))
-        return kept._replace(step=state.step + 1), {"loss": value, "grad_norm": norm, "loss_by_time": binned}
+        metrics: Metrics = {"loss": value, "grad_norm": norm}
+        if drawn.t is not None:
+            metrics["loss_by_time"] = jax.tree.map(lambda a: jnp.where(finite, a, 0), by_time(drawn.t, losses))
+        return kept._replace(step=state.step + 1), metrics
 
     return step
 

@@ -110,9 +110,11 @@ def state_of(workdir, step):
 
     from diffusion_jax.train.checkpoint import TREES
 
-    with ocp.CheckpointManager((workdir / "checkpoints").absolute(), item_names=TREES) as manager:
-        restored = manager.restore(step, args=ocp.args.Composite(**{t: ocp.args.StandardRestore() for t in TREES}))
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves([restored[tree] for tree in TREES])]
+    with ocp.CheckpointManager((workdir / "checkpoints").absolute(), item_names=TREES.values()) as manager:
+        restored = manager.restore(
+            step, args=ocp.args.Composite(**{t: ocp.args.StandardRestore() for t in TREES.values()})
+        )
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves([restored[tree] for tree in TREES.values()])]
 
 
 def test_resumed_training_has_the_same_bits(tmp_path):

@@ -30,9 +30,9 @@ def write(root, *, task="diffusion", schedule="cosine(steps=50)", scale=0.1):
     workdir = Workdir(root)
     workdir.write_config(config)
     if task == "diffusion":
-        abstract = build.abstract_state(config, build.model(config))
+        abstract = build.abstract_state(config, build.trainee(config, build.model(config)))
     elif task == "classifier":
-        abstract = build.classifier.abstract_state(config)
+        abstract = build.abstract_state(config, build.classifier.trainee(config))
     else:
         return root
     rng = np.random.default_rng(0)
@@ -154,7 +154,7 @@ def test_the_distance_is_that_of_the_samples_that_sample_draws(home, many, tmp_p
     config = Workdir(home / "classifier").read_config()
     with contextlib.closing(Checkpoints(home / "classifier/checkpoints", read_only=True)) as checkpoints:
         mesh = sharding.mesh(devices=jax.devices()[:1])
-        params = checkpoints.restore_tree("ema", whole(build.classifier.abstract_state(config).ema, mesh), 7)
+        params = checkpoints.restore_tree("ema", whole(build.classifier.trainee(config).abstract, mesh), 7)
     net = build.classifier.network(config)
 
     @jax.jit
@@ -299,7 +299,8 @@ def test_compare_refuses_unlike_results_and_says_what_differs(many, tmp_path, ca
         ("model", ["--metrics=fd", "--features=classifier", "--ema=long"], "--ema is true, false or a length"),
         ("model", ["--metrics=bits_per_dim", "--save_seconds=-1"], "--save_seconds is at least 0"),
         ("model", ["--metrics=bits_per_dim", "--out=result.txt"], "is to be a new .json file"),
-        ("autoencoder", ["--metrics=bits_per_dim"], "no checkpoint in autoencoder/checkpoints"),
+        ("autoencoder", ["--metrics=psnr"], "no checkpoint in autoencoder/checkpoints"),
+        ("autoencoder", ["--metrics=bits_per_dim"], "bits_per_dim is of diffusion models"),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(home, capsys, monkeypatch, workdir, flags, message):

@@ -57,7 +57,7 @@ def test_a_plan_knows_what_training_holds(made):
     config = base()
     config.model.update(channels=32, multipliers=(1,), blocks=1, attention=(), groups=4, dropout=0.1, num_classes=10)
     config.data.cache = True
-    state = build.abstract_state(config, build.model(config))
+    state = build.abstract_state(config, build.trainee(config, build.model(config)))
     count = sum(a.size for a in jax.tree.leaves(state.params))
     assert made["parameters"] == count
     assert made["checkpoint_bytes"] == sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state))

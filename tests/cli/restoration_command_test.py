@@ -27,7 +27,7 @@ def write(root, task, **changes):
     workdir = Workdir(root)
     workdir.write_config(config)
     if task == "diffusion":
-        abstract = build.abstract_state(config, build.model(config))
+        abstract = build.abstract_state(config, build.trainee(config, build.model(config)))
     else:
         abstract = getattr(build, task).abstract_state(config)
     rng = np.random.default_rng(0)

@@ -72,8 +72,8 @@ def trace_once():
 
 def digest(folder, step):
     """Of every array, and the position."""
-    with ocp.CheckpointManager(folder.absolute(), item_names=(*TREES, "meta")) as manager:
-        items = {tree: ocp.args.StandardRestore() for tree in TREES if (folder / str(step) / tree).exists()}
+    with ocp.CheckpointManager(folder.absolute(), item_names=(*TREES.values(), "meta")) as manager:
+        items = {tree: ocp.args.StandardRestore() for tree in TREES.values() if (folder / str(step) / tree).exists()}
         restored = manager.restore(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonRestore()))
     leaves = jax.tree.leaves([restored[tree] for tree in items])
     bits = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves))

@@ -58,7 +58,7 @@ def test_a_step_draws_the_same_of_precomputed_arrays_as_of_the_images(config, mo
     config.data.precomputed = str(folder)
     source = build.source(config)
     tokenizer = build.tokenizer(model, source)
-    draw = jax.jit(lambda batch, weights: build.examples(config, model, weights)(jax.random.key(4), batch, None))
+    draw = jax.jit(lambda batch, weights: build.examples(config, model, weights)(jax.random.key(4), batch))
     drawn, entries = [], []
     for found in (None, build.precomputed(config, model)):
         with contextlib.closing(build.batches(config, source, model, tokenizer, precomputed=found)) as batches:

@@ -22,7 +22,9 @@ def write(root, task):
     workdir.write_config(config)
     diffusion = task == "diffusion"
     abstract = (
-        build.abstract_state(config, build.model(config)) if diffusion else build.classifier.abstract_state(config)
+        build.abstract_state(config, build.trainee(config, build.model(config)))
+        if diffusion
+        else build.abstract_state(config, build.classifier.trainee(config))
     )
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda a: np.asarray(0.3 * rng.standard_normal(a.shape), a.dtype), abstract)

@@ -75,7 +75,10 @@ def single(trials, batches):
     """(losses [STEPS], state) of the second trial by itself, as `train` steps it."""
     mesh, config = sharding.mesh(devices=jax.devices()[:1]), trials[1]
     model = build.model(config)
-    state, step = build.initial_state(config, model, mesh), build.compiled_step(config, model, mesh)
+    state, step = (
+        build.initial_state(config, build.trainee(config, model), mesh),
+        build.compiled_step(config, build.trainee(config, model), mesh),
+    )
     losses = []
     for batch in batches[1]:
         state, metrics = step(state, batch, jax.random.key(config.seed), {})

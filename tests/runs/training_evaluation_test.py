@@ -159,7 +159,7 @@ def test_an_average_from_snapshots_is_the_one_that_is_tracked(trained, sigma):
     for n, params in enumerate(after, 1):
         beta = (1 - 1 / n) ** (gamma + 1)
         average = jax.tree.map(lambda a, p, b=beta: b * a + (1 - b) * p, average, params)
-    abstract = build.abstract_state(config, build.model(config)).ema
+    abstract = build.abstract_state(config, build.trainee(config, build.model(config))).ema
     mesh = sharding.mesh(devices=jax.devices()[:1])
     found = snapshots.reconstruct(home / "whole", config, abstract, mesh, sigma, STEPS)
     size = np.sqrt(np.mean(np.concatenate([np.ravel(a) for a in jax.tree.leaves(average)]) ** 2))

@@ -25,9 +25,9 @@ def stepped(**changes):
     """The state before and after one step."""
     config = config_of(**changes)
     mesh = sharding.mesh(devices=jax.devices()[:1])
-    state = build.autoencoder.initial_state(config, mesh)
+    state = build.initial_state(config, build.autoencoder.trainee(config), mesh)
     x = np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 1)).astype(np.float32)
-    step = jax.jit(build.autoencoder.train_step(config, mesh))
+    step = jax.jit(build.train_step(config, build.autoencoder.trainee(config), mesh))
     return state.params, step(state, {"image": x}, jax.random.key(0))[0].params
 
 

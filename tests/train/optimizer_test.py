@@ -36,7 +36,9 @@ def test_muon_orthogonalizes_inner_matrices_and_leaves_the_rest_to_nadam():
     grads = jax.tree.map(
         lambda shape: jnp.array(rng.normal(size=shape)), shapes, is_leaf=lambda x: isinstance(x, tuple)
     )
-    tx = optimizer.optimizer("muon", lambda _: rate, b1=0.9, b2=0.99, eps=eps, weight_decay=0.0, clip=0)
+    tx = optimizer.optimizer(
+        "muon", lambda _: rate, b1=0.9, b2=0.99, eps=eps, weight_decay=0.0, clip=0, outer=("conv_in",)
+    )
     updates, _ = tx.update(grads, tx.init(grads), grads)
     values = np.linalg.svd(updates["mid"]["kernel"].reshape(36, 8), compute_uv=False) / (0.2 * rate * np.sqrt(36))
     assert 0.6 < values.min() < values.max() < 1.3  # what five of its Newton-Schulz iterations give

@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.nets.layers import TENSOR_RULES
 from diffusion_jax.train import sharding
 
 
@@ -44,7 +45,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "shape", "expected"), CASES)
 def test_rules(name, shape, expected):
-    assert sharding.partition(name, shape, sharding.mesh(2, 2, 2)) == expected
+    assert sharding.partition(name, shape, sharding.mesh(2, 2, 2), TENSOR_RULES) == expected
 
 
 def test_zero_splits_all_but_the_parameters_over_data():
@@ -71,14 +72,14 @@ def test_what_is_alike_everywhere_comes_back_whole():
 def test_one_device_splits_nothing():
     mesh = sharding.mesh(devices=jax.devices()[:1])
     for name, shape, _ in CASES:
-        assert set(sharding.partition(name, shape, mesh)) <= {None}
+        assert set(sharding.partition(name, shape, mesh, TENSOR_RULES)) <= {None}
 
 
 def test_gather_states_whole_arrays_but_for_tensor():
     mesh = sharding.mesh(2, 2, 2)
     kernel = np.ones((3, 3, 64, 128), np.float32)
     tree = {"block_0": {"conv1": {"kernel": kernel}}, "conv_in": {"kernel": kernel}}
-    placed = jax.device_put(tree, sharding.tree_sharding(tree, mesh))
-    gathered = jax.jit(lambda t: sharding.gather(t, mesh))(placed)
+    placed = jax.device_put(tree, sharding.tree_sharding(tree, mesh, TENSOR_RULES))
+    gathered = jax.jit(lambda t: sharding.gather(t, mesh, TENSOR_RULES))(placed)
     assert gathered["block_0"]["conv1"]["kernel"].sharding.spec == P(None, None, None, "tensor")
     assert gathered["conv_in"]["kernel"].sharding.is_fully_replicated

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from configs import tiny
 from diffusion_jax import build
+from diffusion_jax.nets.network import Network
 from diffusion_jax.train import sharding
 from diffusion_jax.train import step as steps
 
@@ -23,12 +24,10 @@ def config_of(**changes):
     return config
 
 
-class Perceptron(nn.Module):
-    """The least network of the U-Net's interface: for what does not hang on the network, it compiles in no time."""
+class Perceptron(Network):
+    """The least network: for what does not hang on the network, it compiles in no time."""
 
-    out_channels: int
-    num_classes: int
-    dropout: float
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x, t, cond, *, train=False):
@@ -40,7 +39,7 @@ class Perceptron(nn.Module):
 
 def small_model(config):
     model = build.model(config)
-    network = Perceptron(model.network.out_channels, model.num_classes, config.model.dropout)
+    network = Perceptron(model.network.out_channels, model.num_classes, dropout=config.model.dropout)
     return dataclasses.replace(model, network=network)
 
 
@@ -55,8 +54,8 @@ def run(config, count=3, devices=None):
     sizes = {axis: config.mesh[axis] for axis in sharding.AXES}
     mesh = sharding.mesh(**sizes, devices=devices or jax.devices()[:1])
     model = build.model(config)
-    state = build.initial_state(config, model, mesh)
-    step = build.compiled_step(config, model, mesh)
+    state = build.initial_state(config, build.trainee(config, model), mesh)
+    step = build.compiled_step(config, build.trainee(config, model), mesh)
     losses = []
     for n in range(count):
         batch = jax.device_put(batch_of(config.train.batch_size, n), sharding.batch_sharding(mesh))
@@ -104,9 +103,11 @@ def test_several_steps_in_one_dispatch_are_the_same_steps(alone):
     config = config_of()
     mesh = sharding.mesh(devices=jax.devices()[:1])
     model = build.model(config)
-    several = jax.jit(steps.several(build.train_step(config, model, mesh)))
+    several = jax.jit(steps.several(build.train_step(config, build.trainee(config, model), mesh)))
     batches = jax.tree.map(lambda *arrays: np.stack(arrays), *(batch_of(seed=n) for n in range(3)))
-    state, metrics = several(build.initial_state(config, model, mesh), batches, jax.random.key(0))
+    state, metrics = several(
+        build.initial_state(config, build.trainee(config, model), mesh), batches, jax.random.key(0)
+    )
     np.testing.assert_allclose(metrics["loss"], alone[1], rtol=1e-6)
     assert int(state.step) == 3
 
@@ -117,7 +118,9 @@ def dropping():
     config = config_of(model__dropout=0.3, condition_dropout=0.5)
     model = small_model(config)
     mesh = sharding.mesh(devices=jax.devices()[:1])
-    return jax.jit(build.train_step(config, model, mesh)), shifted(build.initial_state(config, model, mesh))
+    return jax.jit(build.train_step(config, build.trainee(config, model), mesh)), shifted(
+        build.initial_state(config, build.trainee(config, model), mesh)
+    )
 
 
 def test_a_step_depends_on_state_batch_and_seed_alone(dropping):
@@ -171,8 +174,8 @@ def test_the_loss_falls():
     config = config_of(train__batch_size=64, optimizer__learning_rate=5e-3)
     mesh = sharding.mesh(devices=jax.devices()[:1])
     model = build.model(config)
-    step = build.compiled_step(config, model, mesh)
-    state, losses = build.initial_state(config, model, mesh), []
+    step = build.compiled_step(config, build.trainee(config, model), mesh)
+    state, losses = build.initial_state(config, build.trainee(config, model), mesh), []
     batch = {"image": jnp.zeros((64, 8, 8, 1)) + 0.5, "label": jnp.zeros(64, jnp.int32)}
     for _ in range(60):
         state, metrics = step(state, batch, jax.random.key(0), {})
@@ -186,12 +189,12 @@ def test_importance_sampled_times_learn_where_the_loss_is():
     config.sample.steps = 4
     mesh = sharding.mesh(devices=jax.devices()[:1])
     model = small_model(config)
-    step = jax.jit(build.train_step(config, model, mesh))
-    state = build.initial_state(config, model, mesh)
+    step = jax.jit(build.train_step(config, build.trainee(config, model), mesh))
+    state = build.initial_state(config, build.trainee(config, model), mesh)
     for n in range(3):
         state, metrics = step(state, batch_of(64, n), jax.random.key(0))
-    assert (np.asarray(state.times.counts) > 2).all()
-    assert np.asarray(state.times.losses).min() > 0
+    assert (np.asarray(state.history.counts) > 2).all()
+    assert np.asarray(state.history.losses).min() > 0
     assert np.isfinite(float(metrics["loss"]))
 
 
@@ -213,8 +216,8 @@ def test_each_formulation_takes_a_finite_step(changes):
     config = config_of(**changes)
     mesh = sharding.mesh(devices=jax.devices()[:1])
     model = small_model(config)
-    state, metrics = jax.jit(build.train_step(config, model, mesh))(
-        build.initial_state(config, model, mesh), batch_of(), jax.random.key(0)
+    state, metrics = jax.jit(build.train_step(config, build.trainee(config, model), mesh))(
+        build.initial_state(config, build.trainee(config, model), mesh), batch_of(), jax.random.key(0)
     )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, metrics)))
 
@@ -223,8 +226,8 @@ def test_a_learned_schedule_learns_and_is_sampled_as_it_was_learned():
     config = config_of(schedule="learned(hidden=16)", objective="vdm", times="low_discrepancy")
     mesh = sharding.mesh(devices=jax.devices()[:1])
     model = small_model(config)
-    start = build.initial_state(config, model, mesh)
-    step = jax.jit(build.train_step(config, model, mesh))
+    start = build.initial_state(config, build.trainee(config, model), mesh)
+    step = jax.jit(build.train_step(config, build.trainee(config, model), mesh))
     state = start
     for n in range(3):
         state, _ = step(state, batch_of(16, n), jax.random.key(0))

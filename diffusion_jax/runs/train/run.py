@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import build
@@ -20,7 +19,7 @@ from diffusion_jax.runs.train.parts import Run
 from diffusion_jax.runs.train_records import print_changes, print_summary
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import agreement, processes
-from diffusion_jax.train.checkpoint import Checkpoints, abstract_like, source_commit, versions
+from diffusion_jax.train.checkpoint import Checkpoints, source_commit, versions
 from diffusion_jax.train.faults import Stop, Watchdog, stop_on_signal
 from diffusion_jax.train.guard import DivergedError
 from diffusion_jax.train.state import TrainState
@@ -90,8 +89,8 @@ def _start(run: Run) -> tuple[TrainState, int | None]:
     agreement.check(data | {"global batch": run.config.train.batch_size, "workdir": str(run.workdir.root)})
     resumed = run.checkpoints.latest()
     if resumed is None:
-        return _initial_state(run.config, run.task, run.mesh), None
-    state, position = run.checkpoints.restore(_layout(run), resumed)
+        return _initial_state(run.config, run.task), None
+    state, position = run.checkpoints.restore(run.task.abstract, resumed)
     run.task.batches.set_state(position)
     if run.first:
         print_changes(run.workdir, run.config, resumed)
@@ -117,14 +116,9 @@ def _fit_with_rollbacks(run: Run, state: TrainState, resumed: int | None) -> Tra
             flush=True,
         )
         with run.watchdog.phase("restore"):
-            state, _ = run.checkpoints.restore(_layout(run), resumed)
+            state, _ = run.checkpoints.restore(run.task.abstract, resumed)
         run.task.batches.set_state(position)
     raise AssertionError("unreachable: the count has no end")
-
-
-def _layout(run: Run) -> TrainState:
-    """The shapes of the training state, and where each array lives."""
-    return abstract_like(run.task.abstract, build.layout(run.config, run.task.abstract, run.mesh))
 
 
 def _agree_on_config(config: ConfigDict) -> None:
@@ -176,7 +170,7 @@ def _check_numbers(config: ConfigDict) -> None:
         raise UserError(f"train.spike_factor={config.train.spike_factor} is greater than 1, or 0 for no such check")
 
 
-def _initial_state(config: ConfigDict, task: tasks.Task, mesh: Mesh) -> TrainState:
+def _initial_state(config: ConfigDict, task: tasks.Task) -> TrainState:
     """The state before the first step; its parameters are those of the run that config.init_from names, if any."""
     state = task.init()
     if not config.init_from:
@@ -187,7 +181,6 @@ def _initial_state(config: ConfigDict, task: tasks.Task, mesh: Mesh) -> TrainSta
         step = checkpoints.latest()
         if step is None:
             raise UserError(f"no checkpoint in {other.checkpoints}; init_from is the workdir of a run")
-        layout = build.layout(config, task.abstract, mesh)
-        params = checkpoints.restore_tree("ema", abstract_like(task.abstract.ema, layout.ema), step)
+        params = checkpoints.restore_tree("ema", task.abstract.ema, step)
     print(f"starting with the averaged parameters of step {step} in {other.root}")
     return state._replace(params=params, ema=jax.tree.map(jnp.copy, params))

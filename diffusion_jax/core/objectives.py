@@ -1,0 +1,287 @@
+"""What training minimizes: an objective says what it draws at random, what it compares and what it remembers.
+
+An objective is four functions of arrays. It knows nothing of the network's kind, of the optimizer or of devices, so a
+new one is one function that returns an `Objective`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffusion_jax.core import denoisers, losses
+from diffusion_jax.core.continuous_bound import continuous_bound
+from diffusion_jax.core.denoisers import Condition
+from diffusion_jax.core.losses import Distance, Network
+from diffusion_jax.core.predictions import Parameterization
+from diffusion_jax.core.process import diffuse
+from diffusion_jax.core.schedules import Schedule
+from diffusion_jax.core.times import AdaptiveTimes, TimeSampler
+from diffusion_jax.core.weightings import Weighting
+from diffusion_jax.errors import UserError
+
+Tree = Any
+"""A pytree of arrays."""
+
+
+class Examples(NamedTuple):
+    """A batch as the network sees it; every array leads with B."""
+
+    x0: Array  # [B, *S, C]: images, or latents
+    cond: Condition  # what the network is told, after dropout and augmentation
+
+
+class Drawn(NamedTuple):
+    """The random choices of one step for the whole batch."""
+
+    values: Tree  # the objective's own; every leaf leads with B
+    weight: Array  # [B]: makes the mean of weight * loss unbiased where times are not drawn uniformly
+    t: Array | None = None  # [B] in (0, 1]: the time by which losses are reported; None for an objective without one
+
+
+def _no_network(x: Array, t: Array, cond: Condition) -> Array:
+    raise TypeError("this objective has no single network to apply; its loss applies those of `Trained.params`")
+
+
+class Trained(NamedTuple):
+    """What is trained, as an objective sees it inside the loss."""
+
+    params: Tree  # all parameters, for an objective of several networks
+    frozen: Mapping[str, Tree]  # weights that are not trained: a teacher, a perceptual network
+    apply: Network = _no_network  # (network input [B, ...], conditioning [B], cond) -> output, with dropout
+    schedule: Schedule = None  # type: ignore[assignment]  # as learned so far; None for an objective without noise
+    own: Tree = ()  # the objective's own parameters, `Memory.params`
+
+
+class Memory(NamedTuple):
+    """What an objective keeps in the training state."""
+
+    params: Tree = ()  # trained with the network's, by the same optimizer
+    history: Tree = ()  # changed by `update` alone
+
+
+def _remembers_nothing(key: Array) -> Memory:
+    return Memory()
+
+
+def _learns_nothing(history: Tree, drawn: Drawn, losses: Array) -> Tree:
+    return history
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """One training objective."""
+
+    draw: Callable[[Array, Examples, Tree, Array], Drawn]
+    """(key, examples, history, step) -> every random choice of this step but dropout's. step is an int32 scalar."""
+    loss: Callable[[Trained, Tree], Array]
+    """(what is trained, values of any part of the batch) -> one number an example [b]."""
+    init: Callable[[Array], Memory] = _remembers_nothing
+    """key -> what it keeps before the first step."""
+    update: Callable[[Tree, Drawn, Array], Tree] = _learns_nothing
+    """(history, drawn, unweighted losses [B]) -> history."""
+    learns_schedule: bool = False
+    """Whether its loss has a gradient by a learned schedule's parameters that makes sense to follow."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What an objective of a diffusion model is made for."""
+
+    schedule: Schedule  # a learned one as it is at first
+    parameterization: Parameterization
+    times: TimeSampler | AdaptiveTimes
+    weighting: Weighting
+    distance: Distance
+    vlb_weight: float | Array = 0.001  # of L_vlb in L_hybrid, where a variance is learned
+
+    def draw_times(self, key: Array, n: int, history: Tree) -> tuple[Array, Array]:
+        """(times [n] in (0, 1], the weights of their losses [n])."""
+        if isinstance(self.times, AdaptiveTimes):
+            return self.times.draw(key, n, self.schedule, history)
+        return self.times(key, n, self.schedule), jnp.ones(n)
+
+
+MakeObjective = Callable[[Setting], Objective]
+
+
+class Noised(NamedTuple):
+    """A batch with its times and its noise."""
+
+    x0: Array  # [B, *S, C]
+    cond: Condition
+    t: Array  # [B]
+    eps: Array  # as x0
+
+
+def denoising(setting: Setting, loss: Callable[[Trained, Noised], Array]) -> Objective:
+    """An objective on x_t = alpha x0 + sigma eps: t as setting.times draws it, which may learn by the losses."""
+
+    def draw(key: Array, examples: Examples, history: Tree, step: Array) -> Drawn:
+        t_key, eps_key, _ = jax.random.split(key, 3)
+        x0, cond = examples
+        t, weight = setting.draw_times(t_key, len(x0), history)
+        return Drawn(Noised(x0, cond, t, jax.random.normal(eps_key, x0.shape)), weight, t)
+
+    if not isinstance(setting.times, AdaptiveTimes):
+        return Objective(draw, loss)
+    times = setting.times
+
+    def update(history: Tree, drawn: Drawn, losses: Array) -> Tree:
+        assert drawn.t is not None  # as `draw` gives it
+        return times.update(history, drawn.t, losses)
+
+    return Objective(draw, loss, init=lambda key: Memory(history=times.init(setting.schedule)), update=update)
+
+
+def simple() -> MakeObjective:
+    """The weighted distance to the prediction's target, eq. 14 of DDPM (arXiv:2006.11239).
+
+    Where a variance is learned, L_hybrid: vlb_weight times L_vlb is added (arXiv:2102.09672, eq. 16).
+    """
+
+    def make(setting: Setting) -> Objective:
+        def loss(trained: Trained, values: Noised) -> Array:
+            x0, cond, t, eps = values
+            return losses.denoising_loss(
+                trained.apply,
+                trained.schedule,
+                setting.parameterization,
+                x0,
+                cond,
+                t,
+                eps,
+                weighting=setting.weighting,
+                distance=setting.distance,
+                vlb_weight=setting.vlb_weight,
+            )
+
+        return denoising(setting, loss)
+
+    return make
+
+
+def vlb() -> MakeObjective:
+    """L_vlb of a chain in bits per dimension, section 3.3 of improved DDPM (arXiv:2102.09672)."""
+
+    def make(setting: Setting) -> Objective:
+        variance = "learned" if setting.parameterization.learned_variance else "small"
+
+        def loss(trained: Trained, values: Noised) -> Array:
+            x0, cond, t, eps = values
+            return losses.vlb_loss(
+                trained.apply, trained.schedule, setting.parameterization, x0, cond, t, eps, variance=variance
+            )
+
+        return denoising(setting, loss)
+
+    return make
+
+
+class BoundNoise(NamedTuple):
+    """`Noised`, and the noise of the reconstruction term of VDM's bound."""
+
+    noised: Noised
+    eps_start: Array  # as x0
+
+
+def vdm() -> MakeObjective:
+    """VDM's continuous-time bound in bits per dimension, by which a learned schedule learns (arXiv:2107.00630)."""
+
+    def make(setting: Setting) -> Objective:
+        if setting.parameterization.learned_variance:
+            raise UserError("objective='vdm' has no variances to learn; give a prediction without learned_variance")
+
+        def loss(trained: Trained, values: BoundNoise) -> Array:
+            x0, cond, t, eps = values.noised
+            denoise = denoisers.condition(
+                denoisers.from_network(trained.apply, trained.schedule, setting.parameterization), cond
+            )
+            return continuous_bound(denoise, trained.schedule, x0, t, eps, values.eps_start).total
+
+        base = denoising(setting, lambda trained, values: jnp.zeros(len(values.t)))
+
+        def draw(key: Array, examples: Examples, history: Tree, step: Array) -> Drawn:
+            drawn = base.draw(key, examples, history, step)
+            eps_start = jax.random.normal(jax.random.fold_in(key, 4), examples.x0.shape)
+            return drawn._replace(values=BoundNoise(drawn.values, eps_start))
+
+        return dataclasses.replace(base, draw=draw, loss=loss, learns_schedule=True)
+
+    return make
+
+
+def uncertainty(channels: int = 128) -> MakeObjective:
+    """`simple` with a learned weight for each noise level: exp(-u) L + u, u a function of the log-SNR alone.
+
+    At the minimum exp(u) is the mean loss at that level, so that every level has the same share of the gradient: the
+    weighting by uncertainty of EDM2 (arXiv:2312.02696, appendix B.2). u is linear in `channels` random Fourier features
+    of c_noise = ln(sigma / alpha) / 4 and starts at 0.
+    """
+    if channels < 1:
+        raise UserError(f"objective 'uncertainty' needs channels >= 1; got {channels}")
+    rng = np.random.default_rng(0)  # the features are part of the definition, not of a run
+    frequencies = (2 * np.pi * rng.normal(size=channels)).astype(np.float32)
+    phases = (2 * np.pi * rng.uniform(size=channels)).astype(np.float32)
+
+    def features(logsnr: Array) -> Array:
+        """[B] -> [B, channels], of mean square 1."""
+        c_noise = -logsnr / 8.0
+        return jnp.sqrt(2.0) * jnp.cos(c_noise[:, None] * frequencies + phases)
+
+    def make(setting: Setting) -> Objective:
+        base = simple()(setting)
+
+        def loss(trained: Trained, values: Noised) -> Array:
+            u = features(trained.schedule.logsnr(values.t)) @ trained.own["weight"] / jnp.sqrt(float(channels))  # [B]
+            return jnp.exp(-u) * base.loss(trained, values) + u
+
+        def init(key: Array) -> Memory:
+            return base.init(key)._replace(params={"weight": jnp.zeros(channels)})
+
+        return dataclasses.replace(base, loss=loss, init=init)
+
+    return make
+
+
+OBJECTIVES: dict[str, Callable[..., MakeObjective]] = {
+    "simple": simple,
+    "vlb": vlb,
+    "vdm": vdm,
+    "uncertainty": uncertainty,
+}
+
+
+class Labelled(NamedTuple):
+    """Noised images and their classes."""
+
+    x0: Array  # [B, *S, C]
+    label: Array  # [B] int32
+    t: Array  # [B]
+    eps: Array  # as x0
+
+
+def cross_entropy(times: TimeSampler, schedule: Schedule) -> Objective:
+    """-log p(label | x_t) of a classifier of noisy images, in nats: section 4 of ADM (arXiv:2105.05233).
+
+    `Trained.apply` gives logits [B, classes]; cond["label"] is the class.
+    """
+
+    def draw(key: Array, examples: Examples, history: Tree, step: Array) -> Drawn:
+        t_key, eps_key = jax.random.split(key)
+        x0, n = examples.x0, len(examples.x0)
+        t = times(t_key, n, schedule)
+        values = Labelled(x0, examples.cond["label"], t, jax.random.normal(eps_key, x0.shape))
+        return Drawn(values, jnp.ones(n), t)
+
+    def loss(trained: Trained, values: Labelled) -> Array:
+        x = diffuse(values.x0, values.eps, trained.schedule.level(values.t))
+        logits = trained.apply(x, trained.schedule.conditioning(values.t), {})  # [B, classes]
+        chosen = jnp.take_along_axis(logits, values.label[:, None], axis=-1)[:, 0]
+        return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+    return Objective(draw, loss)

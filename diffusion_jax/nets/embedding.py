@@ -1,0 +1,38 @@
+"""Embeddings of a time, a class, a text's vector and noise levels, as diffusion networks share them.
+
+The functions make layers of the module that calls them, under the names that they say.
+"""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from diffusion_jax.nets import layers
+from diffusion_jax.nets.layers import Dense
+from diffusion_jax.nets.network import Network
+
+
+def embed_level(level: Array, channels: int, form: str, dtype: DTypeLike, name: str) -> Array:
+    """Sinusoids of level [B] through two dense layers, name_0 and name_1: [B, 4 channels]; form as `time_embedding`."""
+    emb = layers.time_embedding(level, channels, form)  # [B, channels]
+    emb = Dense(4 * channels, dtype=dtype, name=f"{name}_0")(emb)
+    return Dense(4 * channels, dtype=dtype, name=f"{name}_1")(nn.silu(emb))
+
+
+def embed_vectors(net: Network, t: Array, cond: Mapping[str, Array], channels: int, form: str) -> Array:
+    """The sum of the embeddings of all that net is told in one vector or number: [B, 4 channels].
+
+    Layers time_0 and time_1; label, a table of num_classes + 1 rows; text_pooled; level_NAME_0 and level_NAME_1.
+    """
+    width, dtype = 4 * channels, net.dtype
+    emb = embed_level(t, channels, form, dtype, "time")
+    if net.num_classes is not None:
+        emb += nn.Embed(net.num_classes + 1, width, dtype=dtype, name="label")(cond["label"])
+    if net.pools_text:
+        emb += Dense(width, dtype=dtype, name="text_pooled")(cond["text_pooled"])
+    for name in net.levels:
+        emb += embed_level(cond[name], channels, form, dtype, f"level_{name}")
+    return jnp.asarray(emb)

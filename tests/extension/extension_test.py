@@ -1,0 +1,111 @@
+"""A package of somebody else's, used from the command line by dotted names, and only where it is trusted."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax import extensions
+from diffusion_jax.cli.main import main
+from diffusion_jax.errors import UserError
+from diffusion_jax.testing import check_network, check_objective
+from diffusion_jax.train import sharding
+
+HERE = Path(__file__).parent
+CONFIG = HERE / "example_config.py"
+PACKAGE = "diffusion_jax_example"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder of sys.path with the package, installed with its entry point."""
+    site = tmp_path_factory.mktemp("site")
+    shutil.copytree(HERE / PACKAGE, site / PACKAGE)
+    about = site / f"{PACKAGE}-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[{extensions.GROUP}]\nexample = {PACKAGE}.nets\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(site))
+        yield site
+
+
+@pytest.fixture(scope="module")
+def workdir(installed, tmp_path_factory):
+    """A run of the package's network, objective, data and sampler: four steps, stopped after two and resumed."""
+    root = tmp_path_factory.mktemp("runs") / "example"
+    flags = [f"--config={CONFIG}", f"--workdir={root}"]
+    assert main(["train", *flags, "--config.train.steps=2"]) == 0
+    assert main(["train", *flags]) == 0
+    return root
+
+
+def test_a_config_of_dotted_names_trains_resumes_and_samples(workdir, tmp_path):
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "loss" in record] == [2, 4]
+    assert main(["sample", f"--workdir={workdir}", f"--out={tmp_path / 'out'}", "--num=4", "--label=1"]) == 0
+    assert np.load(tmp_path / "out/samples.npz")["images"].shape == (4, 8, 8, 1)
+
+
+def test_options_are_those_of_the_family(workdir, capsys):
+    config = json.loads((workdir / "config.json").read_text())
+    assert set(config["model"]) == {"name", "num_classes", "dtype", "width", "depth", "remat"}
+    flags = [f"--config={CONFIG}", "--workdir=nowhere"]
+    assert main(["train", *flags, "--config.model.heads=3"]) == 2
+    assert "heads" in capsys.readouterr().err
+
+
+def test_it_is_planned_with_its_own_tensor_rules(installed, capsys):
+    from diffusion_jax_example.nets import Perceptron
+
+    assert main(["plan", f"--config={CONFIG}", "--devices=2", "--config.mesh.tensor=2"]) == 0
+    assert "parameters" in capsys.readouterr().out
+    mesh = sharding.mesh(1, 1, 2, jax.devices()[:2])
+    spec = sharding.partition("params/layer_0_up/kernel", (16, 32), mesh, Perceptron.tensor_rules)
+    assert tuple(spec) == (None, "tensor")
+
+
+def test_its_parts_conform(installed):
+    from diffusion_jax_example.nets import Perceptron
+    from diffusion_jax_example.training import bounded
+
+    check_network(Perceptron(2, num_classes=3, width=8), size=(4, 4))
+    check_objective(bounded())
+
+
+def test_a_workdir_alone_never_runs_the_code_of_a_package_that_is_not_trusted(workdir, tmp_path):
+    """In a process of its own, where the package can be imported but has no entry point."""
+    site = tmp_path / "site"
+    shutil.copytree(HERE / PACKAGE, site / PACKAGE)
+    (site / PACKAGE / "__init__.py").write_text("print('code of a stranger ran')\n")
+    words = [sys.executable, "-m", "diffusion_jax", "sample", f"--workdir={workdir}", f"--out={tmp_path / 'out'}"]
+    found = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment(site), timeout=120)
+    assert found.returncode == 2
+    assert f"give --extension={PACKAGE}" in found.stderr
+    assert "stranger" not in found.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def environment(site):
+    import os
+
+    root = str(HERE.parents[1])
+    return os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{site}"}
+
+
+def test_what_is_trusted_and_missing_is_said(monkeypatch, installed):
+    monkeypatch.setattr(extensions, "_given", [])
+    with pytest.raises(UserError, match="code of the package somebody, which this command does not trust"):
+        extensions.load("somebody.nets.Net", "network")
+    extensions.trust("somebody")
+    with pytest.raises(UserError, match="there is no package somebody here"):
+        extensions.load("somebody.nets.Net", "network")
+    with pytest.raises(UserError, match=f"{PACKAGE}.nets has no Transformer"):
+        extensions.load(f"{PACKAGE}.nets.Transformer", "network")
+    with pytest.raises(UserError, match="name of a package"):
+        extensions.trust("../evil")
