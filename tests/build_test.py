@@ -176,3 +176,11 @@ def test_an_edit_needs_a_strength_at_which_there_is_noise(schedule, strength):
         build.edit_times(build.model(config), build.sampling(config), edit)
     times = build.edit_times(build.model(config), build.sampling(config), dataclasses.replace(edit, strength=0.02))
     np.testing.assert_array_equal(times, [0.02, 0.0])
+
+
+def test_a_level_of_noise_augmentation_is_scaled_as_the_config_says():
+    config = tiny.get_config()
+    config.spatial = ("low_resolution(factor=4, noise=0.2)",)
+    assert build.model(config).network.level_scale == 1000
+    config.level_scale = 1.0
+    assert build.model(config).network.level_scale == 1

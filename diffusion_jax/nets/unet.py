@@ -151,6 +151,8 @@ class UNet(nn.Module):
     """Entries of cond, each [B, *S, C'], whose channels follow those of x, in this order."""
     levels: tuple[str, ...] = ()
     """Entries of cond, each [B], embedded as t is and added: levels of noise augmentation (arXiv:2106.15282)."""
+    level_scale: float = 1.0
+    """Times each of the levels before it is embedded: 1000 brings levels in [0, 1] to where sinusoids tell t apart."""
 
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False) -> Array:
@@ -181,7 +183,8 @@ class UNet(nn.Module):
         if self.pooled_text:
             emb += Dense(4 * self.channels, dtype=self.dtype, name="text_pooled")(cond["text_pooled"])
         for name in self.levels:
-            emb += embed_level(cond[name], self.channels, self.sinusoids, self.dtype, f"level_{name}")
+            level = self.level_scale * cond[name]
+            emb += embed_level(level, self.channels, self.sinusoids, self.dtype, f"level_{name}")
 
         x = Conv(self.channels, dtype=self.dtype, name="conv_in")(joined)
         skips = [x]

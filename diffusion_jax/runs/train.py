@@ -21,7 +21,7 @@ from diffusion_jax.runs import results, snapshots, tasks, training_evaluation
 from diffusion_jax.runs.measured_samples import Interrupted
 from diffusion_jax.runs.mirror import Mirror
 from diffusion_jax.runs.train_records import append_nonfinite, example_log, print_changes, print_summary
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.workdir import Workdir, as_trained
 from diffusion_jax.train import agreement, feed, loop, processes, sharding
 from diffusion_jax.train.checkpoint import Checkpoints, abstract_like, source_commit, versions
 from diffusion_jax.train.faults import Stop, Watchdog, stop_on_signal
@@ -51,6 +51,7 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog)
         code = {"code": " ".join(f"{name} {version}" for name, version in versions().items())}
         alike = {key: value for key, value in configs.flat(config.to_dict()).items() if key not in _OWN}
         agreement.check({"commit": source_commit(), **code, **alike})
+        config = as_trained(config, workdir)
     first = jax.process_index() == 0
     mesh = build.mesh(config)
     task = tasks.task(config, workdir, mesh)
