@@ -93,7 +93,7 @@ class Workdir:
             raise UserError(f"{self.root} is not a workdir: it has no {self.config.name}; check --workdir")
         text = self.config.read_text()
         if newer := configs.newer(text):
-            says = f"an earlier version wrote {self.config}: {', '.join(newer)} are as that version had them"
+            says = f"an earlier version wrote {self.config}, without {', '.join(newer)}: all stays as it was then"
             print(f"diffusion-jax: {says}", file=sys.stderr)
         return configs.from_json(text)
 

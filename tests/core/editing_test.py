@@ -81,16 +81,18 @@ class TestStrength:
     @pytest.mark.parametrize("name", ["ddim", "ddpm", "dpmpp_2m"])
     def test_more_strength_leads_the_mean_further_without_jumps(self, name):
         """At 3 steps, across the grid's times: from the image to the data, in steps as small as those of strength."""
-        self.check_monotone(name, steps=3, count=10)
+        self.check_monotone(name, steps=3, count=10, rise=0.02)  # the deviation of a mean is 0.5 / sqrt(512) = 0.022
 
     @pytest.mark.slow
     @pytest.mark.parametrize("steps", [1, 2, 5, 10])
     @pytest.mark.parametrize("name", sorted(SAMPLERS))
     def test_every_sampler_at_any_number_of_steps(self, name, steps):
         if name != "predictor_corrector":  # whose correctors' step depends on the noise they draw
-            self.check_monotone(name, steps, count=6 if steps > 1 else 30)
+            # A multistep method gains an order with the step more that it takes above a time of the grid: a jump of its
+            # error, at most 0.041 of the 1.7 from image to data.
+            self.check_monotone(name, steps, count=6 if steps > 1 else 30, rise=0.05)
 
-    def check_monotone(self, name, steps, count):
+    def check_monotone(self, name, steps, count, rise):
         """Means over the same seeds, at `count` strengths between each two times of the grid."""
         parts = [(n + np.linspace(0.02, 0.98, count)) / steps for n in range(steps)]
         seeds = 512
@@ -98,7 +100,7 @@ class TestStrength:
         strengths = np.concatenate(parts)
         assert means[0] == pytest.approx(self.image, abs=0.2 / steps)
         falls = -np.diff(means)
-        assert falls.min() > -0.02  # of a deviation of 0.5 / sqrt(512) = 0.022 of a mean
+        assert falls.min() > -rise
         assert means[0] - means[-1] > 1.0
         assert (falls / np.diff(strengths)).max() < 15
 
