@@ -5,6 +5,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -54,6 +55,7 @@ def base(network: str = "unet") -> ConfigDict:
             },
             "text": "",  # spec, build/text.py: transformer(...), trained along, or huggingface(folder=...), frozen
             "spatial": (),  # specs, core/conditions.py: low_resolution(...), inpaint(...), map(...)
+            "level_scale": 1000.0,  # times a level of noise augmentation in [0, 1), as sinusoids are made for 0 .. 1000
             "condition_dropout": 0.1,  # probability of no class and no caption in training, for guidance
             "latent": "",  # workdir of an autoencoder, in whose latent space the model works; "": in pixels
             "autoencoder": {  # of task autoencoder
@@ -150,6 +152,10 @@ def base(network: str = "unet") -> ConfigDict:
     return config.lock()
 
 
+EARLIER: dict[str, Any] = {"level_scale": 1.0}
+"""{dotted key: what versions without it did}, where that is not its default: of the configs that they wrote."""
+
+
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{dotted key: value} of nested keys."""
     found: dict[str, Any] = {}
@@ -166,17 +172,36 @@ def to_json(config: ConfigDict) -> str:
 def from_json(text: str) -> ConfigDict:
     """The config that `to_json` wrote, with the types of `base()`: JSON's lists become tuples again.
 
-    Keys that the version which wrote it did not have, of which `newer` tells, take their defaults: those of a new key
-    leave everything as it was.
+    Keys that the version which wrote it did not have, of which `newer` tells, take what leaves everything as it was:
+    their defaults, but for those in `EARLIER`.
     """
     values = json.loads(text)
-    return check(_completed(base(_network(values)).to_dict(), values))
+    earlier = base(_network(values)).to_dict()
+    for key, value in EARLIER.items():
+        _set(earlier, key, value)
+    return check(_completed(earlier, values))
 
 
 def newer(text: str) -> list[str]:
     """The keys of `base()` that the config in text lacks, dotted."""
     values = json.loads(text)
     return list(_missing(base(_network(values)).to_dict(), values))
+
+
+def as_trained(config: ConfigDict, text: str) -> ConfigDict:
+    """config for going on with the parameters of the run whose config is text.
+
+    The keys in `EARLIER` that text lacks are as that run had them.
+    """
+    values = config.to_dict()
+    for key in set(EARLIER) & set(newer(text)):
+        _set(values, key, EARLIER[key])
+    return check(values)
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    reduce(dict.__getitem__, sections, values)[name] = value
 
 
 def _completed(defaults: dict[str, Any], values: Any) -> Any:

@@ -133,3 +133,55 @@ def test_guidance_needs_classes():
     how = dataclasses.replace(build.sampling(config), guidance=2.0)
     with pytest.raises(UserError, match="guidance 2.0 needs a conditional model"):
         build.sample_program(build.model(config), how, sharding.mesh())
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "eps(learned_variance=True)"])
+def test_guidance_rescale_acts_on_the_networks_own_output(prediction):
+    """Eq. 15 and 16 of arXiv:2305.08891 on what the network gives with and without the class, whatever it predicts."""
+    config = tiny.get_config()
+    config.prediction = prediction
+    model = build.model(config)
+    params = jax.tree.map(lambda p: p + 0.02, model.init(jax.random.key(1)))
+    how = dataclasses.replace(build.sampling(config), guidance=4.0, guidance_rescale=0.7, threshold="none")
+    x, t, label = jax.random.normal(jax.random.key(0), (3, 8, 8, 1)), np.float32([0.2, 0.5, 0.9]), np.array([1, 2, 3])
+    got = build.guided(model, how)(params, {}, {"label": label})(x, t)
+
+    told = model.schedule.conditioning(t)
+    outs = [np.asarray(model.apply(params, x, told, {"label": y}))[..., :1] for y in (label, np.full(3, 10))]
+    mixed = outs[1] + 4 * (outs[0] - outs[1])
+    std = lambda a: a.std(axis=(1, 2, 3), keepdims=True)  # noqa: E731
+    out = 0.7 * mixed * std(outs[0]) / std(mixed) + 0.3 * mixed
+    alpha, sigma = (np.asarray(a).reshape(3, 1, 1, 1) for a in model.schedule.level(t))
+    x0 = {"e": (x - sigma * out) / alpha, "x": out, "v": alpha * x - sigma * out}[prediction[0]]
+    np.testing.assert_allclose(got.x0, x0, rtol=1e-3, atol=2e-3)
+
+
+def test_plain_ddpm_takes_the_variance_that_was_learned():
+    """The sampler of the defaults; another variance is asked for by name."""
+    config = tiny.get_config()
+    learned = "ddpm(variance='learned')"
+    assert build.sampling(config, {"sampler": "ddpm"}).sampler == "ddpm"
+    config.prediction, config.sample.sampler = "v(learned_variance=True)", "ddpm"
+    assert build.sampling(config).sampler == learned
+    assert build.sampling(config, {"sampler": "ddpm( )", "steps": 7}).sampler == learned
+    for other in ("ddpm(variance='small')", "ddim"):
+        assert build.sampling(config, {"sampler": other}).sampler == other
+
+
+@pytest.mark.parametrize(("schedule", "strength"), [("edm", 1e-12), ("cosine(steps=100) | zero_snr", 1e-6)])
+def test_an_edit_needs_a_strength_at_which_there_is_noise(schedule, strength):
+    config = tiny.get_config()
+    config.schedule, config.prediction = schedule, "v"
+    edit = build.Edit(strength, False, 1, (8, 8))
+    with pytest.raises(UserError, match="which changes nothing; give more"):
+        build.edit_times(build.model(config), build.sampling(config), edit)
+    times = build.edit_times(build.model(config), build.sampling(config), dataclasses.replace(edit, strength=0.02))
+    np.testing.assert_array_equal(times, [0.02, 0.0])
+
+
+def test_a_level_of_noise_augmentation_is_scaled_as_the_config_says():
+    config = tiny.get_config()
+    config.spatial = ("low_resolution(factor=4, noise=0.2)",)
+    assert build.model(config).network.level_scale == 1000
+    config.level_scale = 1.0
+    assert build.model(config).network.level_scale == 1

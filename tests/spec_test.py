@@ -6,6 +6,7 @@ import pytest
 
 from diffusion_jax import config as configs
 from diffusion_jax.errors import UserError
+from diffusion_jax.runs.workdir import Workdir, as_trained
 from diffusion_jax.spec import from_spec
 
 
@@ -67,6 +68,33 @@ def test_the_config_of_an_earlier_version_is_completed_by_defaults():
     values["model"]["chanels"] = 3
     with pytest.raises(UserError, match="unknown key config.model.chanels"):
         configs.from_json(json.dumps(values))
+
+
+def test_a_key_whose_default_changes_what_is_drawn_is_as_it_was_in_an_earlier_version():
+    """Levels of noise augmentation are scaled in new runs alone."""
+    values = configs.base().to_dict()
+    assert values["level_scale"] == 1000
+    assert configs.from_json(json.dumps(values)).level_scale == 1000
+    del values["level_scale"]
+    assert configs.from_json(json.dumps(values)).level_scale == 1
+
+
+@pytest.mark.parametrize("by", ["workdir", "init_from"])
+def test_a_run_goes_on_with_what_its_parameters_were_trained_with(tmp_path, by):
+    """Whatever its config file says now; a run without parameters of an earlier version takes its config."""
+    old, new = Workdir(tmp_path / "old"), Workdir(tmp_path / "new")
+    config = configs.base()
+    config.init_from = str(old.root) if by == "init_from" else ""
+    workdir = new if by == "init_from" else old
+    values = configs.base().to_dict()
+    del values["level_scale"]
+    old.root.mkdir()
+    old.config.write_text(json.dumps(values))
+    assert as_trained(config, workdir).level_scale == 1000  # no checkpoint, so nothing to go on with
+    (old.checkpoints / "10").mkdir(parents=True)
+    assert as_trained(config, workdir).level_scale == 1
+    old.write_config(configs.base())
+    assert as_trained(config, workdir).level_scale == 1000
 
 
 @pytest.mark.parametrize(

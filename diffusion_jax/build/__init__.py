@@ -3,7 +3,7 @@
 from diffusion_jax.build import autoencoder, classifier, precompute
 from diffusion_jax.build.classifier import Classifier
 from diffusion_jax.build.data import batches, source, tokenizer
-from diffusion_jax.build.editing import Edit, edit_program
+from diffusion_jax.build.editing import Edit, edit_program, edit_times
 from diffusion_jax.build.latent import Autoencoder
 from diffusion_jax.build.model import Model, model, schedule
 from diffusion_jax.build.objective import time_sampling
@@ -37,6 +37,7 @@ __all__ = [
     "compiled_step",
     "digest",
     "edit_program",
+    "edit_times",
     "examples",
     "guided",
     "initial_state",

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
@@ -15,11 +16,13 @@ from diffusion_jax.core import editing
 from diffusion_jax.core.conditions import inpaint
 from diffusion_jax.core.denoisers import Condition, Denoiser
 from diffusion_jax.core.grids import GRIDS
-from diffusion_jax.core.samplers import SAMPLERS, AdaptiveSampler
+from diffusion_jax.core.samplers import SAMPLERS
 from diffusion_jax.errors import UserError
 from diffusion_jax.spec import from_spec
 from diffusion_jax.train import sharding
 from diffusion_jax.train.state import Params
+
+_LEAST_NOISE = 1e-5  # of data in [-1, 1]; a schedule's log-SNR ends not far below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +31,21 @@ class Edit:
 
     strength: float  # in (0, 1]; 1 starts from noise alone
     inpaint: bool  # whether a part of the image is kept
-    resample: int  # turns of each step, where a part is kept
+    resample: int  # turns of each jump, where a part is kept
     canvas: tuple[int, int]  # H W of the image; larger than the model's is drawn in windows of the model's
     invert: bool = False  # to the noise that DDIM finds in the image, told of no class or caption, not to random noise
+    jump: int = 1  # steps of a jump, where a part is kept
+
+
+def edit_times(model: Model, how: Sampling, edit: Edit) -> np.ndarray:
+    """The times of the edit's steps, from strength down to 0; raises UserError where there is no noise at strength."""
+    grid = from_spec(how.grid, GRIDS, "time grid")(model.schedule, how.steps)
+    times = editing.from_strength(grid, edit.strength)
+    if (sigma := float(model.schedule.sigma(jnp.float32(times[0])))) < _LEAST_NOISE:
+        raise UserError(
+            f"strength {edit.strength} adds noise of deviation {sigma:.1g}, which changes nothing; give more"
+        )
+    return times
 
 
 def edit_program(model: Model, how: Sampling, mesh: Mesh, edit: Edit, guides: Guides = ALONE) -> Any:
@@ -41,13 +56,11 @@ def edit_program(model: Model, how: Sampling, mesh: Mesh, edit: Edit, guides: Gu
     image.
     """
     sampler = from_spec(how.sampler, SAMPLERS, "sampler")
-    if isinstance(sampler, AdaptiveSampler):
-        raise UserError(f"sampler {how.sampler!r} takes steps of its own, which an edit cannot follow; choose ddim")
-    times = editing.from_strength(from_spec(how.grid, GRIDS, "time grid")(model.schedule, how.steps), edit.strength)
+    times = edit_times(model, how, edit)
     told = any(condition.name == "inpaint" for condition in model.spatial)
     hold = edit.inpaint and not told
     if hold:  # a sampler that cannot keep a part raises here
-        held = editing.repaint(sampler, jnp.zeros(1), jnp.ones(1, bool), edit.resample)
+        held = editing.repaint(sampler, jnp.zeros(1), jnp.ones(1, bool), edit.resample, edit.jump)
         held.plan(model.schedule, jnp.asarray(times))
     guide = guided(model, how, guides)
     plain = guided(model, dataclasses.replace(how, guidance=1.0, guidance_rescale=0.0, guidance_interval=()))
@@ -81,7 +94,7 @@ def edit_program(model: Model, how: Sampling, mesh: Mesh, edit: Edit, guides: Gu
         if model.autoencoder is not None:
             x0 = model.autoencoder.encode(frozen["autoencoder"], images)[0]
             hidden = model.autoencoder.shrink(masks.astype(jnp.float32)) > 0
-        method = editing.repaint(sampler, x0, hidden, edit.resample) if hold else sampler
+        method = editing.repaint(sampler, x0, hidden, edit.resample, edit.jump) if hold else sampler
         schedule = model.bind(params).schedule
         denoise = denoiser(guide, params, frozen, cond)
         if edit.invert:

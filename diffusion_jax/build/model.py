@@ -214,6 +214,7 @@ def model(config: ConfigDict, autoencoder: Autoencoder | None = None, text_folde
         text_features=encoder.width if encoder else None,
         concat=tuple(entry for condition in spatial for entry in condition.channels(1)),
         levels=tuple(level for condition in spatial for level in condition.levels),
+        level_scale=config.level_scale,
         dtype=DTYPES[dtype],
         **options,
     )

@@ -17,6 +17,7 @@ from diffusion_jax.build.model import Model
 from diffusion_jax.core import denoisers
 from diffusion_jax.core.denoisers import Condition, Denoiser
 from diffusion_jax.core.grids import GRIDS
+from diffusion_jax.core.predictions import PREDICTIONS
 from diffusion_jax.core.samplers import SAMPLERS, sample
 from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.errors import UserError
@@ -45,9 +46,16 @@ class Sampling:
     decode_tile: int
 
 
-def sampling(config: ConfigDict) -> Sampling:
-    """The sampling that config asks for in training; the default of the sample command."""
-    return Sampling(**{field.name: config.sample[field.name] for field in dataclasses.fields(Sampling)})
+def sampling(config: ConfigDict, overrides: Mapping[str, Any] | None = None) -> Sampling:
+    """The sampling that config asks for in training, the default of the sample command; overrides replace fields.
+
+    Plain ddpm takes the variance that the network has learned, where the prediction learns one.
+    """
+    fields = {field.name: config.sample[field.name] for field in dataclasses.fields(Sampling)} | dict(overrides or {})
+    if fields["sampler"].replace(" ", "") in ("ddpm", "ddpm()"):
+        learned = from_spec(config.prediction, PREDICTIONS, "prediction").learned_variance
+        fields["sampler"] = "ddpm(variance='learned')" if learned else fields["sampler"]
+    return Sampling(**fields)
 
 
 Guided = Callable[[Params, Mapping[str, Params], Condition], Denoiser]
@@ -139,7 +147,9 @@ def guided(model: Model, how: Sampling, guides: Guides = ALONE) -> Guided:
         scale: denoisers.Scale = how.guidance
         if how.guidance_interval:
             scale = denoisers.interval(how.guidance, schedule, *how.guidance_interval)
-        return scale, denoisers.std_rescale(how.guidance_rescale, schedule) if how.guidance_rescale else None
+        if not how.guidance_rescale:
+            return scale, None
+        return scale, denoisers.std_rescale(how.guidance_rescale, schedule, model.parameterization)
 
     wrappers(model.schedule)  # bad options raise here
     threshold(lambda x, t: denoisers.Prediction(x, x), model.schedule)

@@ -5,7 +5,7 @@ diffusion-jax sample --workdir=runs/shapes_text --out=samples --prompt='a small 
 diffusion-jax sample --workdir=runs/shapes_upscale --out=large --low_res=small.png
 diffusion-jax sample --workdir=runs/digits --out=edited --init_image=a.png --strength=0.6
 diffusion-jax sample --workdir=runs/digits --out=turned --init_image=a.png --invert --label=3 --guidance=2.0
-diffusion-jax sample --workdir=runs/digits --out=painted --init_image=a.png --mask=mask.png --resample=8
+diffusion-jax sample --workdir=runs/digits --out=painted --init_image=a.png --mask=mask.png --resample=10 --jump=10
 diffusion-jax sample --workdir=runs/digits --out=wider --init_image=a.png --expand=8,0,8,0
 """
 
@@ -24,7 +24,7 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run to sample from.", flag_values=values)
     flags.DEFINE_string("out", None, "Folder to write; new, or empty.", flag_values=values)
     sampling.define(values, num=64)
-    flags.DEFINE_integer("batch", 64, "Samples drawn at once; changes no sample.", flag_values=values)
+    flags.DEFINE_integer("batch", 64, "Samples drawn at once; changes a sample by rounding alone.", flag_values=values)
     flags.DEFINE_string("init_image", None, "Image to edit; scaled and cropped unless expanded.", flag_values=values)
     flags.DEFINE_float(
         "strength", None, "How far --init_image is diffused, in (0, 1]; 0.6, or 1 where painted.", flag_values=values
@@ -32,8 +32,9 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     flags.DEFINE_string("mask", None, "White where --init_image is painted, black where kept.", flag_values=values)
     flags.DEFINE_list("expand", None, "left,top,right,bottom: pixels painted around --init_image.", flag_values=values)
     flags.DEFINE_integer(
-        "resample", 4, "Turns of each step where a part is kept (RePaint); more fit better.", flag_values=values
+        "resample", 4, "Turns of each jump where a part is kept (RePaint); more fit better.", flag_values=values
     )
+    flags.DEFINE_integer("jump", 1, "Steps of a jump where a part is kept (RePaint's j).", flag_values=values)
     sampling.define_guides(values)
     flags.DEFINE_bool("invert", False, "Start from the noise that DDIM finds in --init_image.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace the samples in --out.", flag_values=values)
@@ -53,7 +54,8 @@ def _given(values: flags.FlagValues) -> Any:
     from diffusion_jax.runs.edit import Given
 
     if not values.init_image:
-        if alone := [name for name in ("strength", "mask", "expand", "resample", "invert") if values[name].present]:
+        of_edits = ("strength", "mask", "expand", "resample", "jump", "invert")
+        if alone := [name for name in of_edits if values[name].present]:
             raise UserError(f"--{alone[0]} is of an image to edit; give its --init_image=FILE too")
         return None
     try:
@@ -63,4 +65,5 @@ def _given(values: flags.FlagValues) -> Any:
     if len(expand) != 4:
         raise UserError(f"--expand is left,top,right,bottom in pixels, as in 8,0,8,0; got {','.join(values.expand)}")
     mask = Path(values.mask) if values.mask else None
-    return Given(Path(values.init_image), mask, expand, values.strength, values.resample, values.invert)
+    options = (values.strength, values.resample, values.invert, values.jump)
+    return Given(Path(values.init_image), mask, expand, *options)

@@ -40,7 +40,8 @@ def low_resolution(factor: int = 4, noise: float = 0.0, dropout: float = 0.0) ->
     """The image `factor` times smaller, enlarged again: super-resolution as in SR3 (arXiv:2104.07636).
 
     noise > 0 augments it in training: sqrt(1 - s^2) low + s z with s uniform in [0, noise], s being the level that the
-    network is told; Gaussian conditioning augmentation of cascades (arXiv:2106.15282, section 4.1).
+    network is told (times the config's level_scale); Gaussian conditioning augmentation of cascades (arXiv:2106.15282,
+    section 4.1).
     """
     _check_dropout("low_resolution", dropout)
     if factor < 2 or not 0 <= noise < 1:

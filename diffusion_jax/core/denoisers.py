@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion_jax.core.predictions import Parameterization, Prediction, eps_from_x0, v
+from diffusion_jax.core.predictions import Parameterization, Prediction, eps_from_x0
 from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.errors import UserError
 
@@ -31,15 +31,22 @@ Scale = float | Callable[[Array], Array]
 Rescale = Callable[[Prediction, Prediction, Array, Array], Prediction]
 """(guided, unguided, x, t) -> Prediction."""
 
+_FLAT = 1e-6  # a deviation below this share of the largest value is rounding
+
 
 def from_network(
     apply: Callable[[Array, Array, Condition], Array], schedule: Schedule, parameterization: Parameterization
 ) -> ConditionalDenoiser:
-    """The denoiser of a network `apply(input, conditioning(t), cond)` trained for this schedule and prediction."""
+    """The denoiser of a network `apply(input, conditioning(t), cond)` trained for this schedule and prediction.
+
+    A chain's network was trained from t = 1 / T on: below that it is told 1 / T, while x keeps the level of t.
+    """
+    first = 0.0 if schedule.steps is None else 1 / schedule.steps
 
     def denoise(x: Array, t: Array, cond: Condition) -> Prediction:
         level = schedule.level(t)
-        out = apply(parameterization.network_input(x, level), schedule.conditioning(t), cond)
+        told = schedule.conditioning(jnp.maximum(t, first))
+        out = apply(parameterization.network_input(x, level), told, cond)
         return parameterization.to_prediction(out, x, level)
 
     return denoise
@@ -123,22 +130,27 @@ def interval(scale: float, schedule: Schedule, low: float, high: float) -> Scale
     return at
 
 
-def std_rescale(phi: float, schedule: Schedule, output: Parameterization | None = None) -> Rescale:
+def std_rescale(phi: float, schedule: Schedule, output: Parameterization) -> Rescale:
     """Guidance rescale: the guided output gets phi of the way back to the conditional output's standard deviation.
 
-    out' = phi out std(cond) / std(out) + (1 - phi) out, deviations per example; eq. 15 and 16 of arXiv:2305.08891,
-    whose networks predict v. output is another prediction to take for out, one without a learned variance.
+    out' = phi out std(cond) / std(out) + (1 - phi) out, deviations per example, out being what the network predicts:
+    eq. 15 and 16 of arXiv:2305.08891. An out without deviation, which no factor gives one, stays as it is.
     """
     if not 0 <= phi <= 1:
         raise UserError(f"guidance rescale takes phi in [0, 1]; got {phi}")
-    output = output or v()
 
     def rescale(guided: Prediction, unguided: Prediction, x: Array, t: Array) -> Prediction:
         level = schedule.level(t)
         out, reference = (output.target(p.x0, p.eps, level) for p in (guided, unguided))
         axes = tuple(range(1, x.ndim))
-        ratio = jnp.std(reference, axis=axes, keepdims=True) / jnp.std(out, axis=axes, keepdims=True)
-        x0, eps, _ = output.to_prediction(out * (phi * ratio + 1 - phi), x, level)
+        std, wanted = (jnp.std(a, axis=axes, keepdims=True) for a in (out, reference))
+        # A constant's deviation is 0 to rounding alone.
+        flat = std <= _FLAT * jnp.max(jnp.abs(out), axis=axes, keepdims=True)
+        ratio = jnp.where(flat, 1.0, wanted / jnp.where(flat, 1.0, std))
+        out = out * (phi * ratio + 1 - phi)
+        if output.learned_variance:  # the output's other half, which says nothing of x0 and eps
+            out = jnp.concatenate([out, jnp.zeros_like(out)], axis=-1)
+        x0, eps, _ = output.to_prediction(out, x, level)
         return guided._replace(x0=x0, eps=eps)
 
     return rescale

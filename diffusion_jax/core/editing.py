@@ -11,29 +11,44 @@ from diffusion_jax.core.denoisers import Denoiser
 from diffusion_jax.core.predictions import Prediction
 from diffusion_jax.core.process import diffuse, transition
 from diffusion_jax.core.samplers.ancestral import ddim_inversion
-from diffusion_jax.core.samplers.loop import Plan, Sampler, integrate, steps_of
+from diffusion_jax.core.samplers.loop import AdaptiveSampler, Plan, Sampler, integrate
 from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.errors import UserError
 
+_LEAST_STEP = 0.01  # of the grid's own step; multistep samplers divide by the first step's length
+
 
 def from_strength(times: np.ndarray, strength: float) -> np.ndarray:
-    """The times of a grid [N + 1] from t0 = strength on: SDEdit's start (arXiv:2108.01073); 1 keeps the grid.
+    """The times of an edit, from strength itself down a grid [N + 1] to its end: SDEdit's t0 (arXiv:2108.01073).
 
-    The first kept is the last that is not below strength, so at least that much noise is added and one step is left.
+    strength, then the grid's times below it: a shortened first step. A time of the grid that would leave less than a
+    hundredth of its step is passed over, but not the last. Raises UserError unless strength is in (0, 1].
     """
     if not 0 < strength <= 1:
         raise UserError(f"strength is in (0, 1], where 1 keeps nothing of the image; got {strength}")
-    first = np.flatnonzero(times >= min(strength, times[0]) - 1e-6)[-1]
-    return times[min(first, len(times) - 2) :]
+    times = np.asarray(times, np.float64)
+    below = times[times < strength]
+    if not len(below):
+        return np.array([strength, 0.0])
+    first = len(times) - len(below)
+    step = times[max(first - 1, 0)] - times[max(first, 1)]
+    if len(below) > 1 and strength - below[0] < _LEAST_STEP * step:
+        below = below[1:]
+    return np.append(strength, below)
 
 
 def sample_from(
-    denoise: Denoiser, sampler: Sampler, schedule: Schedule, times: Array, seeds: Array, x0: Array
+    denoise: Denoiser,
+    sampler: Sampler | AdaptiveSampler,
+    schedule: Schedule,
+    times: Array,
+    seeds: Array,
+    x0: Array,
 ) -> Array:
     """SDEdit (arXiv:2108.01073): diffuses x0 [B, ...] to times[0] and integrates back along times; [B, ...].
 
-    Sample i depends on seeds[i] and x0[i] alone. Its noise is `sample`'s, so from times[0] = 1 on a schedule that ends
-    without signal it is that sample.
+    Sample i depends on seeds[i] and x0[i] alone, but for rounding. Its noise is `sample`'s, so from times[0] = 1 on a
+    schedule that ends without signal it is that sample.
     """
     prior_key, keys = jax.vmap(jax.random.split, out_axes=1)(jax.vmap(jax.random.key)(seeds))
     eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(prior_key)
@@ -52,40 +67,45 @@ def invert(denoise: Denoiser, schedule: Schedule, times: Array, x0: Array) -> Ar
     return integrate(denoise, ddim_inversion(), schedule, times[::-1], x0, keys)
 
 
-def repaint(sampler: Sampler, known: Array, unknown: Array, resample: int = 1) -> Sampler:
+def repaint(
+    sampler: Sampler | AdaptiveSampler, known: Array, unknown: Array, resample: int = 1, jump: int = 1
+) -> Sampler:
     """RePaint, algorithm 1 (arXiv:2201.09865): the sampler, with all but the unknown part put back at every step.
 
     known broadcasts to x [B, ...], as does unknown, True where there is something to paint. After a step to s the
-    known part is alpha_s known + sigma_s z, so at the end it is known itself. Each step but the last is taken
-    `resample` times, each but the first from x_s diffused to t again: that is what makes the two parts agree, at
-    `resample` times the cost.
+    known part is alpha_s known + sigma_s z, so at the end it is known itself. Every `jump` steps the last `jump` steps
+    are taken `resample` times, each time but the first from x_s diffused `jump` steps up again: that is what makes the
+    two parts agree, at about `resample` times the cost (`resampled_steps`). The paper's are 10 and 10 of 250 steps.
     The sampler takes one evaluation a step and remembers nothing: ddpm, ddim, euler or euler_ancestral.
     """
-    if resample < 1:
-        raise UserError(f"resample is at least 1; got {resample}")
+    if resample < 1 or jump < 1:
+        raise UserError(f"resample and jump are at least 1; got {resample} and {jump}")
+    unfit = UserError(
+        "keeping a part of an image needs a sampler of one evaluation a step that remembers nothing; "
+        "choose ddpm, ddim, euler or euler_ancestral"
+    )
+    if isinstance(sampler, AdaptiveSampler):
+        raise unfit
 
     def plan(schedule: Schedule, times: Array) -> Plan:
         base = sampler.plan(schedule, times)
         steps = len(times) - 1
         if len(base.step) != steps or sampler.init is not Sampler._field_defaults["init"]:
-            raise UserError(
-                "keeping a part of an image needs a sampler of one evaluation a step that remembers nothing; "
-                "choose ddpm, ddim, euler or euler_ancestral"
-            )
-        # The last step ends at the known part itself, from which nothing can be diffused back to agree better.
-        times_taken = np.append(np.full(steps - 1, resample), 1)
-        step = np.repeat(np.arange(steps), times_taken)
-        turn = np.concatenate([np.arange(n) for n in times_taken])
-        t, s = steps_of(schedule, times)
-        ratio, variance = transition(s, t)
-        back = (ratio, jnp.sqrt(variance))
-        per_step = jax.tree.map(lambda a: jnp.asarray(a)[step], (base.coefficients, s, back, base.t))
-        coefficients, s, back, t_evaluated = per_step
-        again = jnp.asarray(turn < times_taken[step] - 1)
-        return Plan((coefficients, s, back, again, jnp.asarray(turn)), t_evaluated, step)
+            raise unfit
+        taken, again = resampled_steps(steps, resample, jump)
+        levels = schedule.level(times)
+        landing = jax.tree.map(lambda a: a[taken + 1], levels)
+        raised = jax.tree.map(lambda a: a[np.where(again, taken + 1 - jump, taken + 1)], levels)
+        ratio, variance = transition(landing, raised)
+        coefficients, t = jax.tree.map(lambda a: jnp.asarray(a)[taken], (base.coefficients, base.t))
+        # The scan counts the steps that are done, which never falls: a step taken again belongs to the furthest.
+        furthest = np.maximum.accumulate(taken)
+        turn = np.arange(len(taken)) - np.searchsorted(furthest, furthest)
+        back = (ratio, jnp.sqrt(variance), jnp.asarray(again))
+        return Plan((coefficients, landing, back, jnp.asarray(turn)), t, furthest)
 
     def update(denoise, x, t, coefficients, noise):
-        base, s, (ratio, std), again, turn = coefficients
+        base, s, (ratio, std, again), turn = coefficients
         # A base sampler draws 0 and 1 of a step; here a step has turns, each with draws of its own.
         draw = lambda number=0: noise(4 * turn + number)  # noqa: E731
         x = sampler.update(denoise, x, t, base, draw)
@@ -95,6 +115,29 @@ def repaint(sampler: Sampler, known: Array, unknown: Array, resample: int = 1) -
         return jnp.where(again, ratio * x + std * draw(3), x)
 
     return Sampler(plan, update)
+
+
+def resampled_steps(steps: int, resample: int, jump: int) -> tuple[np.ndarray, np.ndarray]:
+    """RePaint's schedule: (which of the steps 0 .. N - 1 is taken [E], whether x is diffused up after it [E]).
+
+    Figure 3 and appendix B of arXiv:2201.09865. x is diffused `jump` steps up, resample - 1 times, where 1, 1 + jump,
+    1 + 2 jump, ... steps are left, as long as that does not lead above the start. Never from the data itself: nothing
+    can be diffused back from there to agree better.
+    """
+    if resample > 1 and jump > max(steps - 1, 1):
+        raise UserError(f"a jump of {jump} steps needs more than {jump} of them; this edit takes {steps}")
+    taken: list[int] = []
+    again: list[bool] = []
+    for step in range(steps):
+        taken.append(step)
+        again.append(False)
+        left = steps - 1 - step
+        if jump - 1 <= step and left >= 1 and (left - 1) % jump == 0:
+            for _ in range(resample - 1):
+                again[-1] = True
+                taken += range(step + 1 - jump, step + 1)
+                again += [False] * jump
+    return np.array(taken), np.array(again)
 
 
 def windows(length: int, size: int, stride: int) -> np.ndarray:

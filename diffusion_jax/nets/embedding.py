@@ -34,5 +34,5 @@ def embed_vectors(net: Network, t: Array, cond: Mapping[str, Array], channels: i
     if net.pools_text:
         emb += Dense(width, dtype=dtype, name="text_pooled")(cond["text_pooled"])
     for name in net.levels:
-        emb += embed_level(cond[name], channels, form, dtype, f"level_{name}")
+        emb += embed_level(net.level_scale * cond[name], channels, form, dtype, f"level_{name}")
     return jnp.asarray(emb)

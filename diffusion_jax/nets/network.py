@@ -36,6 +36,8 @@ class Network(nn.Module):
     """Entries of cond, each [B, *S, C'], whose channels follow those of x, in this order."""
     levels: tuple[str, ...] = ()
     """Entries of cond, each [B], embedded as t is: levels of noise augmentation (arXiv:2106.15282)."""
+    level_scale: float = 1.0
+    """Times each of the levels before it is embedded: 1000 brings levels in [0, 1] to where sinusoids tell t apart."""
     dtype: DTypeLike = jnp.float32
     """Of the computation: parameters and output are float32 always."""
 

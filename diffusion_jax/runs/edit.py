@@ -20,6 +20,7 @@ class Given:
     strength: float | None = None  # None: 0.6, or 1 where a part is painted
     resample: int = 4
     invert: bool = False
+    jump: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ def prepare(given: Given, shape: tuple[int, int, int]) -> Prepared:
     strength = given.strength if given.strength is not None else 1.0 if inpaint else 0.6
     if given.invert and inpaint:
         raise UserError("--invert is of an edit of the whole image; give no --mask or --expand with it")
-    edit = build.Edit(strength, inpaint, given.resample, image.shape[:2], given.invert)
+    edit = build.Edit(strength, inpaint, given.resample, image.shape[:2], given.invert, given.jump)
     return Prepared(edit, transforms.to_float(image), unknown > 0)
 
 

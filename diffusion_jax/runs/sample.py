@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import build
@@ -85,7 +86,7 @@ def sample(
         "asked": _record(asked),
         "guided_by": _record(guided_by),
         "shape": list(images[0].shape[1:]),
-        "edit": _edit_record(given, prepared),
+        "edit": _edit_record(given, prepared, trained),
         "device": jax.devices()[0].device_kind,
         "versions": versions(),
     }
@@ -93,8 +94,11 @@ def sample(
     extra = {} if prepared is None else {"edit.png": _compare(prepared, drawn)}
     if asked.low_res or asked.map:
         extra["given.png"] = _beside(cond, drawn)
+    shown = {"grid.png": min(num, _GRID)} | dict.fromkeys(extra, min(num, _COMPARED))
+    manifest["pictures"] = {name: {"samples": count, "of": num} for name, count in shown.items()}
     _write(out, drawn, cond.get("label", np.zeros(num, np.int32)), seeds, manifest, extra)
-    print(f"{num} samples of step {trained.step}: {out / 'grid.png'}")
+    part = [f"; {name} shows the first {count}" for name, count in shown.items() if count < num]
+    print(f"{num} samples of step {trained.step}: {out / 'grid.png'}{''.join(part)}")
 
 
 def _program(trained: Trained, prepared: Prepared | None) -> Callable[..., jax.Array]:
@@ -109,11 +113,15 @@ def _record(flags: Asked | GuidedBy) -> dict:
     return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(flags).items()}
 
 
-def _edit_record(given: Given | None, prepared: Prepared | None) -> dict | None:
+def _edit_record(given: Given | None, prepared: Prepared | None, trained: Trained) -> dict | None:
+    """What is edited and how: with the time that the edit starts at, the noise there, and the steps from there on."""
     if given is None or prepared is None:
         return None
+    times = build.edit_times(trained.model, trained.how, prepared.edit)
+    sigma = float(trained.model.schedule.sigma(jnp.float32(times[0])))
+    start = {"start": float(times[0]), "start_sigma": sigma, "steps": len(times) - 1}
     files = {"init_image": str(given.init_image), "mask": given.mask and str(given.mask), "expand": given.expand}
-    return files | dataclasses.asdict(prepared.edit)
+    return files | dataclasses.asdict(prepared.edit) | start
 
 
 def _beside(cond: Mapping[str, np.ndarray], images: np.ndarray) -> np.ndarray:

@@ -82,7 +82,7 @@ def restore(
     mesh = sharding.mesh()
     model = found.model(config, workdir)
     chosen = {name: value for name, value in overrides.items() if value is not None}
-    how = dataclasses.replace(build.sampling(config), **chosen)  # type: ignore[arg-type]
+    how = build.sampling(config, chosen)
     classifier, weak = None, None
     if guided_by.classifier is not None:
         classifier = found.read_classifier(guided_by.classifier, config.schedule, guided_by.classifier_scale)

@@ -93,11 +93,28 @@ class Workdir:
             raise UserError(f"{self.root} is not a workdir: it has no {self.config.name}; check --workdir")
         text = self.config.read_text()
         if newer := configs.newer(text):
-            says = f"an earlier version wrote {self.config}: the defaults of {', '.join(newer)} complete it"
+            says = f"an earlier version wrote {self.config}, without {', '.join(newer)}: all stays as it was then"
             print(f"diffusion-jax: {says}", file=sys.stderr)
         return configs.from_json(text)
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether there is one of any step, damaged or not."""
+        return self.checkpoints.is_dir() and any(path.name.isdecimal() for path in self.checkpoints.iterdir())
 
     def write_config(self, config: ConfigDict) -> None:
         """Records the config, all of it or nothing."""
         self.root.mkdir(parents=True, exist_ok=True)
         replace_file(self.config, configs.to_json(config).encode())
+
+
+def as_trained(config: ConfigDict, workdir: Workdir) -> ConfigDict:
+    """config with what an earlier version did, where that trained the parameters which a run in workdir starts with.
+
+    They are those of its checkpoints or, where it has none, of the run that config.init_from names.
+    """
+    if not workdir.has_checkpoints and config.init_from:
+        workdir = Workdir(Path(config.init_from))
+    if not (workdir.has_checkpoints and workdir.config.is_file()):
+        return config
+    return configs.as_trained(config, workdir.config.read_text())

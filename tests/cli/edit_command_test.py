@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.cli.main import main
+from diffusion_jax.core.schedules import cosine
+from diffusion_jax.runs import sample as sample_run
 
 TINY = f"--config={Path(__file__).parents[2] / 'configs/tiny.py'}"
 
@@ -55,6 +57,7 @@ def test_inpainting_keeps_the_known_pixels_exactly(workdir, files):
     record = json.loads((out / "manifest.json").read_text())["edit"]
     assert record["inpaint"]
     assert (record["strength"], record["resample"], record["canvas"]) == (1.0, 2, [8, 8])
+    assert (record["start"], record["steps"]) == (1.0, 5)
     width, height = Image.open(out / "edit.png").size
     assert width > 3 * height  # given, kept and three edits in a row
 
@@ -67,6 +70,43 @@ def test_less_strength_stays_nearer_to_the_image(workdir, files):
         assert edit(workdir, out, f"--init_image={files}/image.png", f"--strength={strength}") == 0
         distance.append(np.abs(images(out) - given).mean())
     assert distance[0] < 0.7 * distance[1]
+
+
+def test_an_edit_starts_at_its_strength_and_says_where(workdir, files):
+    """0.001, 0.05 and 0.3 lie below the last time of three steps, and below 1 / T of the chain of 100."""
+    edits, schedule = {}, cosine(steps=100)
+    for strength in (0.001, 0.05, 0.3):
+        out = files / str(strength)
+        assert edit(workdir, out, f"--init_image={files}/image.png", f"--strength={strength}", "--steps=3") == 0
+        edits[strength] = images(out).astype(int)
+        record = json.loads((out / "manifest.json").read_text())["edit"]
+        assert (record["start"], record["steps"]) == (strength, 1)
+        assert record["start_sigma"] == pytest.approx(float(schedule.sigma(np.float32(strength))), rel=1e-5)
+    given = np.asarray(Image.open(files / "image.png")).astype(int)
+    far = [np.abs(a - given).mean() for a in edits.values()]
+    assert far[0] < far[1] < far[2]
+    assert far[0] < 3  # of 255
+
+
+def test_jumps_change_what_is_painted_and_keep_the_rest(workdir, files):
+    painted = {}
+    for jump in (1, 2):
+        out = files / str(jump)
+        flags = [f"--init_image={files}/image.png", f"--mask={files}/mask.png", "--resample=2", f"--jump={jump}"]
+        assert edit(workdir, out, *flags) == 0
+        assert json.loads((out / "manifest.json").read_text())["edit"]["jump"] == jump
+        painted[jump] = images(out)
+    np.testing.assert_array_equal(painted[1][:, :, 3:], painted[2][:, :, 3:])
+    assert (painted[1] != painted[2]).any()
+
+
+def test_a_picture_of_a_part_of_the_samples_says_so(workdir, files, capsys, monkeypatch):
+    monkeypatch.setattr(sample_run, "_GRID", 4)
+    for num, said in ((4, "grid.png\n"), (7, "grid.png; grid.png shows the first 4\n")):
+        assert main(["sample", f"--workdir={workdir}", f"--out={files}/{num}", f"--num={num}"]) == 0
+        assert capsys.readouterr().out.endswith(said)
+        manifest = json.loads((files / f"{num}/manifest.json").read_text())
+        assert manifest["pictures"] == {"grid.png": {"samples": 4, "of": num}}
 
 
 def test_an_expanded_image_keeps_its_pixels_at_any_size(workdir, files):
@@ -118,9 +158,11 @@ def test_a_weaker_model_that_is_no_weaker_changes_nothing(workdir, files, tmp_pa
         ),
         (["--init_image=image.png", "--mask=gray.png"], "it has gray 100"),
         (["--init_image=image.png", "--mask=black.png"], "nothing to paint"),
-        (["--init_image=image.png", "--mask=mask.png", "--resample=0"], "resample is at least 1"),
+        (["--init_image=image.png", "--mask=mask.png", "--resample=0"], "resample and jump are at least 1"),
         (["--init_image=image.png", "--mask=mask.png", "--sampler=heun"], "choose ddpm, ddim"),
-        (["--init_image=image.png", "--sampler=ode"], "choose ddim"),
+        (["--init_image=image.png", "--mask=mask.png", "--sampler=ode"], "choose ddpm, ddim"),
+        (["--init_image=image.png", "--mask=mask.png", "--jump=5"], "a jump of 5 steps needs more than 5 of them"),
+        (["--jump=2"], "--jump is of an image to edit; give its --init_image"),
         (["--init_image=image.png", "--expand=1,2"], "--expand is left,top,right,bottom"),
         (["--init_image=image.png", "--expand=1,2,3,-4"], "none negative; got 1,2,3,-4"),
         (["--init_image=small.png", "--expand=1,0,1,0"], "less than the model's 8 x 8"),

@@ -1,5 +1,7 @@
 """Editing against Gaussian data, whose optimal denoiser, probability flow and conditionals are known."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,20 +18,91 @@ TIMES = np.linspace(1.0, 0.0, 101)
 
 
 class TestFromStrength:
-    def test_keeps_what_is_at_or_below_it(self):
-        np.testing.assert_allclose(editing.from_strength(TIMES, 0.6), TIMES[40:])
-        np.testing.assert_allclose(editing.from_strength(TIMES, 1.0), TIMES)
+    @pytest.mark.parametrize("strength", [0.6, 0.595, 0.001, 1e-9, 1.0])
+    def test_starts_at_strength_and_goes_down_the_grid(self, strength):
+        times = editing.from_strength(TIMES, strength)
+        assert times[0] == strength
+        np.testing.assert_array_equal(times[1:], [*TIMES[(strength - 1e-6 > TIMES) & (TIMES > 0)], 0.0])
 
-    def test_between_two_times_it_adds_the_more_noise(self):
-        assert editing.from_strength(TIMES, 0.595)[0] == pytest.approx(0.6)
+    def test_a_grid_that_misses_the_noisy_end_is_led_there(self):
+        np.testing.assert_allclose(editing.from_strength(TIMES[20:], 1.0), [1.0, *TIMES[20:]])
+        np.testing.assert_allclose(editing.from_strength(TIMES[20:], 0.9), [0.9, *TIMES[20:]])
 
-    def test_leaves_at_least_one_step(self):
-        np.testing.assert_allclose(editing.from_strength(TIMES, 1e-9), TIMES[-2:])
+    def test_a_grid_that_ends_above_it_ends_at_the_data(self):
+        np.testing.assert_array_equal(editing.from_strength(TIMES[:-1], 0.005), [0.005, 0.0])
 
-    @pytest.mark.parametrize("strength", [0.0, -0.1, 1.1])
+    @pytest.mark.parametrize(("strength", "second"), [(0.6001 - 1e-6, 0.59), (0.6001 + 1e-6, 0.6)])
+    def test_no_first_step_is_shorter_than_a_hundredth_of_the_grids(self, strength, second):
+        assert editing.from_strength(TIMES, strength)[1] == pytest.approx(second)
+
+    @pytest.mark.parametrize("strength", [0.0, -0.1, 1.1, float("nan")])
     def test_refuses_others(self, strength):
         with pytest.raises(UserError, match="strength is in"):
             editing.from_strength(TIMES, strength)
+
+
+STRENGTHS = np.array([0.001, 0.01, 0.05, 0.1, 0.2, 0.3])
+"""Below the last time of a grid of 3 steps."""
+
+
+class TestStrength:
+    """What an edit of an image far from Gaussian data becomes, by the exact denoiser."""
+
+    data, image = Gaussian(), 2.0
+
+    def edited(self, name, strengths, steps, seeds=16):
+        """The edits [K, B] of one image by strengths [K] that leave equally many steps."""
+        grid, schedule, sampler = np.linspace(1, 0, steps + 1), VP(), SAMPLERS[name]()
+        times = np.stack([editing.from_strength(grid, s) for s in strengths]).astype(np.float32)
+        x0 = jnp.full((seeds, 1), self.image)
+
+        def one(times):
+            denoise = self.data.denoiser(schedule)
+            return editing.sample_from(denoise, sampler, schedule, times, jnp.arange(seeds), x0)[:, 0]
+
+        return np.asarray(jit(jax.vmap(one))(jnp.asarray(times)))
+
+    @pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"predictor_corrector", "ode"}))
+    def test_one_step_from_strength_is_the_mean_of_what_was_diffused(self, name):
+        """E[x_0 | x_t] at t = strength, so 0.001, 0.05 and 0.3 at 3 steps differ; every sampler's step to the data."""
+        out = self.edited(name, STRENGTHS, steps=3)
+        alpha, sigma = (np.asarray(a)[:, None] for a in VP().level(jnp.asarray(STRENGTHS)))
+        shrink = alpha * self.data.std**2 / (alpha**2 * self.data.std**2 + sigma**2)
+        x_t = alpha * self.image + sigma * np.asarray(integrate_nothing(jnp.arange(16), (1,)))[:, 0]
+        np.testing.assert_allclose(out, self.data.mean + shrink * (x_t - alpha * self.data.mean), atol=2e-4)
+
+    def test_an_adaptive_sampler_follows_the_flow_from_strength(self):
+        out = self.edited("ode", [0.05, 0.2, 0.3], steps=3)
+        for strength, edits in zip([0.05, 0.2, 0.3], out, strict=True):
+            alpha, sigma = VP().level(jnp.float32(strength))
+            x_t = alpha * self.image + sigma * integrate_nothing(jnp.arange(16), (1,))[:, 0]
+            np.testing.assert_allclose(edits, self.data.flow(VP(), strength, 0.0, x_t), atol=2e-3)
+
+    @pytest.mark.parametrize("name", ["ddim", "ddpm", "dpmpp_2m"])
+    def test_more_strength_leads_the_mean_further_without_jumps(self, name):
+        """At 3 steps, across the grid's times: from the image to the data, in steps as small as those of strength."""
+        self.check_monotone(name, steps=3, count=10, rise=0.02)  # the deviation of a mean is 0.5 / sqrt(512) = 0.022
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("steps", [1, 2, 5, 10])
+    @pytest.mark.parametrize("name", sorted(SAMPLERS))
+    def test_every_sampler_at_any_number_of_steps(self, name, steps):
+        if name != "predictor_corrector":  # whose correctors' step depends on the noise they draw
+            # A multistep method gains an order with the step more that it takes above a time of the grid: a jump of its
+            # error, at most 0.041 of the 1.7 from image to data.
+            self.check_monotone(name, steps, count=6 if steps > 1 else 30, rise=0.05)
+
+    def check_monotone(self, name, steps, count, rise):
+        """Means over the same seeds, at `count` strengths between each two times of the grid."""
+        parts = [(n + np.linspace(0.02, 0.98, count)) / steps for n in range(steps)]
+        seeds = 512
+        means = np.concatenate([self.edited(name, part, steps, seeds).mean(1) for part in parts])
+        strengths = np.concatenate(parts)
+        assert means[0] == pytest.approx(self.image, abs=0.2 / steps)
+        falls = -np.diff(means)
+        assert falls.min() > -rise
+        assert means[0] - means[-1] > 1.0
+        assert (falls / np.diff(strengths)).max() < 15
 
 
 class TestInvert:
@@ -87,14 +160,24 @@ def integrate_nothing(seeds, shape):
     return sample(None, standing, VP(), jnp.asarray([1.0, 0.0]), seeds, shape)
 
 
+def walk_of_figure_3(steps, resample, jump):
+    """The indices of a chain that RePaint visits, from noise at steps - 1 to the data at -1; appendix B."""
+    climbs = {index: resample - 1 for index in range(0, steps - jump, jump)}
+    walk = [steps - 1]
+    while walk[-1] >= 0:
+        walk.append(walk[-1] - 1)
+        if climbs.get(walk[-1]):
+            climbs[walk[-1]] -= 1
+            walk += [walk[-1] + k for k in range(1, jump + 1)]
+    return walk
+
+
 class TestRepaint:
     data = Rotated(parts=(Gaussian(mean=-0.2, std=0.9), Gaussian(mean=0.3, std=0.2)), angle=0.7)
 
-    def paint(self, resample, name="ddpm", steps=50, n=4000, known=1.0, schedule=None):
+    def paint(self, resample, name="ddpm", steps=50, n=4000, known=1.0, schedule=None, jump=1):
         schedule = schedule or VP()
-        sampler = editing.repaint(
-            SAMPLERS[name](), jnp.array([known, 0.0]), jnp.array([False, True]), resample=resample
-        )
+        sampler = editing.repaint(SAMPLERS[name](), jnp.array([known, 0.0]), jnp.array([False, True]), resample, jump)
         x = schedule.prior_std * jax.random.normal(jax.random.key(9), (n, 2))
         times = np.linspace(1, 0, steps + 1)
         return np.asarray(
@@ -120,18 +203,79 @@ class TestRepaint:
         assert abs(often.mean() - mean) < 0.5 * abs(once.mean() - mean)
         assert often.var() < 2.0 * variance + 0.05
 
+    def test_a_jump_goes_forward_and_back_as_in_the_papers_figure(self):
+        """Figure 3 of arXiv:2201.09865 by hand: six steps, jumps of 2, each taken twice."""
+        taken, again = editing.resampled_steps(6, resample=2, jump=2)
+        # From index 5 (noise) to 0 and the data, -1; up from 2 to 4 and from 0 to 2, once each.
+        down = [(5, 4), (4, 3), (3, 2), "up", (4, 3), (3, 2), (2, 1), (1, 0), "up", (2, 1), (1, 0), (0, -1)]
+        assert [5 - step for step in taken] == [pair[0] for pair in down if pair != "up"]
+        np.testing.assert_array_equal(np.flatnonzero(again), [2, 6])
+
+    @pytest.mark.parametrize(
+        ("steps", "resample", "jump"), [(250, 10, 10), (50, 4, 1), (9, 3, 4), (7, 2, 6), (1, 5, 1)]
+    )
+    def test_the_sequence_of_jumps_is_the_papers(self, steps, resample, jump):
+        taken, again = editing.resampled_steps(steps, resample, jump)
+        walk = walk_of_figure_3(steps, resample, jump)
+        down = [(a, b) for a, b in itertools.pairwise(walk) if b < a]
+        np.testing.assert_array_equal(steps - 1 - taken, [a for a, _ in down])
+        assert again.sum() * jump == sum(b > a for a, b in itertools.pairwise(walk))
+
+    def test_the_network_is_told_the_times_of_that_sequence(self):
+        times, sampler = np.linspace(1, 0, 10), SAMPLERS["ddim"]()
+        plan = editing.repaint(sampler, jnp.zeros(1), jnp.ones(1, bool), 3, 4).plan(VP(), times)
+        walk = walk_of_figure_3(9, 3, 4)
+        told = [(a + 1) / 9 for a, b in itertools.pairwise(walk) if b < a]
+        np.testing.assert_allclose(plan.t, told, atol=1e-6)
+        assert (np.diff(plan.step) >= 0).all()  # which a trajectory counts on
+
+    @pytest.mark.parametrize(("resample", "jump"), [(3, 1), (3, 3), (2, 7)])
+    def test_jumps_have_the_moments_of_algorithm_1(self, resample, jump):
+        """All of it is affine in Gaussians: mean and covariance follow the walk in closed form."""
+        steps, n, known = 8, 20000, 1.0
+        out = self.paint(resample, steps=steps, n=n, known=known, jump=jump)
+        walk = walk_of_figure_3(steps, resample, jump)
+        level = lambda i: [float(a) for a in VP().level(jnp.float32((i + 1) / steps))]  # noqa: E731
+        mean, cov = np.zeros(2), np.eye(2)
+        for i, k in itertools.pairwise(walk):
+            (alpha_t, sigma_t), (alpha_s, sigma_s) = level(i), level(k)
+            if k > i:  # q(x_k | x_i), k = i + 1
+                ratio = alpha_s / alpha_t
+                mean, cov = ratio * mean, ratio**2 * cov + (sigma_s**2 - ratio**2 * sigma_t**2) * np.eye(2)
+                continue
+            total = alpha_t**2 * self.data.covariance + sigma_t**2 * np.eye(2)
+            gain = alpha_t * self.data.covariance @ np.linalg.inv(total)  # x0 = m + gain (x - alpha m)
+            ratio = alpha_t / alpha_s
+            beta = sigma_t**2 - ratio**2 * sigma_s**2
+            a, b = ratio * sigma_s**2 / sigma_t**2, alpha_s * beta / sigma_t**2
+            matrix = a * np.eye(2) + b * gain
+            mean = matrix @ mean + b * (self.data.mean - alpha_t * gain @ self.data.mean)
+            cov = matrix @ cov @ matrix.T + beta * sigma_s**2 / sigma_t**2 * np.eye(2)
+            mean[0] = alpha_s * known
+            cov[0, :], cov[:, 0] = 0.0, 0.0
+            cov[0, 0] = sigma_s**2
+        np.testing.assert_array_equal(out[:, 0], known)
+        assert out[:, 1].mean() == pytest.approx(mean[1], abs=5 * np.sqrt(cov[1, 1] / n))
+        assert out[:, 1].var() == pytest.approx(cov[1, 1], rel=5 * np.sqrt(2 / n))
+
+    def test_refuses_jumps_longer_than_the_edit(self):
+        with pytest.raises(UserError, match="a jump of 5 steps needs more than 5 of them; this edit takes 5"):
+            self.paint(2, steps=5, n=2, jump=5)
+        with pytest.raises(UserError, match="resample and jump are at least 1; got 2 and 0"):
+            self.paint(2, steps=5, n=2, jump=0)
+
     def test_turns_of_a_step_draw_noise_of_their_own(self):
         """With everything known but to a denoiser that says nothing, what is left of each turn is its noise."""
         a, b = (self.paint(n, steps=2, n=64)[:, 1] for n in (2, 3))
         assert np.abs(a - b).max() > 1e-2
 
     def test_refuses_samplers_that_remember_or_look_twice(self):
-        for name in ("heun", "dpmpp_2m", "plms"):
+        for name in ("heun", "dpmpp_2m", "plms", "ode"):
             with pytest.raises(UserError, match="choose ddpm, ddim"):
                 self.paint(1, name, n=2)
 
     def test_refuses_resample_below_one(self):
-        with pytest.raises(UserError, match="resample is at least 1"):
+        with pytest.raises(UserError, match="resample and jump are at least 1"):
             self.paint(0, n=2)
 
 

@@ -24,6 +24,7 @@ from diffusion_jax.core.schedules import SCHEDULES, linear
 from diffusion_jax.errors import UserError
 
 SCHEDULE = linear()
+V = PREDICTIONS["v"]()
 B = 4
 X = jax.random.normal(jax.random.key(0), (B, 3, 2))
 TIME = jnp.array([0.1, 0.4, 0.7, 1.0])
@@ -167,6 +168,59 @@ def test_rescale_restores_the_conditional_deviation(name):
         assert_consistent(guided)
 
 
+def rescale_noise_cfg(guided, plain, phi):
+    """Section 3.4 of arXiv:2305.08891 on outputs of a network, one example at a time, in float64."""
+    rescaled = []
+    for out, pos in zip(np.asarray(guided, np.float64), np.asarray(plain, np.float64), strict=True):
+        rescaled.append(phi * out * (pos.std() / out.std()) + (1 - phi) * out)
+    return np.stack(rescaled)
+
+
+@pytest.mark.parametrize("name", ["eps", "x0", "v", "flow", "edm"])
+def test_rescale_acts_on_what_the_network_predicts(name):
+    """The network's outputs mixed and rescaled, then converted: the same as our guidance of predictions."""
+    output, scale, phi = PREDICTIONS[name](), 6.0, 0.7
+    level = SCHEDULE.level(TIME)
+    seen = output.network_input(X, level)
+    plain, null = (network(seen, SCHEDULE.conditioning(TIME), c) for c in (COND, NULL))
+    wanted = output.to_prediction(jnp.asarray(rescale_noise_cfg(null + scale * (plain - null), plain, phi)), X, level)
+    denoise = from_network(network, SCHEDULE, output)
+    ours = classifier_free(denoise, COND, NULL, scale, std_rescale(phi, SCHEDULE, output))(X, TIME)
+    assert_same(ours[:2], wanted[:2], rtol=1e-3, atol=1e-3 if name == "eps" else 1e-4)  # x0 at t = 1: eps over 0.006
+
+
+def test_rescale_of_a_learned_variance_leaves_it_as_it_is():
+    output = PREDICTIONS["eps"](learned_variance=True)
+    double = lambda x, i, cond: jnp.concatenate([network(x, i, cond), jnp.tanh(x)], -1)  # noqa: E731
+    denoise = from_network(double, SCHEDULE, output)
+    ours = classifier_free(denoise, COND, NULL, 6.0, std_rescale(0.7, SCHEDULE, output))(X, TIME)
+    plain = classifier_free(conditional(), COND, NULL, 6.0, std_rescale(0.7, SCHEDULE, PREDICTIONS["eps"]()))(X, TIME)
+    assert_same(ours[:2], plain[:2])
+    np.testing.assert_array_equal(ours.fraction, denoise(X, TIME, COND).fraction)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1e-30])
+def test_rescale_of_an_output_without_deviation_changes_nothing(constant):
+    """0 / 0 and 1 / 0 of eq. 15: no factor gives a constant a deviation, so guidance stays as it is; one pixel too."""
+    flat = lambda x, i, cond: jnp.full_like(x, constant)  # noqa: E731
+    half = lambda x, i, cond: jnp.where(cond["label"][:, None, None] == 3, 0.5 * x, 0.1 + 0.4 * x)  # noqa: E731
+    for apply, scale in ((flat, 3.0), (half, 5.0)):  # 0.5 x + 5 (0.1 - 0.1 x) = 0.5 though the plain one deviates
+        for x in (X, X[:, :1, :1]):
+            denoise = from_network(apply, SCHEDULE, V)
+            ours = classifier_free(denoise, COND, NULL, scale, std_rescale(0.7, SCHEDULE, V))(x, TIME)
+            assert_same(ours[:2], classifier_free(denoise, COND, NULL, scale)(x, TIME)[:2], rtol=1e-5, atol=1e-5)
+
+
+def test_a_chains_network_is_told_no_time_before_its_first():
+    """What it was trained on ends at 1 / T, index 0; x keeps the noise level of its own time."""
+    told = []
+    denoise = from_network(lambda x, i, cond: told.append(i) or 0 * x, SCHEDULE, PREDICTIONS["eps"]())
+    t = jnp.float32([0.0003, 0.001, 0.0015, 1.0])
+    x0 = denoise(X, t, {}).x0
+    np.testing.assert_allclose(told[0], [0.0, 0.0, 0.5, 999.0], atol=1e-3)
+    np.testing.assert_allclose(x0, X / SCHEDULE.alpha(t)[:, None, None], rtol=1e-6)
+
+
 @pytest.mark.parity
 def test_rescale_is_diffusers_on_the_same_output():
     import torch
@@ -248,7 +302,9 @@ def test_dynamic_threshold_is_diffusers():
 
 def test_wrappers_compose_in_the_documented_order():
     """Guidance with interval and rescale, then a classifier, then a threshold: one compiled sampling run, in range."""
-    guided = classifier_free(conditional(), COND, NULL, interval(5.0, SCHEDULE, 0.2, 8.0), std_rescale(0.7, SCHEDULE))
+    guided = classifier_free(
+        conditional(), COND, NULL, interval(5.0, SCHEDULE, 0.2, 8.0), std_rescale(0.7, SCHEDULE, V)
+    )
     pulled = classifier_guidance(guided, lambda x, t: -jnp.sum(x**2, axis=(1, 2)), SCHEDULE, 0.5)
     for threshold in (static_threshold, dynamic_threshold):
         denoise = threshold(pulled, SCHEDULE)
@@ -285,7 +341,7 @@ def test_from_network_feeds_conditioning_and_scaled_input():
         (lambda: dynamic_threshold(None, SCHEDULE, 0.0), r"percentile in \(0, 1\]"),
         (lambda: dynamic_threshold(None, SCHEDULE, 99.5), r"percentile in \(0, 1\]"),
         (lambda: interval(2.0, SCHEDULE, 3.0, 1.0), "0 <= low < high"),
-        (lambda: std_rescale(1.5, SCHEDULE), r"phi in \[0, 1\]"),
+        (lambda: std_rescale(1.5, SCHEDULE, V), r"phi in \[0, 1\]"),
     ],
 )
 def test_errors_say_what_would_do(make, message):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.nets.layers import time_embedding
 from diffusion_jax.nets.transformer import SpatialTransformer, place_embedding
 from diffusion_jax.nets.unet import UNet
 
@@ -264,6 +265,19 @@ class TestConditions:
         high = run(params, x, t, cond | {"high": np.float32([0.0, 7.0])}, net=net)
         np.testing.assert_array_equal(low[0], out[0])
         assert min(np.abs(a[1] - b[1]).max() for a, b in [(low, out), (high, out), (low, high)]) > 1e-4
+
+    def test_levels_are_scaled_to_where_sinusoids_tell_them_apart(self, run):
+        """A level s at scale 1000 is what 1000 s is unscaled; unscaled, all levels of [0, 1) look alike."""
+        x, t = np.random.default_rng(0).standard_normal((2, 6, 2), np.float32), np.float32([1.0, 2.0])
+        net, level = self.NET.clone(levels=("low",)), np.float32([0.125, 0.25])
+        scaled = net.clone(level_scale=1000.0)
+        params = drawn(net, x, t, {"low": level})
+        got = run(params, x, t, {"low": level}, net=scaled)
+        np.testing.assert_array_equal(got, run(params, x, t, {"low": 1000 * level}, net=net))
+        # Of 32 features, how far the levels of a cascade are apart: as far as different times are.
+        told = [np.asarray(time_embedding(s * np.float32([0.1, 0.2]), 32)) for s in (1, 1000)]
+        apart = [np.linalg.norm(a - b) for a, b in told]
+        assert apart[0] < 0.2 < 2 < apart[1]
 
 
 def test_one_vector_of_the_text_is_added_to_the_time_embedding(run):

@@ -17,7 +17,7 @@ from diffusion_jax.runs.mirror import Mirror
 from diffusion_jax.runs.train.fitting import fit
 from diffusion_jax.runs.train.parts import Run
 from diffusion_jax.runs.train_records import print_changes, print_summary
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.workdir import Workdir, as_trained
 from diffusion_jax.train import agreement, processes
 from diffusion_jax.train.checkpoint import Checkpoints, source_commit, versions
 from diffusion_jax.train.faults import Stop, Watchdog, stop_on_signal
@@ -45,6 +45,7 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog)
         if mirror and jax.process_index() == 0:
             mirror.catch_up()
         _agree_on_config(config)
+        config = as_trained(config, workdir)
     mesh = build.mesh(config)
     task = tasks.task(config, workdir, mesh)
     rating: dict[int, float] = {}
