@@ -32,7 +32,8 @@ def conditions(asked: Asked, trained: Trained, seeds: np.ndarray) -> dict[str, n
     An inpainting model's are not here: they are made of the image that is edited.
     """
     model = trained.model
-    cond = {"label": labels_for(seeds, asked.labels, trained.num_classes)} if trained.num_classes else {}
+    count = trained.num_classes
+    cond = {"label": labels_for(seeds, asked.labels, count, trained.classes)} if count else {}
     if asked.labels and not trained.num_classes:
         raise UserError("--label needs a class-conditional model; this one has no classes")
     cond |= _captions(asked, trained, len(seeds))
