@@ -28,6 +28,8 @@ def base(network: str = "unet") -> ConfigDict:
             "data": {
                 "source": "digits",  # digits | shapes:SIZE,COUNT | tfds:NAME | folder:PATH (a folder or a zip)
                 "split": "train",
+                "caption": "text",  # column of metadata.jsonl or .csv, or text of a TFDS data set, that is the caption
+                "missing_captions": "tell",  # tell | refuse: images that are listed nowhere, or with an empty caption
                 "data_dir": "",  # where TFDS keeps its data sets; "" is its own default
                 "height": 8,
                 "width": 8,

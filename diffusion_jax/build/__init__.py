@@ -2,7 +2,7 @@
 
 from diffusion_jax.build import autoencoder, classifier, precompute
 from diffusion_jax.build.classifier import Classifier
-from diffusion_jax.build.data import batches, source, tokenizer
+from diffusion_jax.build.data import batches, opened, source, tokenizer
 from diffusion_jax.build.editing import Edit, edit_program, edit_times
 from diffusion_jax.build.latent import Autoencoder
 from diffusion_jax.build.model import Model, model, schedule
@@ -44,6 +44,7 @@ __all__ = [
     "layout",
     "mesh",
     "model",
+    "opened",
     "optimizer",
     "precompute",
     "precompute_program",

@@ -19,6 +19,7 @@ from diffusion_jax.core import process
 from diffusion_jax.core.objectives import Examples, Trained, cross_entropy
 from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.core.times import AdaptiveTimes
+from diffusion_jax.data.classes import Classes
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets import classifier as nets
 from diffusion_jax.train.state import Params
@@ -39,6 +40,8 @@ class Classifier:
     num_classes: int
     shape: tuple[int, ...]  # H W C
     scale: float
+    classes: Classes | None = None
+    numbers: tuple[int, ...] | None = None  # of each class of the model that is guided; None: the same
 
     def check(self, num_classes: int, shape: tuple[int, ...]) -> None:
         """Raises UserError unless it is of this many classes (0: any) and images of this shape."""
@@ -49,7 +52,12 @@ class Classifier:
             )
 
     def log_prob(self, params: Params, label: Array, schedule: Schedule) -> Callable[[Array, Array], Array]:
-        """(x [B, H, W, C], t [B]) -> log p(label | x_t) [B]; the null class, num_classes, gives 0."""
+        """(x [B, H, W, C], t [B]) -> log p(label | x_t) [B]; the null class, num_classes, gives 0.
+
+        label [B] is the model's.
+        """
+        if self.numbers is not None:
+            label = jnp.asarray((*self.numbers, self.num_classes))[label]
 
         def log_prob(x: Array, t: Array) -> Array:
             logits = self.network.apply({"params": params}, x, schedule.conditioning(t))

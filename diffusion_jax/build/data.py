@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.build.model import Model
 from diffusion_jax.data import pipeline, sources
+from diffusion_jax.data.classes import Classes, renumbered, shown
 from diffusion_jax.data.precomputed import Precomputed
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
@@ -14,15 +15,37 @@ from diffusion_jax.errors import UserError
 _CAPTIONS = 20_000  # read to learn a tokenizer
 
 
-def source(config: ConfigDict) -> sources.Source:
-    """The data set that data.source names; raises UserError where its labels do not fit the model."""
-    built = sources.open_source(config.data.source, split=config.data.split, data_dir=config.data.data_dir or None)
+def opened(config: ConfigDict) -> sources.Source:
+    """The data set that data.source names, its classes numbered in its own order."""
+    needs = {"caption": bool(config.text), "label": bool(config.model.num_classes)}
+    return sources.open_source(
+        config.data.source,
+        split=config.data.split,
+        data_dir=config.data.data_dir or None,
+        caption=config.data.caption,
+        needs=frozenset(name for name, needed in needs.items() if needed),
+    )
+
+
+def source(config: ConfigDict, classes: Classes | None = None, data: sources.Source | None = None) -> sources.Source:
+    """The data set that data.source names, or data, its labels the numbers of classes (None: in its own order).
+
+    Raises UserError where its labels do not fit the model.
+    """
+    built = opened(config) if data is None else data
     wanted = config.model.num_classes
     if wanted and built.num_classes is None:
-        raise UserError(f"model.num_classes={wanted}, but data.source={config.data.source} has no labels")
+        raise UserError(
+            f"model.num_classes={wanted}, but data.source={config.data.source} has no labels; put the images of each "
+            "class in a folder of its name, or set model.num_classes=0"
+        )
+    if wanted and classes is not None:
+        what = f"split {config.data.split} of {config.data.source}"
+        return renumbered(built, classes.names if built.class_names else None, classes.count, what)
     if wanted and built.num_classes != wanted:
         raise UserError(
             f"model.num_classes={wanted}, but data.source={config.data.source} has {built.num_classes} classes"
+            + (f": {shown(built.class_names)}" if built.class_names else "")
         )
     return built
 

@@ -17,6 +17,7 @@ from diffusion_jax.core.conditions import SPATIAL, Spatial
 from diffusion_jax.core.denoisers import Condition, ConditionalDenoiser
 from diffusion_jax.core.predictions import PREDICTIONS, Parameterization
 from diffusion_jax.core.schedules import MODIFIERS, SCHEDULES, Learned, Schedule, learned
+from diffusion_jax.data.classes import Classes
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets.families import family
 from diffusion_jax.nets.network import Network, TensorRule
@@ -45,6 +46,7 @@ class Model:
     spatial: tuple[Spatial, ...] = ()
     autoencoder: Autoencoder | None = None  # x is an image's latent
     own: Callable[[Array], Params] | None = None  # key -> parameters of the objective's own, which are trained along
+    classes: Classes | None = dataclasses.field(default=None, compare=False)  # what a label means; None: unknown
 
     @property
     def x_shape(self) -> tuple[int, ...]:

@@ -10,6 +10,25 @@ from diffusion_jax.errors import UserError
 
 MAX_FILE = 2**28  # bytes that one file of a zip may unpack to
 
+HIDDEN = frozenset(
+    {
+        "__macosx",
+        "@eadir",
+        "@tmp",
+        "#recycle",
+        "#snapshot",
+        "@recycle",
+        "@recently-snapshot",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+    }
+)
+"""What systems and their viewers leave beside a user's files, in lower case; names that begin with a dot are more."""
+
 _BROKEN = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
@@ -72,25 +91,30 @@ class _Zip:
         except _BROKEN as error:
             raise UserError(f"{path} is neither a folder nor a whole zip ({error}); check the file") from error
         self._lock = threading.Lock()  # ZipFile counts its readers without one
+        self._entries: dict[str, str] = {}  # name: as the zip writes it, maybe with \\ (of Windows) or a ./ before
+        for entry in self._archive.namelist():
+            name = "/".join(part for part in entry.replace("\\", "/").split("/") if part != ".")
+            if name == entry or name not in self._entries:
+                self._entries[name] = entry
 
     def __reduce__(self) -> tuple[type["_Zip"], tuple[str]]:
         return _Zip, (self.path,)  # opened anew: two processes can't share one position in a file
 
     def names(self) -> list[str]:
-        names = set(self._archive.namelist())
-        return sorted(name for name in names if not any(map(_hidden, name.removesuffix("/").split("/"))))
+        return sorted(name for name in self._entries if not any(map(_hidden, name.removesuffix("/").split("/"))))
 
     def read(self, name: str) -> bytes:
-        size = self._archive.getinfo(name).file_size  # ZipFile unpacks no more than that, whatever the data says
+        entry = self._entries[name]
+        size = self._archive.getinfo(entry).file_size  # ZipFile unpacks no more than that, whatever the data says
         if size > MAX_FILE:
             raise UserError(f"{self.path}/{name} unpacks to {size:,} bytes, more than {MAX_FILE:,}; take it out")
         try:
             with self._lock:
-                return self._archive.read(name)
+                return self._archive.read(entry)
         except _BROKEN as error:
             raise UserError(f"{self.path}/{name} can't be read ({error}); make the zip anew") from error
 
 
 def _hidden(part: str) -> bool:
     """Whether one part of a name hides what it names; no name goes up or starts at the root."""
-    return part in ("", "__MACOSX") or part.startswith(".")
+    return not part or part.startswith(".") or part.lower() in HIDDEN

@@ -1,18 +1,19 @@
-"""A folder of images, or a zip of one, with labels from its sub-folders or captions from its metadata.jsonl."""
+"""A folder of images, or a zip of one, with labels from its sub-folders, or what files beside the images say."""
 
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
+from diffusion_jax.data import metadata
+from diffusion_jax.data.classes import natural_order
 from diffusion_jax.data.example import Example
 from diffusion_jax.data.files import Files, open_files
+from diffusion_jax.data.text_file import decode_text
 from diffusion_jax.data.transforms import SUFFIXES
 from diffusion_jax.errors import UserError
 
-METADATA = "metadata.jsonl"
 SPLITS = frozenset({"train", "validation", "valid", "val", "test"})
 
 
@@ -26,6 +27,7 @@ class ImageFolder:
     labels: Sequence[int] | None = None
     captions: Sequence[str] | None = None
     class_names: tuple[str, ...] | None = None
+    left_out: Sequence[str] = ()  # images of root that the files with captions say nothing of
 
     @functools.cached_property
     def num_classes(self) -> int | None:
@@ -36,8 +38,15 @@ class ImageFolder:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The number of images and a hash of their names, labels and captions: the same for a folder and its zip."""
-        content = json.dumps([self.names, self.labels, self.captions, self.class_names])
+        """The number of images and a hash of their names, classes and captions: the same for a folder and its zip.
+
+        It does not depend on the order of the classes, which are numbered by code points in it.
+        """
+        labels, names = self.labels, self.class_names
+        if labels is not None and names is not None:
+            rank = {name: i for i, name in enumerate(sorted(names))}
+            labels, names = [rank[names[label]] for label in labels], tuple(rank)
+        content = json.dumps([self.names, labels, self.captions, names])
         return f"{len(self)} images, {hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
     def __len__(self) -> int:
@@ -53,40 +62,63 @@ class ImageFolder:
         return example
 
 
-def image_folder(path: str, split: str = "train") -> ImageFolder:
+def image_folder(path: str, split: str = "train", *, caption: str = "text", needs: Collection[str] = ()) -> ImageFolder:
     """The images under path, a folder or a zip that is read without unpacking.
 
     A folder with no image and one sub-folder is entered; of sub-folders that are all named like splits, the one named
-    split. There, metadata.jsonl lists the images if it exists: an object a line with "file_name" and optionally "text",
-    the caption, and "label", a number or a name (the layout of Hugging Face's ImageFolder). Otherwise the images are
-    taken in the order of their names; each sub-folder is a class, numbered in the order of names, and images in no
-    sub-folder have no labels. Hidden files and those whose suffix is no image's are left out. Raises UserError where
-    that fits nothing or more than one thing.
+    split. There, metadata.jsonl lists the images if it exists: an object a line with "file_name" and optionally the
+    column caption, the caption, and "label", a number or a name (the layout of Hugging Face's ImageFolder). Otherwise
+    the images are taken in the order of their names; each sub-folder is a class, numbered in natural order, and images
+    in no sub-folder have no labels. Hidden files, those whose suffix is no image's, and what systems keep beside a
+    user's files are left out.
+
+    With "caption" in needs, captions are read from a metadata.csv of the same columns, or from a .txt beside each
+    image, where no metadata.jsonl has them; with "label", labels from a metadata.csv where there are no class folders,
+    and a folder that was entered last is the class of the loose images in it. Raises UserError where that fits nothing
+    or more than one thing.
     """
     files = open_files(path)
-    root, names = _enter(files.path, files.names(), split)
+    everything = files.names()
+    tables = (metadata.JSONL, metadata.CSV) if "caption" in needs else (metadata.JSONL,)
+    found, names = _open(files, everything, split, caption, tables)
+    if "label" in needs and found.labels is None and metadata.CSV in names:
+        found, names = _open(files, everything, split, caption, (metadata.JSONL, metadata.CSV))
+    if "caption" in needs and found.captions is None:
+        found = _captioned(found, names, caption)
+    entered = found.root.rstrip("/").rpartition("/")[2]
+    if "label" in needs and found.labels is None and entered and entered not in SPLITS:
+        found = dataclasses.replace(found, labels=[0] * len(found), class_names=(entered,))
+    return found
+
+
+def _open(
+    files: Files, everything: list[str], split: str, caption: str, tables: Sequence[str]
+) -> tuple[ImageFolder, list[str]]:
+    """The images, as tables list them if there is one, and all names in their folder."""
+    root, names = _enter(files.path, everything, split, tables)
     where = f"{files.path}/{root}".rstrip("/")
-    if METADATA in names:
-        return _from_metadata(files, root, names)
     images = [name for name in names if _is_image(name)]
+    for file in tables:
+        if file in names:
+            return _from_table(files, root, file, names, caption), names
     if not images:
         raise UserError(f"{where} holds no images, files that end in {', '.join(SUFFIXES)}; check the path")
     loose = [name for name in images if "/" not in name]
     if len(loose) == len(images):
-        return ImageFolder(files, root, images)
+        return ImageFolder(files, root, images), names
     if loose:
         raise UserError(f"{where} holds both loose images, such as {loose[0]}, and folders of images; keep one kind")
     classes = [_top(name) for name in images]
     if empty := {_top(name) for name in names if "/" in name} - set(classes):
         raise UserError(f"the class folder {where}/{min(empty)} holds no images; add some or remove it")
     labels, class_names = _numbered(classes)
-    return ImageFolder(files, root, images, labels, class_names=class_names)
+    return ImageFolder(files, root, images, labels, class_names=class_names), names
 
 
-def _enter(path: str, names: list[str], split: str) -> tuple[str, list[str]]:
+def _enter(path: str, names: list[str], split: str, tables: Sequence[str]) -> tuple[str, list[str]]:
     """The folder that holds the split, ending in / unless it is the top, and the names in it, relative to it."""
     root, chosen = "", False
-    while METADATA not in names and not any("/" not in name and _is_image(name) for name in names):
+    while not set(tables) & set(names) and not any("/" not in name and _is_image(name) for name in names):
         folders = {_top(name) for name in names if "/" in name}
         if folders and folders <= SPLITS and not chosen:
             if split not in folders:
@@ -103,48 +135,48 @@ def _enter(path: str, names: list[str], split: str) -> tuple[str, list[str]]:
     return root, names
 
 
-def _from_metadata(files: Files, root: str, names: list[str]) -> ImageFolder:
-    known = set(names)
-    rows: list[dict[str, Any]] = []
-    path = f"{files.path}/{root}{METADATA}"
-    for number, line in enumerate(files.read(root + METADATA).splitlines(), 1):
-        if line.strip():
-            row = _row(line, f"{path}, line {number}")
-            if row["file_name"] not in known:
-                raise UserError(f"{path}, line {number}: there is no file {row['file_name']!r} in its folder; add it")
-            if rows and row.keys() != rows[0].keys():
-                raise UserError(f"{path}, line {number}: it has {', '.join(row)}, but the first {', '.join(rows[0])}")
-            rows.append(row)
-    if not rows:
-        raise UserError(f"{path} lists no images; write an object with file_name a line")
-    labels, captions = ([row[key] for row in rows] if key in rows[0] else None for key in ("label", "text"))
-    class_names = None
-    if labels is not None and len(kinds := {type(label) for label in labels}) > 1:
-        raise UserError(f"{path} has both numbers and names as labels; keep one kind")
-    if labels is not None and kinds == {str}:
+def _from_table(files: Files, root: str, file: str, names: list[str], caption: str) -> ImageFolder:
+    table = metadata.read_table(files.read(root + file), f"{files.path}/{root}{file}", names, caption)
+    listed = set(table.names)
+    left_out = [name for name in names if _is_image(name) and name not in listed]
+    labels, class_names = table.labels, None
+    if labels is not None and isinstance(labels[0], str):
         labels, class_names = _numbered(labels)
-    return ImageFolder(files, root, [row["file_name"] for row in rows], labels, captions, class_names)
+    return ImageFolder(files, root, table.names, labels, table.captions, class_names, left_out)
 
 
-def _row(line: bytes, where: str) -> dict[str, Any]:
-    """What a line of metadata says of its image; columns of others are left out."""
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error}); write one object a line") from None
-    if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-        raise UserError(f'{where}: expected an object with a file_name, such as {{"file_name": "0.png"}}')
-    if not isinstance(row.get("text", ""), str):
-        raise UserError(f"{where}: text must be a string; got {row['text']!r}")
-    label = row.get("label", 0)
-    if type(label) not in (int, str) or (type(label) is int and label < 0):
-        raise UserError(f"{where}: label must be a class's name or a number from 0 on; got {label!r}")
-    return {key: row[key] for key in ("file_name", "text", "label") if key in row}
+def _captioned(folder: ImageFolder, names: list[str], caption: str) -> ImageFolder:
+    """The images that have a .txt beside them, with these as captions; raises UserError that says what there is."""
+    where = f"{folder.files.path}/{folder.root}"
+    for file in (metadata.JSONL, metadata.CSV):
+        if file in names:
+            table = metadata.read_table(folder.files.read(folder.root + file), where + file, names, caption)
+            raise UserError(
+                f"{where}{file} has no column {caption!r} of captions; it has {', '.join(table.columns)}: name one "
+                "with data.caption"
+            )
+    texts = {name for name in names if name.endswith(".txt")}
+    has = [i for i, name in enumerate(folder.names) if metadata.text_beside(name) in texts]
+    if not has:
+        found = metadata.found_instead(names)
+        raise UserError(
+            f"{where.rstrip('/')} has no captions: no {metadata.JSONL} or {metadata.CSV} with the columns file_name "
+            f"and {caption}, and no .txt file beside an image"
+            + (f"; {', '.join(found[:5])} is not read" if found else "")
+            + "; write one of these"
+        )
+    paths = [metadata.text_beside(folder.names[i]) for i in has]
+    captions = [decode_text(folder.files.read(folder.root + path), where + path).strip() for path in paths]
+    labels = None if folder.labels is None else [folder.labels[i] for i in has]
+    without = [name for name in folder.names if metadata.text_beside(name) not in texts]
+    return dataclasses.replace(
+        folder, names=[folder.names[i] for i in has], labels=labels, captions=captions, left_out=without
+    )
 
 
 def _numbered(classes: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
     """Each example's label, and the names of the classes in the order of their labels."""
-    names = tuple(sorted(set(classes)))
+    names = natural_order(classes)
     number = {name: i for i, name in enumerate(names)}
     return [number[name] for name in classes], names
 

@@ -1,7 +1,5 @@
 """Pixel masks: which pixels inpainting has to fill, and the class that each pixel of a semantic map shows."""
 
-import io
-
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -76,25 +74,29 @@ def _part(share: float, side: int) -> int:
 def read_map(data: bytes, image_size: tuple[int, int], height: int, width: int, *, name: str) -> np.ndarray:
     """A semantic map for the image of image_size (h, w), brought to height x width as `transforms.resize_crop` does.
 
-    The classes, int32 [height, width], are the values of a gray image of 8 or 16 bits, or the indices of one with a
-    palette; each pixel takes that of the nearest. Raises UserError that names the map if it is none for the image.
+    The classes are int32 [height, width]; each pixel takes that of the nearest. Raises UserError that names the map if
+    it is none for the image.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=transforms.FORMATS) as image:
-            mode, size = image.mode, (image.height, image.width)
-            fits = size == image_size and (mode in ("1", "L", "P") or mode.startswith("I"))
-            classes = np.asarray(image).astype(np.int32) if fits else None
-    except Exception as error:  # broken data makes Pillow's decoders raise nearly anything
-        raise UserError(f"the map of {name} can't be decoded ({error}); replace it") from error
-    if size != image_size:
+    classes = read_classes(data, name=f"the map of {name}")
+    if classes.shape != image_size:
         raise UserError(
-            f"the map of {name} is {size[1]} x {size[0]}, but its image {image_size[1]} x {image_size[0]}; "
-            "draw it at the size of the image"
+            f"the map of {name} is {classes.shape[1]} x {classes.shape[0]}, but its image {image_size[1]} x "
+            f"{image_size[0]}; draw it at the size of the image"
         )
-    if classes is None:
-        raise UserError(f"the map of {name} holds colours ({mode}); save it in gray or with a palette, a class a value")
     rows, columns = _nearest(image_size, height, width)
     return classes[np.ix_(rows, columns)]
+
+
+def read_classes(data: bytes, *, name: str) -> np.ndarray:
+    """The classes of a semantic map, upright, int32 [h, w]: the values of gray of 8 or 16 bits, or palette indices.
+
+    Raises UserError that names the map where it is no such image.
+    """
+    with transforms.opened(data, name) as image:
+        mode = image.mode
+        if mode in ("1", "L", "P") or mode.startswith("I"):
+            return np.asarray(image).astype(np.int32)
+    raise UserError(f"{name} holds colours ({mode}); a map is a gray or palette PNG, a class a value")
 
 
 def _nearest(image_size: tuple[int, int], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """The ways to name a data set: `digits`, `shapes`, `shapes:SIZE,COUNT`, `tfds:NAME`, `folder:PATH`."""
 
+import dataclasses
 from collections.abc import Callable
 
 from diffusion_jax import extensions
@@ -9,30 +10,56 @@ from diffusion_jax.data.tfds_source import digits, drawn_shapes, tfds_source
 from diffusion_jax.errors import UserError
 from diffusion_jax.spec import from_spec
 
-# name: opens the source from what follows the colon, a split, and where TFDS keeps its data sets (None: its default)
-SOURCES: dict[str, Callable[[str, str, str | None], Source]] = {
-    "digits": lambda _, split, data_dir: digits(split, data_dir=data_dir),
-    "shapes": lambda numbers, split, data_dir: drawn_shapes(split, data_dir=data_dir, **_numbers(numbers)),
-    "tfds": lambda name, split, data_dir: tfds_source(name, split, data_dir=data_dir),
-    "folder": lambda path, split, _: image_folder(path, split),
+CAPTION = "text"
+"""The column of captions, or the feature of a TFDS data set, where none is chosen."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Opening:
+    """Which part of a data set is read, and how."""
+
+    split: str = "train"
+    data_dir: str | None = None  # where TFDS keeps its data sets; None: its default
+    caption: str = CAPTION
+    needs: frozenset[str] = frozenset()  # of "caption" and "label": what the model is trained on
+
+
+# name: opens the source from what follows the colon
+SOURCES: dict[str, Callable[[str, Opening], Source]] = {
+    "digits": lambda _, how: digits(how.split, data_dir=how.data_dir),
+    "shapes": lambda numbers, how: drawn_shapes(how.split, data_dir=how.data_dir, **_numbers(numbers)),
+    "tfds": lambda name, how: tfds_source(
+        name, how.split, data_dir=how.data_dir, caption_key=None if how.caption == CAPTION else how.caption
+    ),
+    "folder": lambda path, how: image_folder(path, how.split, caption=how.caption, needs=how.needs),
 }
 
 
-def open_source(spec: str, *, split: str = "train", data_dir: str | None = None) -> Source:
+def open_source(
+    spec: str,
+    *,
+    split: str = "train",
+    data_dir: str | None = None,
+    caption: str = CAPTION,
+    needs: frozenset[str] = frozenset(),
+) -> Source:
     """The split of the source that spec names; raises UserError where there is none, or it can't be read.
 
-    A dotted name with arguments, "mypkg.data.MySource(count=64)", is a class or function of a trusted package, which is
-    called with split and data_dir too if it takes them.
+    needs, of "caption" and "label", is what the model is trained on: a folder may have it in files that are read for
+    that alone. A dotted name with arguments, "mypkg.data.MySource(count=64)", is a class or function of a trusted
+    package, which is called with what it takes of split, data_dir, caption and needs too.
     """
     name, _, argument = spec.partition(":")
     if extensions.is_dotted(spec.partition("(")[0]):
-        return from_spec(spec, {}, "data source", {"split": split, "data_dir": data_dir})
+        return from_spec(
+            spec, {}, "data source", {"split": split, "data_dir": data_dir, "caption": caption, "needs": needs}
+        )
     if name not in SOURCES or (name != "shapes" and bool(argument) == (name == "digits")):
         raise UserError(
             f"unknown data source {spec!r}; write digits, shapes:SIZE,COUNT, tfds:NAME or folder:PATH "
             "(a folder or a zip of one)"
         )
-    return SOURCES[name](argument, split, data_dir)
+    return SOURCES[name](argument, Opening(split, data_dir, caption, needs))
 
 
 def _numbers(text: str) -> dict[str, int]:

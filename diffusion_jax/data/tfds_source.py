@@ -164,11 +164,13 @@ def tfds_source(
     data_dir: str | None = None,
     image_key: str = "image",
     label_key: str | None = None,
+    caption_key: str | None = None,
     config: tfds.core.BuilderConfig | None = None,
 ) -> TfdsSource:
     """A TFDS data set by name, downloaded and prepared on first use; label_key None takes "label" if that is a class.
 
-    An example's caption is the text "caption" or "text", or the first of COCO's "captions"; its map is the image "map".
+    An example's caption is the text caption_key or, where None, "caption" or "text", or the first of COCO's "captions";
+    its map is the image "map".
     Raises UserError for an unknown name, split or key, and for a data set that can't be prepared or read here.
     """
     builder = _prepared(name, data_dir, config)
@@ -204,14 +206,21 @@ def tfds_source(
         label_key=label_key,
         num_classes=label.num_classes if label else None,
         class_names=tuple(label.names) if label else None,
-        caption_key=_caption_key(features),
+        caption_key=_caption_key(name, features, caption_key),
         map_key="map" if "map" in images else None,
     )
 
 
-def _caption_key(features: tfds.features.FeaturesDict) -> str | None:
+def _caption_key(name: str, features: tfds.features.FeaturesDict, chosen: str | None) -> str | None:
+    texts = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
+    if chosen is not None:
+        if chosen not in texts:
+            raise UserError(
+                f"TFDS data set {name!r} has no text {chosen!r}; its texts are {', '.join(texts) or 'none'}"
+            )
+        return chosen
     for key in ("caption", "text"):
-        if key in features and isinstance(features[key], tfds.features.Text):
+        if key in texts:
             return key
     several = features["captions"] if "captions" in features else None  # noqa: SIM401 (it has no `get`)
     if isinstance(several, tfds.features.Sequence) and isinstance(several.feature, tfds.features.FeaturesDict):

@@ -1,6 +1,8 @@
 """From encoded bytes to arrays [H, W, C] and back: per-example, pure."""
 
+import contextlib
 import io
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,6 +25,10 @@ MAX_PIXELS = 2**26  # 8192 x 8192, below the 89 million where Pillow itself star
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels: Pillow's mode
 
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+_DEPTH = 24  # place of the bits a sample in a PNG, whose header always comes first
+
+
 def decode(data: bytes, *, channels: int, name: str) -> np.ndarray:
     """The image in data, upright, as uint8 [h, w, channels]: a mode of MODES.
 
@@ -30,33 +36,78 @@ def decode(data: bytes, *, channels: int, name: str) -> np.ndarray:
     header before a pixel is decoded. Raises UserError that names the image if it is of another format, larger than
     MAX_PIXELS or broken.
     """
+    with opened(data, name) as image:
+        return to_pixels(image, MODES[channels])
+
+
+@contextlib.contextmanager
+def opened(data: bytes, name: str) -> Iterator[Image.Image]:
+    """The image in data, decoded and upright, in the mode of its file.
+
+    What the file says of it (orientation, transparency) is read after its pixels, as a PNG may say it there. What the
+    block raises is an error of the image too. Raises UserError as `decode` does.
+    """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
-            pixels = _pixels(image, MODES[channels]) if width * height <= MAX_PIXELS else None
+            fits = width * height <= MAX_PIXELS
+            if fits:
+                image.load()
+                if data.startswith(_PNG):
+                    _scale_transparency(image, data[_DEPTH])
+                ImageOps.exif_transpose(image, in_place=True)
+                yield image
+    except UserError:
+        raise
     except Image.UnidentifiedImageError as error:
         raise UserError(f"{name} is not an image of a known format ({', '.join(FORMATS)}); convert it") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} is too large to decode: {error}; shrink it") from error
     except Exception as error:  # broken data makes Pillow's decoders raise nearly anything
         raise UserError(f"{name} can't be decoded ({error or type(error).__name__}); replace the file") from error
-    if pixels is None:
+    if not fits:
         raise UserError(f"{name} is {width} x {height}, more than {MAX_PIXELS:,} pixels; shrink it")
-    return pixels
 
 
-def _pixels(image: Image.Image, mode: str) -> np.ndarray:
-    if image.info.get("exif"):
-        image = ImageOps.exif_transpose(image)
+def _scale_transparency(image: Image.Image, depth: int) -> None:
+    """Scales a PNG's transparent gray or colour as Pillow scales the pixels of this many bits a sample."""
+    transparent = image.info.get("transparency")
+    if image.mode == "L" and isinstance(transparent, int) and depth < 8:
+        image.info["transparency"] = transparent * 255 // (2**depth - 1)
+    if image.mode == "RGB" and isinstance(transparent, tuple) and depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+
+
+def to_pixels(image: Image.Image, mode: str) -> np.ndarray:
+    """An image of any mode of Pillow's as uint8 [h, w, C] in mode, one of MODES.
+
+    What is transparent shows white unless mode is RGBA. Gray of 16 bits is divided by 257 and rounded, where Pillow's
+    own conversion would clip it. Raises ValueError for floating-point pixels, and integers of more than 16 bits.
+    """
     if image.mode == "F":
         raise ValueError("its pixels are floating-point")
-    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip, not scale
-        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
-    if mode != "RGBA" and image.has_transparency_data:
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
+    if image.mode == "La":  # of which Pillow converts to LA alone
+        image = image.convert("LA")
+    if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        if mode != "RGBA":
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    elif image.mode not in ("1", "L", "RGB"):
+        image = image.convert("RGB")
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.size and not (values.min() >= 0 and values.max() <= 65535):
+        raise ValueError("its pixels are integers of more than 16 bits")
+    gray = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    if (transparent := image.info.get("transparency")) is not None:
+        gray.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return gray
 
 
 def resize_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -7,10 +7,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from diffusion_jax.core.conditions import Spatial, noised
-from diffusion_jax.data import transforms
+from diffusion_jax.data import masks, transforms
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.trained import Trained, labels_for
 
@@ -33,7 +32,8 @@ def conditions(asked: Asked, trained: Trained, seeds: np.ndarray) -> dict[str, n
     An inpainting model's are not here: they are made of the image that is edited.
     """
     model = trained.model
-    cond = {"label": labels_for(seeds, asked.labels, trained.num_classes)} if trained.num_classes else {}
+    count = trained.num_classes
+    cond = {"label": labels_for(seeds, asked.labels, count, trained.classes)} if count else {}
     if asked.labels and not trained.num_classes:
         raise UserError("--label needs a class-conditional model; this one has no classes")
     cond |= _captions(asked, trained, len(seeds))
@@ -104,13 +104,7 @@ def _map(condition: Spatial, path: Path | None, shape: tuple[int, int, int], cou
     classes = condition.channels(1)["map"]
     if not path.is_file():
         raise UserError(f"there is no image at {path}; check --map")
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P", "1"):
-                raise UserError(f"--map {path} is a gray or palette PNG, a class a pixel; got mode {image.mode}")
-            values = np.asarray(image).astype(np.int32)
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"--map {path} is not an image that can be read: {error}") from error
+    values = masks.read_classes(path.read_bytes(), name=f"--map {path}")
     if values.shape != shape[:2]:
         raise UserError(f"--map {path} is {_size(values.shape)} pixels and the model's {_size(shape[:2])}; make it fit")
     if values.max() >= classes:

@@ -11,6 +11,7 @@ from diffusion_jax import build
 from diffusion_jax.core import process
 from diffusion_jax.core.schedules import Level, Schedule
 from diffusion_jax.data import transforms
+from diffusion_jax.data.classes import NULL
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import figures as drawings
 from diffusion_jax.report.atomic import replace_file
@@ -119,8 +120,9 @@ def _draw_trajectory(trained: Trained, seeds: np.ndarray, cond: Mapping[str, np.
     if model.autoencoder is not None:  # decoded pixels have no noise to be shown smaller
         scale = np.ones_like(scale)
     rows = []
-    for number, label in zip(seeds, cond.get("label", np.zeros(num)), strict=True):
-        of = "" if not model.num_classes else ", no class" if label == model.num_classes else f", class {label}"
+    names = trained.label_names(cond["label"]) if model.num_classes else [""] * num
+    for number, name in zip(seeds, names, strict=True):
+        of = "" if not model.num_classes else ", no class" if name == NULL else f", class {name}"
         rows += [f"seed {number}{of}: xₜ", "x₀ predicted"]
     both = np.stack([x, x0], axis=1).reshape(2 * num, *x.shape[1:])
     scales = np.tile(np.stack([scale, np.ones_like(scale)]), (num, 1))

@@ -36,7 +36,7 @@ def precompute(config: ConfigDict, out: Path, *, batch: int, dtype: str) -> None
         raise UserError("precompute runs in one process; start it on one host")
     model = frozen.model(config, Workdir(out / "nothing"))
     parts = build.precompute.parts(model)
-    source = build.source(config)
+    source = build.opened(config)  # labels are not precomputed
     tokenizer = build.tokenizer(model, source) if "text" in parts else None
     latents = "autoencoder" in parts
     flip = config.data.flip and latents

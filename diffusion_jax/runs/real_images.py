@@ -39,7 +39,10 @@ class RealImages:
     def source(self) -> Source:
         """Opened when first looked at; raises UserError where it has fewer than num examples."""
         if self._source is None:
-            self._source = build.source(self.config)
+            if self._model is None:  # nobody looks at labels
+                self._source = build.opened(self.config)
+            else:
+                self._source = build.source(self.config, self._model.classes)
             self.num = self.num or len(self._source)
             if len(self._source) < self.num:
                 raise UserError(

@@ -26,6 +26,8 @@ _MANIFEST = "manifest.json"
 
 _COMPARED = 6  # samples beside the image that was given
 
+_COLUMNS = 20  # classes beside each other
+
 _GRID = 400  # samples in the picture of all; more could not be told apart
 
 
@@ -84,6 +86,7 @@ def sample(
         "sampling": dataclasses.asdict(trained.how),
         "seeds": [int(seed), int(seed) + num - 1],
         "asked": _record(asked),
+        "labels": trained.label_names(cond["label"]) if "label" in cond else None,  # of each sample
         "guided_by": _record(guided_by),
         "shape": list(images[0].shape[1:]),
         "edit": _edit_record(given, prepared, trained),
@@ -94,8 +97,11 @@ def sample(
     extra = {} if prepared is None else {"edit.png": _compare(prepared, drawn)}
     if asked.low_res or asked.map:
         extra["given.png"] = _beside(cond, drawn)
+    if 1 < len(asked.labels) <= min(num, _COLUMNS):
+        extra["classes.png"] = _by_class(drawn, manifest["labels"][: len(asked.labels)])
     shown = {"grid.png": min(num, _GRID)} | dict.fromkeys(extra, min(num, _COMPARED))
-    manifest["pictures"] = {name: {"samples": count, "of": num} for name, count in shown.items()}
+    if "classes.png" in extra:
+        shown["classes.png"] = min(num // len(asked.labels), _COMPARED) * len(asked.labels)
     _write(out, drawn, cond.get("label", np.zeros(num, np.int32)), seeds, manifest, extra)
     part = [f"; {name} shows the first {count}" for name, count in shown.items() if count < num]
     print(f"{num} samples of step {trained.step}: {out / 'grid.png'}{''.join(part)}")
@@ -130,6 +136,13 @@ def _beside(cond: Mapping[str, np.ndarray], images: np.ndarray) -> np.ndarray:
     rows = min(len(images), _COMPARED)
     given = picture_of(name, cond[name][:rows], images.shape[-1])
     return pictures.grid(np.stack([given, images[:rows]], axis=1).reshape(2 * rows, *images.shape[1:]), columns=2)
+
+
+def _by_class(images: np.ndarray, names: list[str]) -> np.ndarray:
+    """The first samples, a column for each class of those that they take in turn."""
+    rows = min(len(images) // len(names), _COMPARED)
+    shown = images[: rows * len(names)]
+    return pictures.labelled_grid(shown.reshape(rows, len(names), *shown.shape[1:]), columns=names)
 
 
 def _compare(prepared: Prepared, images: np.ndarray) -> np.ndarray:

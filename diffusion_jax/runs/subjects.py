@@ -60,7 +60,7 @@ def of_samples(
         model.shape,
         lambda seeds, cond: program(trained.params, trained.frozen, seeds, dict(cond)),
         told,
-        "what the real images are told" if as_images else record(asked),
+        "what the real images are told" if as_images else _told(asked, trained, cond),
         restores,
         captioned=model.text is not None,
     )
@@ -86,6 +86,12 @@ def restore_autoencoder(config: ConfigDict, root: Path, step: int | None, averag
         step = choose_step(checkpoints, step)
         abstract = build.autoencoder.trainee(config).abstract
         return restore_weights(checkpoints, config, abstract, sharding.mesh(), average, step), step
+
+
+def _told(asked: Asked, trained: Trained, cond: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+    """What samples are told as JSON takes it, classes by name."""
+    labels = {"labels": trained.label_names(cond["label"][: len(asked.labels)])} if asked.labels else {}
+    return {**record(asked), **labels}
 
 
 def record(asked: Any) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """Trials that change no shape as one program on one device; each ends as a workdir like any other."""
 
 import contextlib
+import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.report import pictures
 from diffusion_jax.report.metrics import MetricWriter, read_metrics
 from diffusion_jax.report.progress import progress
-from diffusion_jax.runs import frozen, preview
+from diffusion_jax.runs import classes, frozen, preview, training_data
 from diffusion_jax.runs.sweep_trials import FAILED, Outcome, Trial
 from diffusion_jax.runs.train.metric_log import MetricLog
 from diffusion_jax.train import feed, loop, sharding
@@ -61,8 +62,8 @@ def train(trials: Sequence[Trial], stop: Stop, on_diverged: Callable[[Trial, Out
     config, keys = trials[0].config, list(trials[0].changes)
     device = jax.devices()[0]
     mesh = sharding.mesh(devices=[device])
-    model = frozen.model(config, trials[0].workdir)
-    source = build.source(config)
+    source, known = training_data.opened(config, trials[0].workdir)
+    model = dataclasses.replace(frozen.model(config, trials[0].workdir), classes=known)
     tokenizer = build.tokenizer(model, source)
     weights = jax.device_put(model.frozen, sharding.replicated(mesh))
     values = vectorised.values([trial.config for trial in trials], keys)
@@ -82,6 +83,7 @@ def train(trials: Sequence[Trial], stop: Stop, on_diverged: Callable[[Trial, Out
         for trial in trials:
             trial.workdir.write_config(trial.config)
             frozen.keep(trial.config, trial.workdir, model, tokenizer)
+            classes.keep(trial.workdir, known)
         writers = [stack.enter_context(MetricWriter(trial.workdir.root, resumed_step=resumed)) for trial in trials]
         bar = stack.enter_context(progress(config.train.steps, resumed or 0, units_per_step=config.train.batch_size))
         draw = preview.samples(config, model, mesh, source, tokenizer, weights)

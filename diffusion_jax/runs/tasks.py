@@ -12,7 +12,7 @@ from diffusion_jax import build
 from diffusion_jax.data.pipeline import TrainBatches
 from diffusion_jax.data.sources import Source
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs import frozen, preview, training_evaluation
+from diffusion_jax.runs import classes, frozen, preview, training_data, training_evaluation
 from diffusion_jax.runs.training_evaluation import Evaluate
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import sharding
@@ -47,12 +47,18 @@ def task(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
 def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
     """A diffusion model."""
     model = frozen.model(config, workdir)
-    source = build.source(config)
+    source, known = training_data.opened(config, workdir)
+    model = dataclasses.replace(model, classes=known)
     kept = workdir.tokenizer.is_file() and model.text is not None
     tokenizer = frozen.read_tokenizer(workdir) if kept else build.tokenizer(model, source)
     weights = sharding.to_mesh(model.frozen, sharding.replicated(mesh))
     trainee = build.trainee(config, model)
     step = build.compiled_step(config, trainee, mesh)
+
+    def keep() -> None:
+        frozen.keep(config, workdir, model, tokenizer)
+        classes.keep(workdir, known)
+
     return Task(
         source,
         build.batches(config, source, model, tokenizer, precomputed=build.precomputed(config, model)),
@@ -60,14 +66,14 @@ def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
         lambda: build.initial_state(config, trainee, mesh),
         lambda state, batch, seed: step(state, batch, seed, weights),
         preview.samples(config, model, mesh, source, tokenizer, weights),
-        keep=lambda: frozen.keep(config, workdir, model, tokenizer),
+        keep=keep,
         evaluation=training_evaluation.of_diffusion(config, workdir.root, mesh, model, tokenizer, weights),
     )
 
 
 def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
     """An autoencoder; its checkpoints hold the standard deviation of its latents, by which they are scaled."""
-    source = build.source(config)
+    source, _ = training_data.opened(config, workdir)
     weights: Mapping[str, Params] = build.autoencoder.frozen(config)
     weights = sharding.to_mesh(weights, sharding.replicated(mesh))
     trainee = build.autoencoder.trainee(config)
@@ -88,7 +94,7 @@ def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
 
 def classifier(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
     """A classifier of noisy images; its measure is how many of some images it knows, by time."""
-    source = build.source(config)
+    source, known = training_data.opened(config, workdir)
     trainee = build.classifier.trainee(config)
     step = build.compiled_step(config, trainee, mesh)
     program = build.classifier.accuracy_program(config)
@@ -105,6 +111,7 @@ def classifier(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
         lambda state, batch, seed: step(state, batch, seed, {}),
         None,
         measure,
+        keep=lambda: classes.keep(workdir, known),
     )
 
 

@@ -11,16 +11,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import build
+from diffusion_jax.data.classes import NULL, Classes, known
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
+from diffusion_jax.runs import classes, snapshots
 from diffusion_jax.runs import frozen as found
-from diffusion_jax.runs import snapshots
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import sharding
 from diffusion_jax.train.checkpoint import Checkpoints, whole
 from diffusion_jax.train.state import Params
-
-NULL_LABEL = "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +60,17 @@ class Trained:
         classifier = self.guides.classifier
         return self.model.num_classes or (classifier.num_classes if classifier else 0)
 
+    @property
+    def classes(self) -> Classes | None:
+        """Those that can be asked for; None where there are none."""
+        classifier = self.guides.classifier
+        return self.model.classes if self.model.num_classes else classifier.classes if classifier else None
+
+    def label_names(self, labels: np.ndarray) -> list[str]:
+        """The name of each of labels [N], its number where names are not known."""
+        of = self.classes or known(None, self.num_classes)
+        return [of.name(int(label)) for label in labels]
+
 
 def restore(
     root: Path,
@@ -80,14 +90,15 @@ def restore(
     if config.task != "diffusion":
         raise UserError(f"{root} has a run of task {config.task}; samples are drawn from one of task diffusion")
     mesh = sharding.mesh()
-    model = found.model(config, workdir)
+    model = dataclasses.replace(found.model(config, workdir), classes=classes.of_workdir(config, workdir))
     chosen = {name: value for name, value in overrides.items() if value is not None}
     how = build.sampling(config, chosen)
     classifier, weak = None, None
     if guided_by.classifier is not None:
         classifier = found.read_classifier(guided_by.classifier, config.schedule, guided_by.classifier_scale)
+        classifier = _with_classes(classifier, guided_by.classifier, model)
     if guided_by.weak is not None:
-        weak = _weak(guided_by.weak, guided_by.weak_step, config, average=bool(average))
+        weak = _weak(guided_by.weak, guided_by.weak_step, config, model, average=bool(average))
     guides = build.Guides(classifier, weak.model if weak else None)
     build.sample_program(model, how, mesh, guides)  # raises for what cannot be sampled
     tokenizer = None if model.text is None else found.read_tokenizer(workdir)
@@ -97,6 +108,17 @@ def restore(
     frozen = model.frozen | ({"classifier": classifier.params} if classifier else {})
     frozen = jax.device_put(frozen, sharding.replicated(mesh)) | ({"weak": weak.params} if weak else {})
     return Trained(model.bind(params), how, mesh, params, frozen, step, weights_name(average), tokenizer, guides)
+
+
+def _with_classes(classifier: build.Classifier, root: Path, model: build.Model) -> build.Classifier:
+    """The classifier of the workdir root with its classes, and the model's numbers for them."""
+    workdir = Workdir(root)
+    own = classes.of_workdir(workdir.read_config(), workdir)
+    try:
+        numbers = classes.same_order(model.classes, own)
+    except UserError as error:
+        raise UserError(f"--classifier={root} knows other classes than the model: {error}; train one of its") from None
+    return dataclasses.replace(classifier, classes=own, numbers=numbers)
 
 
 def weights_name(average: bool | float) -> str:
@@ -117,8 +139,8 @@ def restore_weights(
     return snapshots.reconstruct(checkpoints.directory.parent, config, abstract, mesh, average, step)
 
 
-def _weak(root: Path, step: int | None, config: ConfigDict, *, average: bool) -> Trained:
-    """The weaker model of autoguidance; raises UserError unless it is told and draws the same as that of config."""
+def _weak(root: Path, step: int | None, config: ConfigDict, model: build.Model, *, average: bool) -> Trained:
+    """The weaker model of autoguidance; raises UserError unless it is told and draws the same as model, of config."""
     other = Workdir(root).read_config()
     same = ("schedule", "text", "spatial", "latent")
     differ = [name for name in same if other[name] != config[name]]
@@ -126,6 +148,12 @@ def _weak(root: Path, step: int | None, config: ConfigDict, *, average: bool) ->
     differ += ["model.num_classes"] if other.model.num_classes != config.model.num_classes else []
     if differ:
         raise UserError(f"--weak={root} is told or draws other things than the model; its {', '.join(differ)} differs")
+    try:
+        reordered = classes.same_order(model.classes, classes.of_workdir(other, Workdir(root)))
+    except UserError as error:
+        raise UserError(f"--weak={root} was trained on other classes than the model: {error}") from None
+    if reordered is not None:
+        raise UserError(f"--weak={root} numbers its classes in another order than the model; train one anew")
     alone = {"guidance": 1.0, "guidance_rescale": 0.0, "guidance_interval": ()}
     return restore(root, step=step, average=average, overrides=alone)
 
@@ -139,19 +167,29 @@ def seeds_from(seed: int, num: int) -> np.ndarray:
     return np.arange(seed, seed + num, dtype=np.int32)
 
 
-def labels_for(seeds: np.ndarray, labels: Sequence[str], num_classes: int) -> np.ndarray:
-    """int32 [N] in [0, num_classes], num_classes being the null class: labels in turn, or drawn from the seeds."""
+def labels_for(seeds: np.ndarray, labels: Sequence[str], num_classes: int, of: Classes | None = None) -> np.ndarray:
+    """int32 [N] in [0, num_classes], num_classes being the null class: labels in turn, or drawn from the seeds.
+
+    labels are names or numbers of classes, as `Classes.number` reads them, or `NULL`.
+    """
     if not labels:
         # The class of a sample depends on its seed alone, as everything else about it.
         draw = [np.random.default_rng(int(seed)).integers(max(num_classes, 1)) for seed in seeds]
         return np.asarray(draw, np.int32)
     if not num_classes:
         raise UserError("--label needs a class-conditional model; this one has no classes")
+    of = of or known(None, num_classes)
     numbers = []
     for label in labels:
-        number = num_classes if label == NULL_LABEL else int(label) if label.isdecimal() else -1
-        if not 0 <= number < num_classes and label != NULL_LABEL:
-            raise UserError(f"--label is a class from 0 to {num_classes - 1}, or {NULL_LABEL}; got {label}")
+        try:
+            number = num_classes if label == NULL else of.number(label)
+        except UserError as error:
+            raise UserError(
+                f"--label={label}: this run is of an earlier version, which did not keep the names of classes, and its "
+                f"training data cannot be read for them ({error}); give a number from 0 to {num_classes - 1}"
+            ) from None
+        if number is None:
+            raise UserError(f"--label is {of.choices(label)}, or {NULL}; got {label}")
         numbers.append(number)
     return np.resize(np.asarray(numbers, np.int32), len(seeds))
 

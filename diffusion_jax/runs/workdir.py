@@ -7,6 +7,7 @@ snapshots/       one directory a step: profiles of the parameters' average, of a
 metrics.jsonl    one line a log interval; the same in tensorboard/
 samples/         a grid of samples a sample interval
 loss.png         the loss curve
+classes.json     of a model that is told classes: their names, in the order of their numbers
 tokenizer.json   of a model that is told captions
 autoencoder/     of a model of latents: the config and checkpoint of the autoencoder it was trained with
 examples/        with data.log_examples: which examples each step was given, a file a process
@@ -62,6 +63,11 @@ class Workdir:
     def loss_curve(self) -> Path:
         """The loss curve."""
         return self.root / "loss.png"
+
+    @property
+    def classes(self) -> Path:
+        """The names of the classes, in the order of their numbers."""
+        return self.root / "classes.json"
 
     @property
     def tokenizer(self) -> Path:

@@ -42,6 +42,7 @@ def test_training_writes_all_it_promises(workdir):
     for picture in ("samples/00000010.png", "samples/00000020.png", "loss.png"):
         assert Image.open(workdir / picture).size > (100, 100)
     assert "conv_in/kernel" in (workdir / "parameters.txt").read_text()
+    assert json.loads((workdir / "classes.json").read_text())["names"] == [str(digit) for digit in range(10)]
     assert list((workdir / "tensorboard").iterdir())
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["10", "20"]
 
@@ -51,7 +52,13 @@ def test_sampling_needs_only_the_workdir(workdir, tmp_path, monkeypatch):
     assert sample(workdir, "out", "--num=5", "--label=3", "--label=none", "--guidance=2.0", "--seed=7") == 0
     out = tmp_path / "out"
     names = [f"{i:06d}.png" for i in range(5)]
-    assert sorted(path.name for path in out.iterdir()) == [*names, "grid.png", "manifest.json", "samples.npz"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *names,
+        "classes.png",
+        "grid.png",
+        "manifest.json",
+        "samples.npz",
+    ]
     arrays = np.load(out / "samples.npz")
     assert arrays["images"].shape == (5, 8, 8, 1)
     assert arrays["images"].dtype == np.uint8
@@ -60,6 +67,7 @@ def test_sampling_needs_only_the_workdir(workdir, tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.asarray(Image.open(out / names[2])), arrays["images"][2, ..., 0])
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["checkpoint_step"] == 20
+    assert manifest["labels"] == ["3", "none", "3", "none", "3"]
     assert {key: manifest["sampling"][key] for key in ("sampler", "steps", "guidance", "threshold")} == {
         "sampler": "ddim",
         "steps": 5,

@@ -87,7 +87,7 @@ def test_classes_of_sixteen_bits_and_palettes_survive():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"none", "the map of x can't be decoded"),
+        (b"none", "the map of x is not an image of a known format"),
         (encoded(np.zeros((3, 2), np.uint8)), "the map of x is 2 x 3, but its image 2 x 2; draw it"),
         (encoded(np.zeros((2, 2, 3), np.uint8)), r"the map of x holds colours \(RGB\)"),
     ],
@@ -95,3 +95,11 @@ def test_classes_of_sixteen_bits_and_palettes_survive():
 def test_what_is_no_map_is_named(data, message):
     with pytest.raises(UserError, match=message):
         masks.read_map(data, (2, 2), 2, 2, name="x")
+
+
+def test_a_map_is_turned_upright_as_its_image_is():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: to be turned clockwise by a quarter
+    stored, file = np.array([[1, 2, 3], [4, 5, 6]], np.uint8), io.BytesIO()
+    Image.fromarray(stored).save(file, "PNG", exif=exif)
+    np.testing.assert_array_equal(masks.read_map(file.getvalue(), (3, 2), 3, 2, name="x"), np.rot90(stored, -1))

@@ -86,6 +86,114 @@ def test_a_photograph_is_turned_upright():
     assert upright[20:].max() < 15
 
 
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width, height, depth, kind, rows, *before, after=()):
+    """A PNG of scanlines as they lie in the file, with chunks before and after its pixels."""
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    chunks = [(b"IHDR", header), *before, (b"IDAT", zlib.compress(rows)), *after, (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+
+
+@pytest.mark.parametrize("where", ["before", "after", "text", "xmp"])
+def test_the_orientation_is_read_wherever_it_stands(where):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = exif.tobytes()
+    stored = np.array([[10, 20, 30], [40, 50, 60]], np.uint8)
+    rows = b"".join(b"\0" + row.tobytes() for row in stored)
+    xmp = b'<rdf:Description tiff:Orientation="6"/>'
+    chunks = {
+        "before": (b"eXIf", raw.removeprefix(b"Exif\0\0")),
+        "after": (b"eXIf", raw.removeprefix(b"Exif\0\0")),
+        "text": (b"tEXt", b"Raw profile type exif\0\nexif\n%8d\n%s\n" % (len(raw), raw.hex().encode())),  # ImageMagick
+        "xmp": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+    }
+    before, after = ((), (chunks[where],)) if where == "after" else ((chunks[where],), ())
+    upright = decode(png(3, 2, 8, 0, rows, *before, after=after), 1)[..., 0]
+    np.testing.assert_array_equal(upright, np.rot90(stored, -1))
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "rows", "transparent", "expected"),
+    [
+        (1, 0, b"\x80", b"\0\1", [(255, 0), (0, 255)]),  # gray: the first of two pixels is transparent
+        (2, 0, b"\x70", b"\0\1", [(85, 0), (255, 255)]),
+        (4, 0, b"\x3f", b"\0\3", [(51, 0), (255, 255)]),
+        (8, 0, b"\x33\xff", b"\0\x33", [(51, 0), (255, 255)]),
+        (16, 0, b"\x33\x33\x33\x34", b"\x33\x33", [(51, 0), (51, 255)]),
+        (8, 2, b"\1\2\3\4\5\6", b"\0\1\0\2\0\3", [(1, 2, 3, 0), (4, 5, 6, 255)]),
+        (16, 2, b"\1\7\2\7\3\7\4\7\5\7\6\7", b"\1\7\2\7\3\7", [(1, 2, 3, 0), (4, 5, 6, 255)]),
+        (16, 4, b"\x33\x33\0\0\x44\x44\xff\xff", None, [(51, 0), (68, 255)]),
+        (16, 6, b"\1\1\2\2\3\3\0\0\4\4\5\5\6\6\xff\xff", None, [(1, 2, 3, 0), (4, 5, 6, 255)]),
+    ],
+)
+def test_transparency_survives_at_every_depth_of_a_png(depth, kind, rows, transparent, expected):
+    before = () if transparent is None else ((b"tRNS", transparent),)
+    data = png(2, 1, depth, kind, b"\0" + rows, *before)
+    colours = [pixel if len(pixel) == 4 else (*pixel[:1] * 3, pixel[1]) for pixel in expected]
+    # The colour of what is wholly transparent is no part of the picture.
+    np.testing.assert_array_equal(decode(data, 4)[0, :, 3], [0, 255])
+    np.testing.assert_array_equal(decode(data, 4)[0, 1], colours[1])
+    np.testing.assert_array_equal(decode(data, 3)[0], [(255, 255, 255), colours[1][:3]])
+    gray = round(float(np.dot(colours[1][:3], [0.299, 0.587, 0.114])))
+    np.testing.assert_array_equal(decode(data, 1)[0, :, 0], [255, gray])
+
+
+# mode: a pixel, and its colour and opacity in [0, 255]
+PIXELS = {
+    "1": (255, (255, 255, 255), 255),
+    "L": (90, (90, 90, 90), 255),
+    "LA": ((90, 51), (90, 90, 90), 51),
+    "La": ((18, 51), (90, 90, 90), 51),
+    "P": (1, (10, 200, 30), 255),
+    "P with transparency": (1, (10, 200, 30), 51),
+    "PA": ((1, 51), (10, 200, 30), 51),
+    "RGB": ((10, 200, 30), (10, 200, 30), 255),
+    "RGBA": ((10, 200, 30, 51), (10, 200, 30), 51),
+    "RGBa": ((2, 40, 6, 51), (10, 200, 30), 51),
+    "CMYK": ((245, 55, 225, 0), (10, 200, 30), 255),
+    "YCbCr": ((124, 75, 47), (10, 200, 30), 255),  # JFIF: Y = 0.299 R + 0.587 G + 0.114 B
+    "LAB": ((136, 128, 128), (127, 127, 127), 255),  # L* = 53.3 is Y = 0.213, in sRGB 127.4 / 255
+    "HSV": ((85, 242, 200), (10, 200, 10), 255),
+    "I": (0x5A5A, (90, 90, 90), 255),
+    "I;16": (0x5A5A, (90, 90, 90), 255),
+    "I;16B": (0x5A5A, (90, 90, 90), 255),
+    "I;16 with transparency": (0x5A5A, (90, 90, 90), 0),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("mode", PIXELS)
+def test_every_mode_becomes_its_colour_over_white(mode, channels):
+    value, colour, opacity = PIXELS[mode]
+    kind, _, transparent = mode.partition(" with ")
+    image = Image.new(kind, (2, 3))
+    if kind.startswith("P"):
+        image.putpalette([0, 0, 0, 10, 200, 30])
+    for place in np.ndindex(2, 3):
+        image.putpixel(place, value)
+    if transparent:
+        image.info["transparency"] = b"\xff\x33" if kind == "P" else value
+    pixels = transforms.to_pixels(image, transforms.MODES[channels])
+    assert (pixels.shape, pixels.dtype) == ((3, 2, channels), np.uint8)
+    over_white = np.array(colour) * opacity / 255 + 255 - opacity
+    expected = {1: [over_white @ [0.299, 0.587, 0.114]], 3: over_white, 4: [*colour, opacity]}[channels]
+    if channels == 4 and opacity == 0:
+        assert (pixels[..., 3] == 0).all()
+        return
+    exact = kind in ("1", "L", "P", "RGB", "RGBA", "I", "I;16", "I;16B", "CMYK")
+    np.testing.assert_allclose(pixels, np.broadcast_to(expected, pixels.shape), atol=1 if exact else 2)
+
+
+@pytest.mark.parametrize(("mode", "value"), [("F", 0.5), ("I", 65536), ("I", -1)])
+def test_pixels_that_are_no_bits_are_refused(mode, value):
+    with pytest.raises(ValueError, match="its pixels are"):
+        transforms.to_pixels(Image.new(mode, (2, 2), value), "RGB")
+
+
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "BMP", "PPM"])
 @pytest.mark.parametrize("part", [0.0, 0.02, 0.5, 0.9])
 def test_a_truncated_image_is_named(format, part):
@@ -111,12 +219,7 @@ def test_flipped_bytes_raise_nothing_but_user_errors():
 
 def bomb(width, height):
     """A whole PNG of a few bytes whose header claims width x height."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return png(width, height, 8, 2, b"")
 
 
 @pytest.mark.parametrize("side", [8193, 100_000])

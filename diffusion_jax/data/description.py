@@ -1,0 +1,134 @@
+"""What a data set holds, and what is done to its images, in sentences for a person."""
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from diffusion_jax.data.classes import Renumbered, shown
+from diffusion_jax.data.example import Example, Source
+from diffusion_jax.data.image_folder import ImageFolder
+from diffusion_jax.data.transforms import FORMATS
+from diffusion_jax.errors import UserError
+
+LOOKED_AT = 64
+"""The most images whose sizes are read."""
+
+_TURNED = {5, 6, 7, 8}  # orientations that exchange height and width
+
+
+class Header(NamedTuple):
+    """What the header of an image says."""
+
+    height: int
+    width: int
+    colour: bool
+    transparent: bool
+
+
+def examples_of(source: Source, most: int = LOOKED_AT) -> list[Example]:
+    """At most so many examples, spread evenly over the source; without those that cannot be read."""
+    places = np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).round().astype(int))
+    found = []
+    for place in places:
+        try:
+            found.append(source[int(place)])
+        except UserError:  # training says so
+            continue
+    return found
+
+
+def header(data: bytes) -> Header | None:
+    """Of an encoded image, upright; None where it is none that can be read."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            height, width = image.height, image.width
+            # Without EXIF here, getexif of a PNG would decode all of it to look behind the pixels.
+            if image.info.get("exif") and image.getexif().get(0x0112) in _TURNED:
+                height, width = width, height
+            gray = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
+            return Header(height, width, not gray, image.has_transparency_data)
+    except Exception:  # broken data makes Pillow raise nearly anything
+        return None
+
+
+def images(source: Source, examples: list[Example], height: int, width: int, channels: int) -> str:
+    """What the images of a source are, as far as examples say, and how they become height x width x channels."""
+    heads = [head for head in (header(example["image"]) for example in examples) if head is not None]
+    count = f"{len(source):,} images"
+    if not heads:
+        return f"{count}, of which none of {len(examples)} could be read"
+    sizes = sorted({(head.height, head.width) for head in heads})
+    heights, widths = ([size[axis] for size in sizes] for axis in (0, 1))
+    size = f"{_range(heights)} x {_range(widths)}"
+    colours = {head.colour for head in heads}
+    kind = "gray and RGB" if len(colours) > 1 else "RGB" if True in colours else "gray"
+    transparent = any(head.transparent for head in heads)
+    kind += " with transparency" if transparent else ""
+    looked = "" if len(heads) == len(source) else f" (by the headers of {len(heads)})"
+    done = _resizing(sizes, height, width)
+    if True in colours and channels == 1:
+        done.append("colours to gray")
+    elif colours == {False} and channels > 1:
+        done.append("gray to RGB")
+    if transparent and channels < 4:
+        done.append("transparency to white")
+    return f"{count} of {size} {kind}{looked}: {', '.join(done) or 'as they are'}"
+
+
+def _range(sides: list[int]) -> str:
+    low, high = min(sides), max(sides)
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def _resizing(sizes: list[tuple[int, int]], height: int, width: int) -> list[str]:
+    """What `transforms.resize_crop` does to images of these sizes."""
+    done = []
+    scales = [max(height / h, width / w) for h, w in sizes]
+    if any((h, w) != (height, width) for h, w in sizes):
+        done.append(f"shorter side to {height}" if height == width else f"scaled to cover {height} x {width}")
+        if max(scales) > 1:
+            done[0] += f" (up to {max(scales):.3g} times larger)"
+    kept = min((height / scale) * (width / scale) / (h * w) for scale, (h, w) in zip(scales, sizes, strict=True))
+    if kept < 0.999:
+        least = "" if len(sizes) == 1 else "at least "
+        done.append(f"centre crop to {height} x {width}, {least}{kept:.0%} of the picture")
+    return done
+
+
+class Missing(NamedTuple):
+    """The names of images that training does without, or without a caption."""
+
+    left_out: list[str]  # by a file that lists images
+    empty: list[str]  # whose caption is empty
+    looked_at: int  # of the captions
+
+
+def missing(source: Source, examples: list[Example]) -> Missing:
+    """What is missing in a source: all of it in a folder, of others what examples show."""
+    inner = source.source if isinstance(source, Renumbered) else source
+    if isinstance(inner, ImageFolder):
+        named = zip(inner.names, inner.captions or (), strict=inner.captions is not None)
+        return Missing(list(inner.left_out), [name for name, text in named if not text.strip()], len(inner))
+    empty = [example["name"] for example in examples if not example.get("caption", "-").strip()]
+    return Missing([], empty, len(examples))
+
+
+def missing_sentences(found: Missing) -> list[str]:
+    """One for what is left out, one for what is empty; none where nothing is."""
+    sentences = []
+    if found.left_out:
+        sentences.append(
+            f"{len(found.left_out):,} image{_s(found.left_out)} left out, of which no caption or row is given: "
+            f"{shown(found.left_out)}"
+        )
+    if found.empty:
+        sentences.append(
+            f"{len(found.empty):,} of {found.looked_at:,} captions empty, as of no caption: {shown(found.empty)}"
+        )
+    return sentences
+
+
+def _s(names: list[str]) -> str:
+    return "" if len(names) == 1 else "s"

@@ -1,0 +1,120 @@
+"""What a run says of its data before it starts, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.config import base
+from diffusion_jax.data import description
+from diffusion_jax.errors import UserError
+from diffusion_jax.runs import training_data
+from diffusion_jax.runs.workdir import Workdir
+
+
+def write(folder, *sizes, mode="L"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, (height, width) in enumerate(sizes):
+        Image.new(mode, (width, height)).save(folder / f"{i:03d}.png")
+    return folder
+
+
+def said(folder, capsys, size=(8, 8, 1), **changes):
+    config = base()
+    config.data.source = f"folder:{folder}"
+    config.data.height, config.data.width, config.data.channels = size
+    config.update_from_flattened_dict(changes)
+    training_data.opened(config, Workdir(folder.parent / "run"))
+    return capsys.readouterr().out.splitlines()
+
+
+def test_own_pictures_at_the_default_size(tmp_path, capsys):
+    lines = said(write(tmp_path / "own", *[(24, 40)] * 3), capsys)
+    assert lines[0] == "data: 3 images of 24 x 40 gray: shorter side to 8, centre crop to 8 x 8, 60% of the picture"
+    assert lines[1].startswith("data: 8 x 8 x 1 is the default of data.height, data.width and data.channels")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "mode", "size", "line"),
+    [
+        ([(8, 8)] * 2, "L", (8, 8, 1), "2 images of 8 x 8 gray: as they are"),
+        ([(16, 16)], "RGB", (16, 16, 3), "1 images of 16 x 16 RGB: as they are"),
+        ([(16, 16)], "RGB", (16, 16, 1), "1 images of 16 x 16 RGB: colours to gray"),
+        ([(16, 16)], "L", (16, 16, 3), "1 images of 16 x 16 gray: gray to RGB"),
+        ([(16, 16)], "RGBA", (16, 16, 3), "1 images of 16 x 16 RGB with transparency: transparency to white"),
+        ([(16, 16)], "RGBA", (16, 16, 4), "1 images of 16 x 16 RGB with transparency: as they are"),
+        ([(16, 32)], "L", (32, 64, 1), "1 images of 16 x 32 gray: scaled to cover 32 x 64 (up to 2 times larger)"),
+        (
+            [(24, 40), (80, 40)],
+            "L",
+            (16, 16, 1),
+            "2 images of 24-80 x 40 gray: shorter side to 16, centre crop to 16 x 16, at least 50% of the picture",
+        ),
+    ],
+)
+def test_what_is_done_to_images(tmp_path, capsys, sizes, mode, size, line):
+    assert said(write(tmp_path / "own", *sizes, mode=mode), capsys, size)[0] == f"data: {line}"
+
+
+def test_only_some_of_many_are_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(description, "LOOKED_AT", 4)
+    monkeypatch.setattr(description.examples_of, "__defaults__", (4,))
+    folder = write(tmp_path / "own", *[(16, 16)] * 9, (99, 16))
+    assert said(folder, capsys, (16, 16, 1))[0] == (
+        "data: 10 images of 16-99 x 16 gray (by the headers of 4): shorter side to 16, centre crop to 16 x 16, "
+        "at least 16% of the picture"
+    )
+
+
+def test_a_photograph_is_described_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new("RGB", (40, 24)).save(tmp_path / "a.jpg", exif=exif)
+    assert description.header((tmp_path / "a.jpg").read_bytes())[:2] == (40, 24)
+
+
+@pytest.fixture
+def captioned(tmp_path):
+    folder = write(tmp_path / "set", *[(8, 8)] * 5)
+    rows = [{"file_name": f"{i:03d}.png", "text": text} for i, text in enumerate(["a", "", " "])]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def test_captions_that_are_missing_or_empty_are_counted_and_named(captioned, capsys):
+    lines = said(captioned, capsys, text="transformer(width=8)")
+    assert lines[1:] == [
+        "data: 2 images left out, of which no caption or row is given: 003.png, 004.png",
+        "data: 2 of 3 captions empty, as of no caption: 001.png, 002.png",
+    ]
+
+
+def test_captions_that_are_missing_are_refused_where_the_config_says_so(captioned, capsys):
+    with pytest.raises(UserError, match=r"2 images left out.* 003.png, 004.png; 2 of 3 captions empty.*; complete it"):
+        said(captioned, capsys, **{"data.missing_captions": "refuse"})
+    with pytest.raises(UserError, match="data.missing_captions='drop' is tell or refuse"):
+        said(captioned, capsys, **{"data.missing_captions": "drop"})
+
+
+def test_many_names_are_not_all_said():
+    found = description.Missing([f"{i}.png" for i in range(100)], [], 0)
+    assert description.missing_sentences(found)[0].endswith("10.png, 11.png and 88 more")
+
+
+def test_empty_captions_of_other_sources_are_seen_in_examples():
+    class Source:
+        num_classes = class_names = None
+        fingerprint = ""
+
+        def __len__(self):
+            return 200
+
+        def __getitem__(self, index):
+            return {"image": b"", "name": f"record {index}", "caption": "" if index < 4 else "x"}
+
+    examples = description.examples_of(Source())
+    assert (len(examples), examples[0]["name"], examples[-1]["name"]) == (64, "record 0", "record 199")
+    assert np.diff([int(e["name"].split()[1]) for e in examples]).max() <= 4
+    found = description.missing(Source(), examples)
+    assert (found.empty, found.looked_at) == (["record 0", "record 3"], 64)
