@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
-from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -14,6 +13,7 @@ from diffusion_jax import config as configs
 from diffusion_jax.data import pipeline
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.report.examples import ExampleLog
+from diffusion_jax.runs.parameter_table import parameter_table
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train.guard import NonFinite
 from diffusion_jax.train.state import TrainState
@@ -62,8 +62,7 @@ def print_changes(workdir: Workdir, config: ConfigDict, resumed: int) -> None:
 
 def print_summary(workdir: Workdir, mesh: Mesh, state: TrainState) -> None:
     """The size of the network and the mesh; the table of every array goes to a file."""
-    table = parameter_overview.get_parameter_overview(state.params, include_stats="sharding")
-    replace_file(workdir.parameters, table.encode())
+    replace_file(workdir.parameters, parameter_table(state.params).encode())
     count = sum(a.size for a in jax.tree.leaves(state.params))
     shape = " x ".join(f"{size} {axis}" for axis, size in mesh.shape.items())
     print(f"{count:,} parameters ({workdir.parameters}) on {shape} {mesh.devices.flat[0].device_kind}", flush=True)
