@@ -59,6 +59,10 @@ def open_source(
             f"unknown data source {spec!r}; write digits, shapes:SIZE,COUNT, tfds:NAME or folder:PATH "
             "(a folder or a zip of one)"
         )
+    if caption != CAPTION and name in ("digits", "shapes"):
+        raise UserError(
+            f"data.caption={caption!r} is of data from folder: or tfds:; leave it at {CAPTION!r} for {name}"
+        )
     return SOURCES[name](argument, Opening(split, data_dir, caption, needs))
 
 

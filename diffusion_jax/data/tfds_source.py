@@ -213,19 +213,13 @@ def tfds_source(
 
 def _caption_key(name: str, features: tfds.features.FeaturesDict, chosen: str | None) -> str | None:
     texts = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
-    if chosen is not None:
-        if chosen not in texts:
-            raise UserError(
-                f"TFDS data set {name!r} has no text {chosen!r}; its texts are {', '.join(texts) or 'none'}"
-            )
-        return chosen
-    for key in ("caption", "text"):
-        if key in texts:
-            return key
     several = features["captions"] if "captions" in features else None  # noqa: SIM401 (it has no `get`)
     if isinstance(several, tfds.features.Sequence) and isinstance(several.feature, tfds.features.FeaturesDict):
-        return "captions" if "text" in several.feature else None
-    return None
+        texts += ["captions"] if "text" in several.feature else []
+    if chosen is not None and chosen not in texts:
+        raise UserError(f"TFDS data set {name!r} has no text {chosen!r}; its texts are {', '.join(texts) or 'none'}")
+    usual = (key for key in ("caption", "text", "captions") if key in texts)
+    return next(usual, None) if chosen is None else chosen
 
 
 def _prepared(

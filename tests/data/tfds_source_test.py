@@ -176,6 +176,14 @@ def test_captions_and_maps_come_with_their_images(data_dir):
     assert "caption" not in open_source("digits", data_dir=data_dir)[0]
 
 
+def test_captions_of_a_text_that_is_chosen(data_dir):
+    with pytest.raises(UserError, match=r"'toy_told' has no text 'prompt'; its texts are captions"):
+        open_source("tfds:toy_told", data_dir=data_dir, caption="prompt")
+    assert open_source("tfds:toy_told", data_dir=data_dir, caption="captions")[3]["caption"] == "3 ½ 0"
+    with pytest.raises(UserError, match="data.caption='prompt' is of data from folder: or tfds:"):
+        open_source("digits", data_dir=data_dir, caption="prompt")
+
+
 def test_splits_and_their_slices(data_dir):
     test = tfds_source("toy", "test", data_dir=data_dir)
     end = tfds_source("toy", "train[75%:]", data_dir=data_dir)
