@@ -9,7 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.errors import UserError
+from diffusion_jax import ranges
+from diffusion_jax.errors import UserError, did_you_mean
 
 
 def base() -> ConfigDict:
@@ -179,9 +180,10 @@ def from_json(text: str) -> ConfigDict:
     """The config that `to_json` wrote, with the types of `base()`: JSON's lists become tuples again.
 
     Keys that the version which wrote it did not have, of which `newer` tells, take their defaults: those of a new key
-    leave everything as it was.
+    leave everything as it was. Ranges are not looked at: an earlier version took numbers that `check` refuses, and what
+    it trained with them can still be sampled.
     """
-    return check(_completed(base().to_dict(), json.loads(text)))
+    return _typed(_completed(base().to_dict(), json.loads(text)))
 
 
 def newer(text: str) -> list[str]:
@@ -205,10 +207,17 @@ def _missing(defaults: dict[str, Any], values: Any, prefix: str = "") -> Iterato
 
 
 def check(values: Any) -> ConfigDict:
-    """values (a ConfigDict or nested dict) as a locked config that has exactly the keys and types of `base()`.
+    """values (a ConfigDict or nested dict) as a locked config: keys and types of `base()`, numbers in their `ranges`.
 
-    Raises UserError that names the first key that is unknown, missing or of another type.
+    Raises UserError that names the first key that is unknown, missing, of another type or out of its range.
     """
+    config = _typed(values)
+    ranges.check_config(flat(config.to_dict()))
+    return config
+
+
+def _typed(values: Any) -> ConfigDict:
+    """`check` without the ranges."""
     values = values.to_dict() if isinstance(values, ConfigDict) else values
     config = base()
     _fill(config, values, "config")
@@ -218,7 +227,8 @@ def check(values: Any) -> ConfigDict:
 def _fill(config: ConfigDict, values: dict[str, Any], path: str) -> None:
     unknown, missing = set(values) - set(config), set(config) - set(values)
     if unknown:
-        raise UserError(f"unknown key {path}.{min(unknown)}; {path} has {', '.join(config)}")
+        near = did_you_mean(min(unknown), config)
+        raise UserError(f"unknown key {path}.{min(unknown)}; {path} has {', '.join(config)}{near}")
     if missing:
         raise UserError(f"missing key {path}.{min(missing)}; start a config from diffusion_jax.config.base()")
     for key, value in values.items():

@@ -6,10 +6,11 @@ unknown name, an unknown argument or a value of another type is an error that sa
 
 import ast
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 
@@ -18,17 +19,22 @@ def from_spec(text: str, table: Mapping[str, Callable[..., T]], kind: str) -> T:
     """Calls the entry of table that text names with the arguments it gives; kind ("sampler") is for messages."""
     name, arguments = _parse(text, kind)
     if name not in table:
-        raise UserError(f"unknown {kind} {name!r}; choose from {', '.join(sorted(table))}")
+        raise UserError(f"unknown {kind} {name!r}; choose from {', '.join(sorted(table))}{did_you_mean(name, table)}")
     known = inspect.signature(table[name]).parameters
     for key, value in arguments.items():
         if key not in known:
             takes = f"takes {', '.join(known)}" if known else "takes no arguments"
-            raise UserError(f"{kind} {name!r} has no argument {key!r}; it {takes}")
+            raise UserError(f"{kind} {name!r} has no argument {key!r}; it {takes}{did_you_mean(key, known)}")
         default = known[key].default
+        if not _finite(value) and value != default:
+            raise UserError(f"{kind} {name!r}: {key} is finite; got {key}={value!r}")
         if default is not inspect.Parameter.empty and not _same_type(value, default):
             raise UserError(
                 f"{kind} {name!r}: {key} is {_type_name(default)}, as in {key}={default!r}; got {key}={value!r}"
             )
+    needed = [key for key, one in known.items() if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
+    if missing := [key for key in needed if key not in arguments]:
+        raise UserError(f"{kind} {name!r} needs {', '.join(missing)}; write {name}({missing[0]}=...)")
     return table[name](**arguments)
 
 
@@ -44,6 +50,13 @@ def _parse(text: str, kind: str) -> tuple[str, dict[str, Any]]:
     except (SyntaxError, ValueError):
         pass
     raise UserError(f"cannot read {kind} {text!r}; write a name, or a name with arguments as in name(key=0.5)")
+
+
+def _finite(value: Any) -> bool:
+    """Whether no number in value is infinite, as the literal 1e999 is."""
+    if isinstance(value, list | tuple | set):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _same_type(value: Any, default: Any) -> bool:

@@ -11,7 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "diffusion_jax"
 ROOMS = {
     "errors": set(),
     "spec": set(),
-    "config": set(),
+    "ranges": set(),
+    "config": {"ranges"},
+    "config_file": set(),
     "core": set(),
     "nets": {"core"},
     "data": set(),
@@ -23,7 +25,7 @@ ROOMS = {
     "build": {"spec", "config", "core", "nets", "data", "train", "evals", "interop"},
     "launching": {"train"},
     "runs": {"sweeps", "build", "config", "core", "data", "train", "evals", "report", "interop", "launching"},
-    "cli": {"runs", "train", "config", "launching"},
+    "cli": {"runs", "train", "config", "config_file", "ranges", "launching"},
     "__init__": set(),
     "__main__": {"cli"},
 }

@@ -43,15 +43,13 @@ def run(values: flags.FlagValues) -> None:
     """Samples."""
     if not values.workdir or not values.out:
         raise UserError("sample needs --workdir=FOLDER and --out=FOLDER")
+    options = {"given": _given(values), "guided_by": sampling.guided_by(values)} | sampling.arguments(values)
     from diffusion_jax.runs.sample import sample
 
-    options = sampling.arguments(values) | {"given": _given(values), "guided_by": sampling.guided_by(values)}
     sample(Path(values.workdir), Path(values.out), batch=values.batch, overwrite=values.overwrite, **options)
 
 
 def _given(values: flags.FlagValues) -> Any:
-    from diffusion_jax.runs.edit import Given
-
     if not values.init_image:
         if alone := [name for name in ("strength", "mask", "expand", "resample", "invert") if values[name].present]:
             raise UserError(f"--{alone[0]} is of an image to edit; give its --init_image=FILE too")
@@ -62,5 +60,7 @@ def _given(values: flags.FlagValues) -> Any:
         expand = ()
     if len(expand) != 4:
         raise UserError(f"--expand is left,top,right,bottom in pixels, as in 8,0,8,0; got {','.join(values.expand)}")
+    from diffusion_jax.runs.edit import Given
+
     mask = Path(values.mask) if values.mask else None
     return Given(Path(values.init_image), mask, expand, values.strength, values.resample, values.invert)
