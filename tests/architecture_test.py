@@ -24,7 +24,7 @@ ROOMS = {
     "interop": set(),
     "build": {"spec", "config", "core", "nets", "data", "train", "evals", "interop"},
     "launching": {"train"},
-    "runs": {"sweeps", "build", "config", "core", "data", "train", "evals", "report", "interop", "launching"},
+    "runs": {"sweeps", "build", "config", "ranges", "core", "data", "train", "evals", "report", "interop", "launching"},
     "cli": {"runs", "train", "config", "config_file", "ranges", "launching"},
     "__init__": set(),
     "__main__": {"cli"},

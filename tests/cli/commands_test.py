@@ -13,6 +13,7 @@ from PIL import Image
 
 from diffusion_jax.cli.main import main
 from diffusion_jax.report.metrics import read_metrics
+from diffusion_jax.runs import trained
 from diffusion_jax.train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -266,6 +267,15 @@ def test_bad_sampling_input_is_one_sentence_and_writes_nothing(workdir, tmp_path
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_samples_of_a_network_that_returns_nan_are_an_error_and_no_pictures(workdir, tmp_path, capsys, monkeypatch):
+    read = trained.restore_weights
+    monkeypatch.setattr(trained, "restore_weights", lambda *of: jax.tree.map(lambda a: a * np.nan, read(*of)))
+    assert sample(workdir, tmp_path / "out", "--num=2", "--steps=2") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "100.0% of the image values are NaN or infinite; the network or the sampler has diverged" in error
     assert not list(tmp_path.iterdir())
 
 
