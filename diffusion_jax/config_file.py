@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffusion_jax.errors import UserError
 
-_LIBRARIES = tuple(str(Path(folder).resolve()) for folder in {Path(__file__).parent, *sysconfig.get_paths().values()})
+_LIBRARIES = tuple(str(Path(folder).resolve()) for folder in (Path(__file__).parent, *sysconfig.get_paths().values()))
 _LONGEST = 300  # characters of an error's own words
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from diffusion_jax.cli.main import main
+from diffusion_jax.cli.main import _print_uncaught, main
 
 HEAD = "from diffusion_jax.config import base\n\n\ndef get_config():\n    config = base()\n"
 BODIES = {
@@ -113,6 +113,13 @@ def test_help_and_typos_need_no_jax(words, request):
     code = "import sys; from diffusion_jax.cli.main import main; s = main(sys.argv[1:]); print(s, 'jax' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code, *words], cwd=root, capture_output=True, text=True, timeout=60)
     assert run.stdout.split()[-2:] == ["0" if "--help" in words else "2", "False"], run.stderr
+
+
+def test_what_orbax_throws_after_a_failed_save_is_not_printed(capsys):
+    """Its threads print a traceback each; the save's own error has the reason, in one sentence."""
+    for text, printed in (("Event loop is closed", False), ("something else", True)):
+        _print_uncaught(RuntimeError, RuntimeError(text), None)
+        assert (text in capsys.readouterr().err) == printed
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
