@@ -7,7 +7,8 @@ from pathlib import Path
 
 from diffusion_jax.errors import UserError
 
-_LIBRARIES = tuple(str(Path(folder).resolve()) for folder in (Path(__file__).parent, *sysconfig.get_paths().values()))
+_INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+_LIBRARIES = tuple(str(Path(folder).resolve()) for folder in [str(Path(__file__).parent), *_INSTALLED])
 _LONGEST = 300  # characters of an error's own words
 
 
