@@ -1,8 +1,7 @@
-"""What went wrong in a Python file of the user's, a config or a sweep, as one sentence: file, line, the last error."""
+"""What went wrong in a config file, which is Python, as one sentence: file, line, the last error."""
 
 import sysconfig
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 from diffusion_jax.errors import UserError
@@ -54,13 +53,13 @@ def said(error: BaseException) -> str:
     return f"{words} Did you mean{hint}".rstrip("'") if hint else words
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was raised from or in, innermost first."""
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """The error and what it was raised from or in, the last one first."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)
         error = error.__cause__ or error.__context__
-    return reversed(found)
+    return found
 
 
 def _same(file: str, path: str) -> bool:

@@ -17,6 +17,10 @@ BODIES = {
     "division": ("    1 / 0\n", "line 6: ZeroDivisionError: division by zero"),
     "file": ("    open('nowhere')\n", "line 6: FileNotFoundError: No such file or directory: nowhere"),
     "value": ("    raise ValueError('one\\ntwo')\n", "line 6: ValueError: one two"),
+    "last": (
+        "    try:\n        {}['a']\n    except KeyError:\n        raise ValueError('the last')\n",
+        "line 9: ValueError: the last",
+    ),
     "module": ("    import nowhere_to_be\n", "line 6: ModuleNotFoundError: No module named 'nowhere_to_be'"),
     "syntax": ("    config.seed =\n", "line 6: SyntaxError: invalid syntax"),
     "range": ("    config.train.batch_size = 0\n    return config\n", "train.batch_size is at least 1; got 0"),
