@@ -10,9 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.errors import UserError
-from diffusion_jax.nets.families import family
-from diffusion_jax.nets.network import options
+from diffusion_jax import ranges
+from diffusion_jax.errors import UserError, did_you_mean
 
 
 def base(network: str = "unet") -> ConfigDict:
@@ -20,6 +19,9 @@ def base(network: str = "unet") -> ConfigDict:
 
     The keys of `model` are the options of the network family, with its defaults: `base("dit")` is for another one.
     """
+    from diffusion_jax.nets.families import family  # imports jax, which no word on the command line needs
+    from diffusion_jax.nets.network import options
+
     config = ConfigDict(
         {
             "task": "diffusion",  # diffusion | autoencoder | classifier: what is trained
@@ -175,13 +177,14 @@ def from_json(text: str) -> ConfigDict:
     """The config that `to_json` wrote, with the types of `base()`: JSON's lists become tuples again.
 
     Keys that the version which wrote it did not have, of which `newer` tells, take what leaves everything as it was:
-    their defaults, but for those in `EARLIER`.
+    their defaults, but for those in `EARLIER`. Ranges are not looked at: an earlier version took numbers that `check`
+    refuses, and what it trained with them can still be sampled.
     """
     values = json.loads(text)
     earlier = base(_network(values)).to_dict()
     for key, value in EARLIER.items():
         _set(earlier, key, value)
-    return check(_completed(earlier, values))
+    return _typed(_completed(earlier, values))
 
 
 def newer(text: str) -> list[str]:
@@ -222,10 +225,20 @@ def _missing(defaults: dict[str, Any], values: Any, prefix: str = "") -> Iterato
 
 
 def check(values: Any) -> ConfigDict:
-    """values (a ConfigDict or nested dict) as a locked config that has exactly the keys and types of `base()`.
+    """values (a ConfigDict or nested dict) as a locked config: keys and types of `base()`, numbers in their `ranges`.
 
-    Raises UserError that names the first key that is unknown, missing or of another type.
+    Raises UserError that names the first key that is unknown, missing, of another type or out of its range.
     """
+    from diffusion_jax.nets.families import family
+
+    config = _typed(values)
+    own = {f"model.{name}": allowed for name, allowed in family(config.model.name).ranges.items()}
+    ranges.check_config(flat(config.to_dict()), own)
+    return config
+
+
+def _typed(values: Any) -> ConfigDict:
+    """`check` without the ranges."""
     values = values.to_dict() if isinstance(values, ConfigDict) else values
     config = base(_network(values))
     _fill(config, values, "config")
@@ -243,7 +256,8 @@ def _fill(config: ConfigDict, values: dict[str, Any], path: str) -> None:
     unknown, missing = set(values) - set(config), set(config) - set(values)
     if unknown:
         of = f" of the network {config.name}" if path == "config.model" else ""
-        raise UserError(f"unknown key {path}.{min(unknown)}{of}; {path} has {', '.join(config)}")
+        near = did_you_mean(min(unknown), config)
+        raise UserError(f"unknown key {path}.{min(unknown)}{of}; {path} has {', '.join(config)}{near}")
     if missing:
         raise UserError(f"missing key {path}.{min(missing)}; start a config from diffusion_jax.config.base()")
     for key, value in values.items():

@@ -16,7 +16,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from diffusion_jax.errors import UserError
+NEEDS = ("config=FILE",)
+"""Flags without which the command is an error."""
 
 
 def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -56,8 +57,6 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Plans."""
-    if not values.config:
-        raise UserError("plan needs --config=FILE")
     from diffusion_jax.runs import compiled_once
     from diffusion_jax.runs.plan import plan
 

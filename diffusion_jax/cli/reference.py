@@ -10,7 +10,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from diffusion_jax.errors import UserError
+NEEDS = ("config=FILE", "features=NAME", "out=FILE.npz")
+"""Flags without which the command is an error."""
 
 
 def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -28,8 +29,6 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Writes the statistics."""
-    if not values.config or not values.out:
-        raise UserError("evaluate reference needs --config=FILE, --features=NAME and --out=FILE.npz")
     from diffusion_jax.runs.reference import reference
     from diffusion_jax.runs.ruler import Judged
 

@@ -91,11 +91,11 @@ def arguments(values: flags.FlagValues) -> dict[str, Any]:
 
 def guided_by(values: flags.FlagValues) -> Any:
     """What the flags of `define_guides` say."""
-    from diffusion_jax.runs.trained import GuidedBy
-
     for name, of in (("classifier_scale", "classifier"), ("weak_step", "weak")):
         if values[name].present and not values[of].value:
             raise UserError(f"--{name} needs its --{of}=WORKDIR too")
+    from diffusion_jax.runs.trained import GuidedBy
+
     classifier, weak = (Path(folder) if folder else None for folder in (values.classifier, values.weak))
     return GuidedBy(classifier, values.classifier_scale, weak, values.weak_step)
 
@@ -113,13 +113,13 @@ def average(values: flags.FlagValues) -> bool | float:
 
 
 def _asked(values: flags.FlagValues) -> Any:
-    from diffusion_jax.runs.conditions import Asked
-
     prompts = list(values.prompt)
     if values.prompts:
         if not Path(values.prompts).is_file():
             raise UserError(f"there is no file {values.prompts}; check --prompts")
         lines = Path(values.prompts).read_text(encoding="utf-8").splitlines()
         prompts += [line.strip() for line in lines if line.strip()]
+    from diffusion_jax.runs.conditions import Asked
+
     low_res, semantic = (Path(path) if path else None for path in (values.low_res, values.map))
     return Asked(values.label, prompts, values.negative_prompt, low_res, values.augment, semantic)

@@ -11,7 +11,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from diffusion_jax.errors import UserError
+NEEDS = ("config=FILE", "sweep=FILE", "workdir=FOLDER")
+"""Flags without which the command is an error."""
 
 
 def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -32,8 +33,6 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Sweeps."""
-    if not values.config or not values.workdir or not values.sweep:
-        raise UserError("sweep needs --config=FILE, --sweep=FILE and --workdir=FOLDER")
     from diffusion_jax.runs.sweep import How, sweep
 
     how = How(

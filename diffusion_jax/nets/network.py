@@ -14,6 +14,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.ranges import Range
 
 TensorRule = tuple[str, int]
 """(pattern of a parameter's path, the axis of it that is split over the mesh axis `tensor`)."""
@@ -45,6 +46,9 @@ class Network(nn.Module):
     """How parameters are split over `tensor`; the first pattern that matches counts, others are not split."""
     outer_layers: ClassVar[tuple[str, ...]] = ("embedding",)
     """Names in the paths of first and last layers, which Muon leaves to Adam."""
+
+    ranges: ClassVar[Mapping[str, Range]] = {}
+    """The range of each option that is a number, or a tuple of numbers."""
 
     @property
     def pools_text(self) -> bool:

@@ -18,6 +18,7 @@ from diffusion_jax.nets.embedding import embed_vectors
 from diffusion_jax.nets.layers import ZERO, Conv, Downsample, GroupNorm, ResBlock, SelfAttention, Upsample
 from diffusion_jax.nets.network import Network, TensorRule
 from diffusion_jax.nets.transformer import SpatialTransformer
+from diffusion_jax.ranges import BELOW_1, EACH_FROM_1, FROM_0, FROM_1, POSITIVE, Range
 
 
 class Down(nn.Module):
@@ -136,6 +137,19 @@ class UNet(Network):
 
     tensor_rules: ClassVar[tuple[TensorRule, ...]] = layers.TENSOR_RULES + transformer.TENSOR_RULES
     outer_layers: ClassVar[tuple[str, ...]] = ("embedding", "conv_in", "conv_out")
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "channels": FROM_1,
+        "multipliers": EACH_FROM_1,
+        "blocks": FROM_1,
+        "attention": EACH_FROM_1,
+        "heads": FROM_1,
+        "groups": FROM_1,
+        "dropout": BELOW_1,
+        "head_channels": FROM_0,
+        "patch": FROM_1,
+        "depth": FROM_1,
+        "epsilon": POSITIVE,
+    }
 
     @property
     def pools_text(self) -> bool:

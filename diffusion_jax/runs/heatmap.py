@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_jax import ranges
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.report.heatmap import heatmap_png
@@ -126,6 +127,8 @@ def _axis(text: str, root: Path) -> Axis:
         values = [_average(part) if name == "ema" else OVERRIDES[name](part) for part in parts]
     except ValueError:
         raise UserError(f"--over={text}: the values of {name} are not all of type {_type(name)}") from None
+    for value in values:
+        ranges.check_flag("evaluate heatmap", name, value)
     if len(set(map(str, values))) < len(values):
         raise UserError(f"--over={text} has a value twice")
     return Axis(name, tuple(values))

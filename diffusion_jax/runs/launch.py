@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.launching import render
 from diffusion_jax.launching.job import Job
 from diffusion_jax.report.atomic import replace_file
@@ -39,7 +39,10 @@ def launch(target: str, job: Job, options: Mapping[str, Any], *, dry_run: bool, 
     """
     chosen = TARGETS.get(target)
     if chosen is None:
-        raise UserError(f"unknown target {target!r}; choose from {', '.join(TARGETS)}, or worker on a cluster's hosts")
+        near = did_you_mean(target, [*TARGETS, "worker"])
+        raise UserError(
+            f"unknown target {target!r}; choose from {', '.join(TARGETS)}, or worker on a cluster's hosts{near}"
+        )
     known = [name for name in inspect.signature(chosen.render).parameters if name != "job"]
     if unknown := [name for name in options if name not in known]:
         takes = ", ".join(f"--{name}" for name in known)

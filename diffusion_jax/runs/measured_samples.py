@@ -224,10 +224,10 @@ def _against(name: str, real: Reference, ruler: Ruler) -> tuple[Any, Any]:
 
 @jax.jit
 def _pixels(images: Array) -> dict[str, Array]:
-    """`report.pictures.to_uint8` on the devices, and which images [B] are not numbers."""
+    """`report.pictures.to_uint8` on the devices, and which images [B] are not finite."""
     axes = tuple(range(1, images.ndim))
     x = jnp.clip(images.astype(jnp.float32), -1.0, 1.0)
-    return {"pixels": jnp.rint((x + 1.0) * 127.5).astype(jnp.uint8), _NAN: jnp.isnan(images).any(axis=axes)}
+    return {"pixels": jnp.rint((x + 1.0) * 127.5).astype(jnp.uint8), _NAN: ~jnp.isfinite(images).all(axis=axes)}
 
 
 @jax.jit
@@ -241,7 +241,7 @@ def _restoration(pixels: Array, originals: Array) -> dict[str, Array]:
 def _refuse_nan(kept: Mapping[str, np.ndarray]) -> None:
     if kept[_NAN].any():
         raise UserError(
-            f"{kept[_NAN].mean():.1%} of a batch of samples are NaN; the network or the sampler has diverged"
+            f"{kept[_NAN].mean():.1%} of a batch of samples are NaN or infinite; the network or sampler has diverged"
         )
 
 

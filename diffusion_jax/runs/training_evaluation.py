@@ -116,13 +116,8 @@ def check_metrics(metrics: tuple[str, ...]) -> list[str]:
 
 
 def check_intervals(config: ConfigDict) -> None:
-    """Raises UserError where config's best checkpoints are not those that are evaluated, or its numbers are none."""
+    """Raises UserError where config's best checkpoints are not those that are evaluated."""
     options, evaluate = config.checkpoint, config.evaluate
-    if evaluate.every < 0 or options.best < 0 or evaluate.batch < 1 or evaluate.real < -1:
-        raise UserError(
-            f"evaluate.every={evaluate.every} and checkpoint.best={options.best} are at least 0, evaluate.batch="
-            f"{evaluate.batch} at least 1 and evaluate.real={evaluate.real} at least -1"
-        )
     if evaluate.every and config.task not in ("diffusion", "autoencoder"):
         raise UserError(f"evaluate.every={evaluate.every} is of tasks diffusion and autoencoder, not {config.task}")
     if not options.best:

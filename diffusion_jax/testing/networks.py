@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.nets.network import Network
+from diffusion_jax.nets.network import Network, options
 
 
 def check_network(net: Network, size: tuple[int, ...] = (8, 8), channels: int = 2) -> None:
@@ -17,6 +17,11 @@ def check_network(net: Network, size: tuple[int, ...] = (8, 8), channels: int = 
     float32 and finite, depend on each example alone and differ with every condition once the parameters are random; its
     tensor rules and outer layers name parameters that it has.
     """
+    for name, default in options(type(net)).items():
+        one = default[0] if isinstance(default, tuple) and default else default
+        if isinstance(one, int | float) and not isinstance(one, bool):
+            assert name in net.ranges, f"the option {name} is a number and has no range"
+            net.ranges[name].check(name, default)
     key = jax.random.key(0)
     x = jax.random.normal(key, (3, *size, channels))
     t = jnp.array([10.0, 500.0, 990.0])

@@ -13,6 +13,7 @@ from PIL import Image
 
 from diffusion_jax.cli.main import main
 from diffusion_jax.report.metrics import read_metrics
+from diffusion_jax.runs import trained
 from diffusion_jax.train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -151,11 +152,16 @@ def train_on_one_device(workdir, *overrides):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["--config.trian.steps=3"], 'unknown config key: trian.steps Did you mean "train"'),
+        (["--config.trian.steps=3"], "unknown config key: trian.steps. Did you mean 'train.steps'?"),
         (["--config.train.stepz=3"], "unknown config key: train.stepz"),
         (["--config.nope=3"], "unknown config key: nope"),
         (["--config.train.steps=many"], "invalid literal for int"),
-        (["--config.train.steps=0"], "train.steps=0 and train.steps_per_dispatch=1 are at least 1"),
+        (["--config.train.steps=0"], "train.steps is at least 1; got 0"),
+        (["--config.train.batch_size=0"], "train.batch_size is at least 1; got 0"),
+        (["--config.optimizer.learning_rate=nan"], "optimizer.learning_rate is at least 0 and finite; got nan"),
+        (["--config.optimizer.b1=2"], "optimizer.b1 is in [0, 1); got 2.0"),
+        (["--config.model.multipliers=(1,0)"], "model.multipliers: every entry is at least 1; got 0 in (1, 0)"),
+        (["--num_processes=0"], "--num_processes is at least 1; got 0"),
         (["--config.train.batch_size=11"], "train.batch_size=11 is not divisible by 2"),
         (["--config.mesh.fsdp=3"], "does not fit 8 devices"),
         (
@@ -248,14 +254,19 @@ def test_a_workdir_of_another_network_is_left_as_it_is(workdir, capsys):
     [
         (["--label=10"], "--label is a class from 0 to 9, or none; got 10"),
         (["--label=cat"], "--label is a class from 0 to 9, or none; got cat"),
-        (["--steps=0"], "at least 1 step; got 0"),
+        (["--steps=0"], "--steps is at least 1; got 0"),
+        (["--guidance=nan"], "--guidance is a finite number; got nan"),
+        (["--guidance_interval=0,nan"], "--guidance_interval: every entry is at least 0; got nan in (0.0, nan)"),
+        (["--ema=nan"], "--ema is above 0 and finite; got nan"),
+        (["--guidence=2"], "Unknown command line flag 'guidence'. Did you mean: guidance"),
         (["--steps=1000"], "the schedule has 100 steps"),
         (["--num=0"], "--num is at least 1; got 0"),
         (["--batch=0"], "--batch is at least 1; got 0"),
         (["--guidance_interval=low"], "--guidance_interval is two numbers"),
-        (["--guidance_rescale=3", "--guidance=2"], "phi in [0, 1]"),
-        (["--seed=-1"], "--seed is at least 0"),
+        (["--guidance_rescale=3", "--guidance=2"], "--guidance_rescale is in [0, 1]; got 3.0"),
+        (["--seed=-1"], "--seed is from 0 to 2147483647; got -1"),
         (["--sampler=dpm"], "unknown sampler 'dpm'"),
+        (["--sampler=DDIM"], "Did you mean 'ddim'?"),
         (["--grid=log"], "unknown time grid 'log'"),
         (["--step=15"], "no checkpoint of step 15"),
         (["--num=many"], "many"),
@@ -266,6 +277,15 @@ def test_bad_sampling_input_is_one_sentence_and_writes_nothing(workdir, tmp_path
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_samples_of_a_network_that_returns_nan_are_an_error_and_no_pictures(workdir, tmp_path, capsys, monkeypatch):
+    read = trained.restore_weights
+    monkeypatch.setattr(trained, "restore_weights", lambda *of: jax.tree.map(lambda a: a * np.nan, read(*of)))
+    assert sample(workdir, tmp_path / "out", "--num=2", "--steps=2") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "100.0% of the image values are NaN or infinite; the network or the sampler has diverged" in error
     assert not list(tmp_path.iterdir())
 
 

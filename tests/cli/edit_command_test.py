@@ -164,7 +164,10 @@ def test_a_weaker_model_that_is_no_weaker_changes_nothing(workdir, files, tmp_pa
         (["--init_image=image.png", "--mask=mask.png", "--jump=5"], "a jump of 5 steps needs more than 5 of them"),
         (["--jump=2"], "--jump is of an image to edit; give its --init_image"),
         (["--init_image=image.png", "--expand=1,2"], "--expand is left,top,right,bottom"),
-        (["--init_image=image.png", "--expand=1,2,3,-4"], "none negative; got 1,2,3,-4"),
+        (
+            ["--init_image=image.png", "--expand=1,2,3,-4"],
+            "--expand: every entry is at least 0; got -4 in (1, 2, 3, -4)",
+        ),
         (["--init_image=small.png", "--expand=1,0,1,0"], "less than the model's 8 x 8"),
     ],
 )

@@ -135,11 +135,11 @@ def test_overwrite_replaces_figures_and_nothing_else(tmp_path, capsys):
         (["--schedule=ve | zero_snr"], "needs a variance-preserving schedule"),
         (["--image=nowhere.png"], "there is no image at nowhere.png"),
         ([f"--image={__file__}"], "is not an image of a known format"),
-        (["--size=0"], "--size is from 1 to 1024 pixels; got 0"),
+        (["--size=0"], "--size is from 1 to 1024; got 0"),
         (["--workdir=nowhere"], "nowhere is not a workdir"),
         (["--label=3"], "--label is of a trained model; give its --workdir"),
         (["--steps=10"], "--steps is of a trained model; give its --workdir"),
-        (["--seed=-1"], "--seed is at least 0"),
+        (["--seed=-1"], "--seed is from 0 to 2147483647; got -1"),
         (["stray"], "unexpected argument 'stray'"),
     ],
 )

@@ -200,7 +200,7 @@ def test_a_length_that_the_snapshots_cannot_tell_is_refused(home, capsys):
     [
         ({"evaluate__metrics": ("fdd",)}, "evaluate.metrics has 'fdd'"),
         ({"evaluate__metrics": ()}, "evaluate.metrics names one or more"),
-        ({"evaluate__every": -1}, "are at least 0"),
+        ({"evaluate__every": -1}, "evaluate.every is at least 0; got -1"),
         ({"evaluate__features": ""}, "fd needs features"),
         ({"evaluate__num": 2}, "takes 4 images, and --num is 2"),
         ({"checkpoint__best_metric": "kid"}, "checkpoint.best_metric='kid' is a score of evaluate.metrics: fd, prec"),
