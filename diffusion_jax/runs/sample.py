@@ -15,7 +15,7 @@ from diffusion_jax import build
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import pictures
 from diffusion_jax.report.progress import progress
-from diffusion_jax.runs.conditions import Asked, conditions
+from diffusion_jax.runs.conditions import Asked, conditions, cut_prompts
 from diffusion_jax.runs.edit import Given, Prepared, prepare
 from diffusion_jax.runs.preview import picture_of
 from diffusion_jax.runs.trained import UNGUIDED, GuidedBy, Trained, restore, seeds_from
@@ -83,6 +83,7 @@ def sample(
         "sampling": dataclasses.asdict(trained.how),
         "seeds": [int(seed), int(seed) + num - 1],
         "asked": _record(asked),
+        "cut": [cut._asdict() for cut in cut_prompts(asked, trained)],
         "guided_by": _record(guided_by),
         "shape": list(images[0].shape[1:]),
         "edit": _edit_record(given, prepared),
