@@ -12,7 +12,7 @@ from diffusion_jax import build
 from diffusion_jax.data.pipeline import TrainBatches
 from diffusion_jax.data.sources import Source
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs import frozen, preview, training_evaluation
+from diffusion_jax.runs import frozen, long_captions, preview, training_evaluation
 from diffusion_jax.runs.training_evaluation import Evaluation
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import sharding
@@ -40,30 +40,32 @@ def task(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
     """The training that config asks for; raises UserError, before the workdir is touched, for what does not fit."""
     if config.task not in TASKS:
         raise UserError(f"unknown task {config.task!r}; choose from {', '.join(TASKS)}")
-    return TASKS[config.task](config, workdir, mesh)
+    return TASKS[config.task](config, workdir, mesh, frozen.origin(config, workdir))
 
 
-def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
-    """A diffusion model."""
-    model = frozen.model(config, workdir)
+def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir | None) -> Task:
+    """A diffusion model; origin is where its first parameters come from (`frozen.origin`)."""
+    model = frozen.model(config, origin)
     source = build.source(config)
-    kept = workdir.tokenizer.is_file() and model.text is not None
-    tokenizer = frozen.read_tokenizer(workdir) if kept else build.tokenizer(model, source)
+    tokenizer = frozen.tokenizer(model, source, origin)
+    precomputed = build.precomputed(config, model)
+    if model.text is not None and tokenizer is not None and "text" not in getattr(precomputed, "names", ()):
+        long_captions.notice(model.text, tokenizer, source)
     weights = sharding.to_mesh(model.frozen, sharding.replicated(mesh))
     step = build.compiled_step(config, model, mesh)
     return Task(
         source,
-        build.batches(config, source, model, tokenizer, precomputed=build.precomputed(config, model)),
+        build.batches(config, source, model, tokenizer, precomputed=precomputed),
         build.abstract_state(config, model),
         lambda: build.initial_state(config, model, mesh),
         lambda state, batch, seed: step(state, batch, seed, weights),
         preview.samples(config, model, mesh, source, tokenizer, weights),
-        keep=lambda: frozen.keep(config, workdir, model, tokenizer),
+        keep=lambda: frozen.keep(config, workdir, origin, model, tokenizer),
         evaluation=training_evaluation.of_diffusion(config, workdir.root, mesh, model, tokenizer, weights),
     )
 
 
-def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
+def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir | None) -> Task:
     """An autoencoder; its checkpoints hold the standard deviation of its latents, by which they are scaled."""
     source = build.source(config)
     weights: Mapping[str, Params] = build.autoencoder.frozen(config)
@@ -83,7 +85,7 @@ def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
     )
 
 
-def classifier(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
+def classifier(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir | None) -> Task:
     """A classifier of noisy images; its measure is how many of some images it knows, by time."""
     source = build.source(config)
     step = build.classifier.compiled_step(config, mesh)
@@ -104,7 +106,7 @@ def classifier(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
     )
 
 
-TASKS: dict[str, Callable[[ConfigDict, Workdir, Mesh], Task]] = {
+TASKS: dict[str, Callable[[ConfigDict, Workdir, Mesh, Workdir | None], Task]] = {
     "diffusion": diffusion,
     "autoencoder": autoencoder,
     "classifier": classifier,
