@@ -13,6 +13,9 @@ from ml_collections import config_flags
 
 from diffusion_jax.errors import UserError
 
+SOME_FAILED = 4
+"""The exit status of a sweep that came to its end, of whose trials some failed."""
+
 
 def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """The command's flags."""
@@ -30,8 +33,8 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     flags.DEFINE_integer("worker", None, "Of a job that --launcher=slurm started: its trial.", flag_values=values)
 
 
-def run(values: flags.FlagValues) -> None:
-    """Sweeps."""
+def run(values: flags.FlagValues) -> int:
+    """Sweeps; returns the exit status."""
     if not values.config or not values.workdir or not values.sweep:
         raise UserError("sweep needs --config=FILE, --sweep=FILE and --workdir=FOLDER")
     from diffusion_jax.runs.sweep import How, sweep
@@ -45,7 +48,7 @@ def run(values: flags.FlagValues) -> None:
         values.worker,
         values.slurm,
     )
-    sweep(
+    failed = sweep(
         values.config,
         config_flags.get_config_filename(values["config"]),
         dict(config_flags.get_override_values(values["config"])),
@@ -53,3 +56,4 @@ def run(values: flags.FlagValues) -> None:
         Path(values.workdir),
         how,
     )
+    return SOME_FAILED if failed else 0

@@ -71,8 +71,9 @@ class Trial:
         path = self.workdir.root / "trial.json"
         if not path.is_file():
             return None
-        record = json.loads(path.read_text())
-        return Outcome(**{field.name: record[field.name] for field in dataclasses.fields(Outcome)})
+        record = json.loads(path.read_text(encoding="utf-8"))
+        fields = [field.name for field in dataclasses.fields(Outcome)]  # an earlier version may have had fewer
+        return Outcome(**{name: record[name] for name in fields if name in record})
 
     def write(self, outcome: Outcome) -> None:
         """Records how it ended."""
