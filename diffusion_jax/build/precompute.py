@@ -90,7 +90,7 @@ def made_by(model: Model) -> dict[str, str]:
         return digests
     options = {
         field.name: repr(getattr(model.text.network, field.name))
-        for field in dataclasses.fields(model.text.network)  # type: ignore[arg-type]  # flax makes every module one
+        for field in dataclasses.fields(model.text.network)
         if field.name not in ("parent", "name")
     }
     words = from_folder(model.text.tokenizer).to_json() if model.text.tokenizer else ""

@@ -97,21 +97,21 @@ def report_figure(rows: Sequence[Row], metric: str, title: str, grid: np.ndarray
     figure = Figure(figsize=(14, 9.5), dpi=100, layout="constrained", facecolor="white")
     keys = list(rows[0].changes)
     share = 6 if grid is None else 4 if len(keys) > 3 else 3
-    below = ["table"] * share + ["picture"] * (6 - share)
-    axes = figure.subplot_mosaic([["curves"] * 3 + ["parallel"] * 3, below])
+    # Curves, parallel coordinates, table and samples: a letter is a sixth of the width.
+    axes = figure.subplot_mosaic(f"CCCPPP;{'T' * share}{'S' * (6 - share)}")
     figure.suptitle(title, fontsize=13)
-    _curves(axes["curves"], rows, metric, LIGHT)
-    _parallel(axes["parallel"], rows, metric, LIGHT)
+    _curves(axes["C"], rows, metric, LIGHT)
+    _parallel(axes["P"], rows, metric, LIGHT)
     best = best_of(rows)
     if grid is not None:
-        axes["picture"].axis("off")
-        axes["picture"].imshow(grid.squeeze(), cmap="gray", interpolation="nearest")
+        axes["S"].axis("off")
+        axes["S"].imshow(grid.squeeze(), cmap="gray", interpolation="nearest")
         if best is not None:
-            axes["picture"].set_title(f"samples of trial {best.number:03d}, the best")
+            axes["S"].set_title(f"samples of trial {best.number:03d}, the best")
     lines = [["rank", "trial", "state", *map(wrapped, [metric, *_short(keys)])]]
     for rank, row in list(zip(places(rows), rows, strict=True))[:10]:
         lines.append([rank, f"{row.number:03d}", row.state, _number(row.value), *(say(row.changes[k]) for k in keys)])
-    draw_table(axes["table"], FigureCanvasAgg(figure).get_renderer(), lines, LIGHT.ink, LIGHT.faint)
+    draw_table(axes["T"], FigureCanvasAgg(figure).get_renderer(), lines, LIGHT.ink, LIGHT.faint)
     return figure
 
 

@@ -134,7 +134,7 @@ def texts(figure):
     """(text, box in pixels) of the table in the order of its cells."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    (table,) = (axes for axes in figure.axes if axes.get_label() == "table")
+    (table,) = (axes for axes in figure.axes if axes.get_label() == "T")
     found = [artist for artist in table.get_children() if isinstance(artist, Text) and artist.get_text()]
     return [(artist.get_text(), artist.get_window_extent(canvas.get_renderer())) for artist in found], table
 
