@@ -1,8 +1,10 @@
 """Captions of the data that a text encoder does not read to their end: said at the start of a run."""
 
+from collections.abc import Sequence
+
 import jax
 
-from diffusion_jax.build.text import Text
+from diffusion_jax.build.text import CutNotice, Text
 from diffusion_jax.data.sources import Source
 from diffusion_jax.data.tokens import Tokenizer
 
@@ -10,10 +12,11 @@ _LOOKED_AT = 1_000
 """Captions that are read before training. A longer one among the others is said where the first batch holds it."""
 
 
-def notice(text: Text, tokenizer: Tokenizer, source: Source) -> None:
-    """Says on stderr how many of the first captions are longer than text encoder reads, and what is cut of one.
+def notice(text: Text, tokenizer: Tokenizer, source: Source, prompts: Sequence[str] = ()) -> None:
+    """Says on stderr how many of the first captions are longer than the text encoder reads, and what one loses.
 
-    One process of a run does; the others keep silent for good. Captions that cannot be read are left to training.
+    Likewise of the prompts of the config, which are others. One process of a run does; the others keep silent for good.
+    Captions that cannot be read are left to training.
     """
     if jax.process_index() != 0:
         text.notice.given = True
@@ -25,3 +28,6 @@ def notice(text: Text, tokenizer: Tokenizer, source: Source) -> None:
         except (KeyError, ValueError):  # of an example that is corrupt, which training names
             continue
     text.encode(tokenizer, captions)
+    cut = tokenizer.encode_and_cut(prompts, text.length)[1]
+    if cut and text.notice.given:  # else the grid, whose prompts they are, says it
+        CutNotice().give(cut, len(prompts), text.length)

@@ -50,7 +50,7 @@ def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir 
     tokenizer = frozen.tokenizer(model, source, origin)
     precomputed = build.precomputed(config, model)
     if model.text is not None and tokenizer is not None and "text" not in getattr(precomputed, "names", ()):
-        long_captions.notice(model.text, tokenizer, source)
+        long_captions.notice(model.text, tokenizer, source, config.sample.prompts)
     weights = sharding.to_mesh(model.frozen, sharding.replicated(mesh))
     step = build.compiled_step(config, model, mesh)
     return Task(

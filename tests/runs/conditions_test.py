@@ -89,6 +89,14 @@ def test_a_long_caption_that_was_not_looked_at_is_said_when_it_is_met(text, toke
     assert "1 of 2 captions" in said
 
 
+def test_a_prompt_of_the_config_is_said_beside_the_captions_of_the_data(text, tokenizer, capsys):
+    long_captions.notice(text, tokenizer, Captions([LONG]), (SHORT, f"{LONG}, too"))
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert "1 of 2 captions" in said[1]
+    assert f"{LONG}, too" in said[1]
+
+
 def test_one_process_of_a_run_says_it(text, tokenizer, capsys, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     long_captions.notice(text, tokenizer, Captions([LONG]))
