@@ -181,10 +181,10 @@ def from_json(text: str) -> ConfigDict:
     refuses, and what it trained with them can still be sampled.
     """
     values = json.loads(text)
-    earlier = base(_network(values)).to_dict()
+    defaults = base(_network(values)).to_dict()
     for key, value in EARLIER.items():
-        _set(earlier, key, value)
-    return _typed(_completed(earlier, values))
+        _set(defaults, key, value)
+    return _typed(_completed(defaults, values))
 
 
 def newer(text: str) -> list[str]:
@@ -199,9 +199,15 @@ def as_trained(config: ConfigDict, text: str) -> ConfigDict:
     The keys in `EARLIER` that text lacks are as that run had them.
     """
     values = config.to_dict()
-    for key in set(EARLIER) & set(newer(text)):
-        _set(values, key, EARLIER[key])
+    for key, value in earlier(text).items():
+        _set(values, key, value)
     return check(values)
+
+
+def earlier(text: str) -> dict[str, Any]:
+    """{dotted key: value} of what the version that wrote the config in text did otherwise than today's defaults."""
+    lacking = set(newer(text))
+    return {key: value for key, value in EARLIER.items() if key in lacking}
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:

@@ -1,6 +1,8 @@
 """What is computed of the data once, in place of at every step: latents, and the features of captions."""
 
+import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +14,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.build.model import Model
 from diffusion_jax.build.training import FEATURES
 from diffusion_jax.data.precomputed import Precomputed, open_precomputed
+from diffusion_jax.data.tokens import from_folder
 from diffusion_jax.errors import UserError
 from diffusion_jax.train.state import Params
 
@@ -58,7 +61,7 @@ def precomputed(config: ConfigDict, model: Model) -> Precomputed | None:
     if not config.data.precomputed:
         return None
     found = open_precomputed(config.data.precomputed)
-    digests = {name: digest(params) for name, params in model.frozen.items()}
+    digests = made_by(model)
     for part, made in found.weights:
         if digests.get(part) != made:
             raise UserError(
@@ -78,6 +81,21 @@ def precomputed(config: ConfigDict, model: Model) -> Precomputed | None:
                 f"give {shape}; precompute them with this config"
             )
     return found
+
+
+def made_by(model: Model) -> dict[str, str]:
+    """Digests of all that decides what is computed of an example: {part of the model: SHA-256}."""
+    digests = {name: digest(params) for name, params in model.frozen.items()}
+    if model.text is None or "text" not in digests:
+        return digests
+    options = {
+        field.name: repr(getattr(model.text.network, field.name))
+        for field in dataclasses.fields(model.text.network)
+        if field.name not in ("parent", "name")
+    }
+    words = from_folder(model.text.tokenizer).to_json() if model.text.tokenizer else ""
+    reading = json.dumps([options, words], sort_keys=True)
+    return digests | {"text encoder's options or tokenizer": hashlib.sha256(reading.encode()).hexdigest()}
 
 
 def digest(params: Params) -> str:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from diffusion_jax.data import tokens
-from diffusion_jax.data.tokens import Tokenizer
+from diffusion_jax.data.tokens import Cut, Tokenizer
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop import huggingface_text
 from diffusion_jax.nets.text import TEXT_ENCODERS, ClipText, TextTransformer
@@ -19,6 +21,34 @@ from diffusion_jax.spec import from_spec
 from diffusion_jax.train.state import Params
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class CutNotice:
+    """Says on stderr, once in the life of a model, that captions are longer than its text encoder reads."""
+
+    def __init__(self) -> None:
+        self.given = False
+
+    def give(self, cut: Sequence[Cut], count: int, length: int) -> None:
+        """Says it of those that are cut of count captions."""
+        with _GIVING:
+            given, self.given = self.given, True
+        if not given:
+            print(f"diffusion-jax: {cut_sentence(cut, count, length)}", file=sys.stderr, flush=True)
+
+
+_GIVING = threading.Lock()  # of all notices: one in each would keep a model from being pickled for a worker
+
+_SHOWN = 80  # characters of a caption in a message
+
+
+def cut_sentence(cut: Sequence[Cut], count: int, length: int) -> str:
+    """How many captions are cut, and what the first of them loses."""
+    text, lost = (part if len(part) <= _SHOWN else f"{part[:_SHOWN]} ..." for part in cut[0])
+    return (
+        f"{len(cut):,} of {count:,} captions are longer than the {length} tokens that the text encoder reads (two of "
+        f"which mark the ends), and are cut; the first, {text!r}, loses {lost!r}"
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,6 +62,7 @@ class Text:
     params: Params | None = None  # of a published encoder, which stays as it is; None: trained with the model
     folder: str = ""  # of the published encoder
     tokenizer: str = ""  # folder of the published one; "": learned from the captions
+    notice: CutNotice = dataclasses.field(default_factory=CutNotice)
 
     @functools.cached_property
     def null(self) -> np.ndarray:
@@ -56,12 +87,18 @@ class Text:
         return tokens.from_folder(self.tokenizer) if self.tokenizer else tokens.train(captions, self.vocabulary)
 
     def encode(self, tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
-        """Tokens int32 [B, length]; raises UserError for a tokenizer of more tokens than the network embeds."""
+        """Tokens int32 [B, length]; the first time that texts are too long for them, stderr says so.
+
+        Raises UserError for a tokenizer of more tokens than the network embeds.
+        """
         if tokenizer.vocabulary > self.vocabulary:
             raise UserError(
                 f"the tokenizer has {tokenizer.vocabulary} tokens but the text encoder embeds {self.vocabulary}"
             )
-        return tokenizer.encode(texts, self.length)
+        ids, cut = tokenizer.encode_and_cut(texts, self.length)
+        if cut:
+            self.notice.give(cut, len(texts), self.length)
+        return ids
 
 
 def transformer(
@@ -100,6 +137,17 @@ def clip(width: int = 768, layers: int = 12, heads: int = 12, length: int = 77, 
 
 
 TEXTS: dict[str, Callable[..., Text]] = {"transformer": transformer, "huggingface": huggingface, "clip": clip}
+
+
+def published_folder(spec: str) -> str:
+    """The folder that a spec reads a published encoder from; "" where it reads none."""
+
+    @functools.wraps(huggingface)
+    def named(**arguments: Any) -> Any:
+        return str(arguments.get("folder", ""))
+
+    found = from_spec(spec, TEXTS | {"huggingface": named}, "text") if spec else ""
+    return found if isinstance(found, str) else ""
 
 
 def text(spec: str, folder: str = "") -> Text | None:

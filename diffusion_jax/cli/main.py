@@ -59,7 +59,9 @@ def entry() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one command; returns its exit status: 0 done, 2 bad input, 3 a loss that is not finite or jumped."""
+    """Runs one command; returns its exit status: 0 done, 2 bad input, 3 a loss that is not finite or jumped; a command
+    may have its own, which the README lists.
+    """
     name, *rest = arguments or ["--help"]
     if rest and f"{name} {rest[0]}" in COMMANDS:
         name, rest = f"{name} {rest[0]}", rest[1:]

@@ -113,13 +113,8 @@ def average(values: flags.FlagValues) -> bool | float:
 
 
 def _asked(values: flags.FlagValues) -> Any:
-    prompts = list(values.prompt)
-    if values.prompts:
-        if not Path(values.prompts).is_file():
-            raise UserError(f"there is no file {values.prompts}; check --prompts")
-        lines = Path(values.prompts).read_text(encoding="utf-8").splitlines()
-        prompts += [line.strip() for line in lines if line.strip()]
-    from diffusion_jax.runs.conditions import Asked
+    from diffusion_jax.runs.conditions import Asked, read_prompts
 
+    prompts = list(values.prompt) + (read_prompts(Path(values.prompts)) if values.prompts else [])
     low_res, semantic = (Path(path) if path else None for path in (values.low_res, values.map))
     return Asked(values.label, prompts, values.negative_prompt, low_res, values.augment, semantic)

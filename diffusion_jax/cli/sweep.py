@@ -14,6 +14,9 @@ from ml_collections import config_flags
 NEEDS = ("config=FILE", "sweep=FILE", "workdir=FOLDER")
 """Flags without which the command is an error."""
 
+SOME_FAILED = 4
+"""The exit status of a sweep that came to its end, of whose trials some failed."""
+
 
 def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """The command's flags."""
@@ -31,8 +34,8 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     flags.DEFINE_integer("worker", None, "Of a job that --launcher=slurm started: its trial.", flag_values=values)
 
 
-def run(values: flags.FlagValues) -> None:
-    """Sweeps."""
+def run(values: flags.FlagValues) -> int:
+    """Sweeps; returns the exit status."""
     from diffusion_jax.runs.sweep import How, sweep
 
     how = How(
@@ -44,7 +47,7 @@ def run(values: flags.FlagValues) -> None:
         values.worker,
         values.slurm,
     )
-    sweep(
+    failed = sweep(
         values.config,
         config_flags.get_config_filename(values["config"]),
         dict(config_flags.get_override_values(values["config"])),
@@ -52,3 +55,4 @@ def run(values: flags.FlagValues) -> None:
         Path(values.workdir),
         how,
     )
+    return SOME_FAILED if failed else 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax import config as configs
+from diffusion_jax.data.text_file import decode_text
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.results import FORMAT
 
@@ -41,8 +42,9 @@ def compare(a: Path, b: Path) -> dict[str, float]:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no file {path}; give a JSON file that evaluate wrote")
+    text = decode_text(path.read_bytes(), str(path))
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(text)
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); give a file that evaluate wrote") from None
     if not isinstance(value, dict) or value.get("format") != FORMAT:

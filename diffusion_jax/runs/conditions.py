@@ -10,6 +10,8 @@ import numpy as np
 
 from diffusion_jax.core.conditions import Spatial, noised
 from diffusion_jax.data import masks, transforms
+from diffusion_jax.data.text_file import decode_text, lines_of
+from diffusion_jax.data.tokens import Cut
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.trained import Trained, labels_for
 
@@ -54,6 +56,28 @@ def conditions(asked: Asked, trained: Trained, seeds: np.ndarray) -> dict[str, n
     return cond
 
 
+def read_prompts(path: Path) -> list[str]:
+    """The captions of a text file, one a line without spaces around it; empty lines are none.
+
+    Raises UserError where there is no such file, or no caption in it.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; check --prompts")
+    prompts = [line.strip(" \t") for line in lines_of(decode_text(path.read_bytes(), str(path))) if line.strip()]
+    if not prompts:
+        raise UserError(f"--prompts={path} holds no caption; write one a line")
+    return prompts
+
+
+def cut_prompts(asked: Asked, trained: Trained) -> list[Cut]:
+    """What the text encoder does not read of prompts, in turn, and of the negative prompt: those that are too long."""
+    text, tokenizer = trained.model.text, trained.tokenizer
+    if text is None or tokenizer is None:
+        return []
+    negative = [] if asked.negative_prompt is None else [asked.negative_prompt]
+    return tokenizer.encode_and_cut([*dict.fromkeys(asked.prompts), *negative], text.length)[1]
+
+
 def _captions(asked: Asked, trained: Trained, count: int) -> dict[str, np.ndarray]:
     text, tokenizer = trained.model.text, trained.tokenizer
     if text is None or tokenizer is None:
@@ -63,11 +87,14 @@ def _captions(asked: Asked, trained: Trained, count: int) -> dict[str, np.ndarra
         return {}
     if not asked.prompts:
         raise UserError("this model is told captions; give --prompt=TEXT, or --prompt= for none")
-    cond = {"tokens": text.encode(tokenizer, [asked.prompts[i % len(asked.prompts)] for i in range(count)])}
+    if asked.negative_prompt is not None and trained.how.guidance == 1:
+        raise UserError("--negative_prompt is what guidance leads away from; give a --guidance other than 1")
+    # Each text once, so that of those that are too long each is counted once.
+    texts = list(dict.fromkeys([*asked.prompts, *([] if asked.negative_prompt is None else [asked.negative_prompt])]))
+    row, ids = {each: i for i, each in enumerate(texts)}, text.encode(tokenizer, texts)
+    cond = {"tokens": ids[[row[asked.prompts[i % len(asked.prompts)]] for i in range(count)]]}
     if asked.negative_prompt is not None:
-        if trained.how.guidance == 1:
-            raise UserError("--negative_prompt is what guidance leads away from; give a --guidance other than 1")
-        cond["negative"] = text.encode(tokenizer, [asked.negative_prompt] * count)
+        cond["negative"] = ids[[row[asked.negative_prompt]] * count]
     return cond
 
 

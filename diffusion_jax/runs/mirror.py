@@ -28,6 +28,9 @@ CHECKPOINTS = "checkpoints"
 STEPS = (CHECKPOINTS, "snapshots")
 """Folders of one folder a step."""
 
+COPIES = ("autoencoder", "text_encoder", "tokenizer.json")
+"""What a workdir keeps of what its model needs beside its parameters: of one run alone, here and in the mirror."""
+
 WAITS = (1.0, 5.0, 25.0)
 """Seconds before each further attempt to copy a file."""
 
@@ -74,6 +77,9 @@ class Mirror:
         if self._identity() is None:
             replace_file(self.root / NAME, json.dumps({"run": secrets.token_hex(16)}).encode())
         self.push()
+        for path in set(self._listed()) - set(self._loose()):
+            if path.partition("/")[0] in COPIES:  # of a run that was killed before its first checkpoint
+                self._attempt(self._remove_file, path)
 
     def fetch(self) -> int:
         """Copies the mirror into the workdir: its newest step that verifies, which is returned, and all but others.
@@ -93,6 +99,8 @@ class Mirror:
                 _make_folders(whole)
                 status, reason = manifest.check(whole)
                 if status == manifest.VERIFIED:
+                    for copy in COPIES:  # of a run that never saved a checkpoint
+                        _delete(self.root / copy)
                     for path in self._listed():
                         if not path.startswith(f"{CHECKPOINTS}/"):
                             self._download(path, self.root / path)
@@ -189,6 +197,10 @@ class Mirror:
         if self._files.exists(folder):
             self._files.rm(folder, recursive=True)
 
+    def _remove_file(self, path: str) -> None:
+        self._copied.pop(path, None)
+        self._files.rm_file(f"{self._path}/{path}")
+
     def _attempt(self, action: Any, path: str) -> None:
         for wait in (*WAITS, None):
             try:
@@ -200,6 +212,10 @@ class Mirror:
                         "and the same command goes on from it"
                     ) from error
                 time.sleep(wait)
+
+
+def _delete(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _number(step: str) -> int:

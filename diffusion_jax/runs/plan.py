@@ -24,8 +24,6 @@ from diffusion_jax.runs.compiled_once import compiled_once
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import compiled, flops, machines
 
-_NOWHERE = Workdir(Path("/nonexistent"))  # nothing is kept: an autoencoder is read from where config.latent says
-
 
 def plan(
     config: ConfigDict,
@@ -117,7 +115,7 @@ def _model(config: ConfigDict, autoencoder: ConfigDict | None) -> Model | None:
             f"there is no run of an autoencoder in latent={config.latent}; plan with the shapes of one by "
             "--autoencoder=ITS_CONFIG"
         )
-    return frozen.model(config, _NOWHERE) if autoencoder is None else building.model(config, configs.check(autoencoder))
+    return frozen.model(config, None) if autoencoder is None else building.model(config, configs.check(autoencoder))
 
 
 def _step(

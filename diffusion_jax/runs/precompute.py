@@ -34,7 +34,7 @@ def precompute(config: ConfigDict, out: Path, *, batch: int, dtype: str) -> None
         raise UserError(f"{out} exists already; give --out a new folder")
     if jax.process_count() > 1:
         raise UserError("precompute runs in one process; start it on one host")
-    model = frozen.model(config, Workdir(out / "nothing"))
+    model = frozen.model(config, frozen.origin(config, Workdir(out)))
     parts = build.precompute.parts(model)
     source = build.opened(config)  # labels are not precomputed
     tokenizer = build.tokenizer(model, source) if "text" in parts else None
@@ -46,7 +46,11 @@ def precompute(config: ConfigDict, out: Path, *, batch: int, dtype: str) -> None
         fingerprint=source.fingerprint,
         count=len(source),
         flip=flip,
-        weights={part: build.digest(model.frozen[part]) for part in parts},
+        weights={
+            part: made
+            for part, made in build.precompute.made_by(model).items()
+            if part in parts or ("text" in parts and part not in model.frozen)
+        },
     )
     print(f"precomputed {len(source):,} examples: {out}; train with --config.data.precomputed={out}")
 

@@ -16,7 +16,7 @@ from diffusion_jax import build
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import pictures
 from diffusion_jax.report.progress import progress
-from diffusion_jax.runs.conditions import Asked, conditions
+from diffusion_jax.runs.conditions import Asked, conditions, cut_prompts
 from diffusion_jax.runs.edit import Given, Prepared, prepare
 from diffusion_jax.runs.preview import picture_of
 from diffusion_jax.runs.trained import UNGUIDED, GuidedBy, Trained, restore, seeds_from
@@ -87,6 +87,7 @@ def sample(
         "seeds": [int(seed), int(seed) + num - 1],
         "asked": _record(asked),
         "labels": trained.label_names(cond["label"]) if "label" in cond else None,  # of each sample
+        "cut": [cut._asdict() for cut in cut_prompts(asked, trained)],
         "guided_by": _record(guided_by),
         "shape": list(images[0].shape[1:]),
         "edit": _edit_record(given, prepared, trained),

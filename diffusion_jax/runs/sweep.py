@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from ml_collections import ConfigDict
 from diffusion_jax import config as configs
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.atomic import replace_file
+from diffusion_jax.report.sweep_figures import Row
 from diffusion_jax.runs import sweep_local, sweep_report, sweep_slurm
 from diffusion_jax.runs.sweep_source import Source, listed, studied
-from diffusion_jax.runs.sweep_trials import DONE, FAILED, Lock, Trial, as_typed, changed, command, locked
+from diffusion_jax.runs.sweep_trials import FAILED, Lock, Trial, as_typed, changed, command, locked
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.sweeps.definition import Changes, Sweep
 from diffusion_jax.sweeps.spaces import Choice
@@ -37,8 +39,13 @@ class How:
     slurm: str = ""  # submitit's parameters, as in "cluster=local,timeout_min=10"
 
 
-def sweep(config: ConfigDict, config_file: str, given: Changes, sweep_file: Path, root: Path, how: How = How()) -> None:
+def sweep(
+    config: ConfigDict, config_file: str, given: Changes, sweep_file: Path, root: Path, how: How = How()
+) -> list[int]:
     """Runs the trials of sweep_file in root that have no outcome yet, and reports on all of them.
+
+    Returns the numbers of the trials that failed, of a sweep that has come to its end; one that was stopped, a manifest
+    and a worker of a job return none.
 
     given are the keys that were changed on the command line; they win over what the sweep fixes. What a user can get
     wrong raises UserError before root is touched, but for an objective that is never logged, and for trials that all
@@ -48,6 +55,7 @@ def sweep(config: ConfigDict, config_file: str, given: Changes, sweep_file: Path
     overrides = {key: value for key, value in definition.fixed.items() if key not in given} | given
     if swept := sorted(set(given) & set(definition.space)):
         raise UserError(f"--config.{swept[0]} is swept by {sweep_file}; leave the flag out, or the key of the space")
+    overrides = _earlier(root) | overrides
     base = changed(config, overrides)
     if base.checkpoint.mirror:
         raise UserError(
@@ -73,7 +81,7 @@ def sweep(config: ConfigDict, config_file: str, given: Changes, sweep_file: Path
     source = source or _source(definition, make, root, base, how)
     if how.launcher == "manifest":
         _write_manifest(root, source, config_file, overrides)
-        return
+        return []
     if how.retry:
         for trial in source.trials():
             if trial.outcome is not None and trial.outcome.state == FAILED:
@@ -97,8 +105,9 @@ def sweep(config: ConfigDict, config_file: str, given: Changes, sweep_file: Path
                 stop=stop,
                 passed_over=frozenset() if definition.adaptive else frozenset(others),
             )
-    if how.worker is None:
-        _finish(root, source, definition, config_file, overrides, sweep_file, stopped=stop.signal is not None)
+    if how.worker is not None:
+        return []
+    return _finish(root, source, definition, config_file, overrides, sweep_file, stopped=stop.signal is not None)
 
 
 def load(path: Path) -> Sweep:
@@ -153,28 +162,56 @@ def _check_how(definition: Sweep, how: How) -> None:
         )
 
 
-def _check_root(root: Path, held: dict[str, Any]) -> None:
-    """Raises UserError where root holds another sweep than held, or something else."""
+def _earlier(root: Path) -> dict[str, Any]:
+    """What an earlier version, if one started the sweep in root, did otherwise than today's defaults."""
+    try:
+        return configs.earlier(json.dumps(json.loads((root / "sweep.json").read_text(encoding="utf-8"))["config"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # `_check_root` says what is wrong
+
+
+def _check_root(root: Path, held: dict[str, Any]) -> list[str]:
+    """The config keys, added since, that sweep.json in root lacks; their defaults complete it.
+
+    Raises UserError where root holds another sweep than held, or something else.
+    """
     path = root / "sweep.json"
     if not path.is_file():
         if root.exists() and (not root.is_dir() or {file.name for file in root.iterdir()} - {"lock"}):
             raise UserError(f"{root} has files and no sweep; give a new --workdir")
-        return
-    before, now = configs.flat(json.loads(path.read_text())), configs.flat(json.loads(json.dumps(held)))
+        return []
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        text = json.dumps(kept["config"])
+        added, completed = configs.newer(text), configs.from_json(text)
+    except (UserError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not what this version of sweep wrote ({error}); give a new --workdir") from None
+    before = configs.flat(kept | {"config": _plain(completed.to_dict())})
+    now = configs.flat(_plain(held))
     if before != now:
         key = next(key for key in sorted(before | now) if before.get(key) != now.get(key))
         raise UserError(
             f"{root} holds another sweep: {key} is {before.get(key)!r} there and {now.get(key)!r} here; "
             "give a new --workdir, or the sweep file and config that it was started with"
         )
+    return added
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it, whose tuples are lists."""
+    return json.loads(json.dumps(value))
 
 
 def _keep(root: Path, held: dict[str, Any], sweep_file: Path) -> None:
     """Records what the sweep is, and a copy of its file; one process does, of those that start together."""
     with locked(root / "lock"):
-        _check_root(root, held)
-        if not (root / "sweep.json").is_file():
+        added = _check_root(root, held)
+        if added:
+            says = f"an earlier version wrote {root / 'sweep.json'}: the defaults of {', '.join(added)} complete it"
+            print(f"diffusion-jax: {says}", file=sys.stderr)
+        if added or not (root / "sweep.json").is_file():
             replace_file(root / "sweep.json", (json.dumps(held, indent=2) + "\n").encode())
+        if not (root / "sweep.py").is_file():
             replace_file(root / "sweep.py", sweep_file.read_bytes())
 
 
@@ -231,20 +268,25 @@ def _finish(
     sweep_file: Path,
     *,
     stopped: bool,
-) -> None:
+) -> list[int]:
+    """Reports, and returns the trials that failed of a sweep at its end; raises UserError where all did."""
     trials = source.trials()
-    outcomes = [trial.outcome for trial in trials]
-    if any(outcome is not None for outcome in outcomes):
-        sweep_report.write(root, trials, definition, config_file, overrides, sweep_file)
-    missing = definition.trials - sum(outcome is not None for outcome in outcomes)
-    if missing:
+    rows: list[Row] = []
+    if any(trial.outcome is not None for trial in trials):
+        rows = sweep_report.write(root, trials, definition, config_file, overrides, sweep_file)
+    ended = [row for row in rows if row.state != sweep_report.UNFINISHED]
+    if missing := definition.trials - len(ended):
         why = "stopped" if stopped else "some trials were stopped"
         print(f"{why} with {missing} of {definition.trials} trials to go; the same command goes on", flush=True)
-        return
-    failed = [(trial, trial.outcome) for trial in trials if trial.outcome and trial.outcome.state == FAILED]
-    if not any(outcome is not None and outcome.state == DONE for outcome in outcomes):
-        trial, outcome = failed[0]
+        return []
+    failed = sorted((row for row in ended if row.state == FAILED), key=lambda row: row.number)
+    if len(failed) == len(ended):
+        log = next(trial.log for trial in trials if trial.number == failed[0].number)
         raise UserError(
-            f"all {len(failed)} trials failed; of trial {trial.number:03d} ({trial.log}): {outcome.reason}; "
+            f"all {len(failed)} trials failed; of trial {failed[0].number:03d} ({log}): {failed[0].reason}; "
             "mend the cause and give --retry"
         )
+    if failed:
+        numbers = ", ".join(f"{row.number:03d}" for row in failed)
+        print(f"{len(failed)} of {len(ended)} trials failed and have no rank: {numbers}", file=sys.stderr, flush=True)
+    return [row.number for row in failed]

@@ -1,6 +1,7 @@
 """Trials as processes on this machine, so many at a time, the machine's devices split between them."""
 
 import dataclasses
+import math
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import time
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.runs.sweep_report import not_finite
 from diffusion_jax.runs.sweep_source import Source
 from diffusion_jax.runs.sweep_trials import DONE, FAILED, PRUNED, Lock, Outcome, Trial, command
 from diffusion_jax.sweeps.definition import Changes, Objective
@@ -199,8 +201,8 @@ def _end(one: _Running, objective: Objective, *, stopped: bool) -> Outcome | Non
 def judge(trial: Trial, objective: Objective) -> Outcome:
     """The outcome of a trial that is trained."""
     value = trial.result(objective)
-    if value != value:
-        return Outcome(FAILED, reason=f"its {objective.metric} was not finite at the end")
+    if not math.isfinite(value):
+        return Outcome(FAILED, reason=not_finite(objective))
     return Outcome(DONE, value)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as configs
+from diffusion_jax import extensions
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.report.metrics import read_metrics
@@ -71,8 +72,9 @@ class Trial:
         path = self.workdir.root / "trial.json"
         if not path.is_file():
             return None
-        record = json.loads(path.read_text())
-        return Outcome(**{field.name: record[field.name] for field in dataclasses.fields(Outcome)})
+        record = json.loads(path.read_text(encoding="utf-8"))
+        fields = [field.name for field in dataclasses.fields(Outcome)]  # an earlier version may have had fewer
+        return Outcome(**{name: record[name] for name in fields if name in record})
 
     def write(self, outcome: Outcome) -> None:
         """Records how it ended."""
@@ -126,7 +128,8 @@ def command(config_file: str, workdir: str, changes: Mapping[str, Any], program:
     """The command line that trains config_file with changes, as words."""
     program = program or (sys.executable, "-m", "diffusion_jax")
     flags = [f"--config.{key}={value if isinstance(value, str) else repr(value)}" for key, value in changes.items()]
-    return [*program, "train", f"--config={config_file}", f"--workdir={workdir}", *flags]
+    trusted = [f"--extension={package}" for package in extensions.given()]
+    return [*program, "train", f"--config={config_file}", f"--workdir={workdir}", *trusted, *flags]
 
 
 def as_typed(words: list[str]) -> str:

@@ -62,14 +62,15 @@ def train(trials: Sequence[Trial], stop: Stop, on_diverged: Callable[[Trial, Out
     config, keys = trials[0].config, list(trials[0].changes)
     device = jax.devices()[0]
     mesh = sharding.mesh(devices=[device])
+    resumed = _common_step(trials)
+    origin = None if resumed is None else trials[0].workdir
     source, known = training_data.opened(config, trials[0].workdir)
-    model = dataclasses.replace(frozen.model(config, trials[0].workdir), classes=known)
-    tokenizer = build.tokenizer(model, source)
+    model = dataclasses.replace(frozen.model(config, origin), classes=known)
+    tokenizer = frozen.tokenizer(model, source, origin)
     weights = jax.device_put(model.frozen, sharding.replicated(mesh))
     values = vectorised.values([trial.config for trial in trials], keys)
     seeds = jnp.asarray([trial.config.seed for trial in trials], jnp.int32)
     own = "seed" in keys
-    resumed = _common_step(trials)
     with contextlib.ExitStack() as stack:
         pipelines = [build.batches(trial.config, source, model, tokenizer) for trial in trials[: None if own else 1]]
         for each in pipelines:
@@ -82,7 +83,7 @@ def train(trials: Sequence[Trial], stop: Stop, on_diverged: Callable[[Trial, Out
             print(f"all {len(trials)} trials go on from step {resumed}", flush=True)
         for trial in trials:
             trial.workdir.write_config(trial.config)
-            frozen.keep(trial.config, trial.workdir, model, tokenizer)
+            frozen.keep(trial.config, trial.workdir, None if resumed is None else trial.workdir, model, tokenizer)
             classes.keep(trial.workdir, known)
         writers = [stack.enter_context(MetricWriter(trial.workdir.root, resumed_step=resumed)) for trial in trials]
         bar = stack.enter_context(progress(config.train.steps, resumed or 0, units_per_step=config.train.batch_size))

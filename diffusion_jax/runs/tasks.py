@@ -12,7 +12,7 @@ from diffusion_jax import build
 from diffusion_jax.data.pipeline import TrainBatches
 from diffusion_jax.data.sources import Source
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs import classes, frozen, preview, training_data, training_evaluation
+from diffusion_jax.runs import classes, frozen, long_captions, preview, training_data, training_evaluation
 from diffusion_jax.runs.training_evaluation import Evaluate
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import sharding
@@ -41,27 +41,29 @@ def task(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
     """The training that config asks for; raises UserError, before the workdir is touched, for what does not fit."""
     if config.task not in TASKS:
         raise UserError(f"unknown task {config.task!r}; choose from {', '.join(TASKS)}")
-    return TASKS[config.task](config, workdir, mesh)
+    return TASKS[config.task](config, workdir, mesh, frozen.origin(config, workdir))
 
 
-def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
-    """A diffusion model."""
-    model = frozen.model(config, workdir)
+def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir | None) -> Task:
+    """A diffusion model; origin is where its first parameters come from (`frozen.origin`)."""
+    model = frozen.model(config, origin)
     source, known = training_data.opened(config, workdir)
     model = dataclasses.replace(model, classes=known)
-    kept = workdir.tokenizer.is_file() and model.text is not None
-    tokenizer = frozen.read_tokenizer(workdir) if kept else build.tokenizer(model, source)
+    tokenizer = frozen.tokenizer(model, source, origin)
+    precomputed = build.precomputed(config, model)
+    if model.text is not None and tokenizer is not None and "text" not in getattr(precomputed, "names", ()):
+        long_captions.notice(model.text, tokenizer, source, config.sample.prompts)
     weights = sharding.to_mesh(model.frozen, sharding.replicated(mesh))
     trainee = build.trainee(config, model)
     step = build.compiled_step(config, trainee, mesh)
 
     def keep() -> None:
-        frozen.keep(config, workdir, model, tokenizer)
+        frozen.keep(config, workdir, origin, model, tokenizer)
         classes.keep(workdir, known)
 
     return Task(
         source,
-        build.batches(config, source, model, tokenizer, precomputed=build.precomputed(config, model)),
+        build.batches(config, source, model, tokenizer, precomputed=precomputed),
         _abstract(config, trainee, mesh),
         lambda: build.initial_state(config, trainee, mesh),
         lambda state, batch, seed: step(state, batch, seed, weights),
@@ -71,7 +73,7 @@ def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
     )
 
 
-def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
+def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir | None) -> Task:
     """An autoencoder; its checkpoints hold the standard deviation of its latents, by which they are scaled."""
     source, _ = training_data.opened(config, workdir)
     weights: Mapping[str, Params] = build.autoencoder.frozen(config)
@@ -92,7 +94,7 @@ def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
     )
 
 
-def classifier(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
+def classifier(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir | None) -> Task:
     """A classifier of noisy images; its measure is how many of some images it knows, by time."""
     source, known = training_data.opened(config, workdir)
     trainee = build.classifier.trainee(config)
@@ -119,7 +121,7 @@ def _abstract(config: ConfigDict, trainee: build.Trainee, mesh: Mesh) -> TrainSt
     return abstract_like(build.abstract_state(config, trainee), build.layout(config, trainee, mesh))
 
 
-TASKS: dict[str, Callable[[ConfigDict, Workdir, Mesh], Task]] = {
+TASKS: dict[str, Callable[[ConfigDict, Workdir, Mesh, Workdir | None], Task]] = {
     "diffusion": diffusion,
     "autoencoder": autoencoder,
     "classifier": classifier,

@@ -90,18 +90,20 @@ def restore(
     if config.task != "diffusion":
         raise UserError(f"{root} has a run of task {config.task}; samples are drawn from one of task diffusion")
     mesh = sharding.mesh()
+    # Of its own copies.
     model = dataclasses.replace(found.model(config, workdir), classes=classes.of_workdir(config, workdir))
     chosen = {name: value for name, value in overrides.items() if value is not None}
     how = build.sampling(config, chosen)
+    tokenizer = None if model.text is None else found.read_tokenizer(workdir)
     classifier, weak = None, None
     if guided_by.classifier is not None:
         classifier = found.read_classifier(guided_by.classifier, config.schedule, guided_by.classifier_scale)
         classifier = _with_classes(classifier, guided_by.classifier, model)
     if guided_by.weak is not None:
         weak = _weak(guided_by.weak, guided_by.weak_step, config, model, average=bool(average))
+        _check_told_alike(guided_by.weak, weak, model, tokenizer)
     guides = build.Guides(classifier, weak.model if weak else None)
     build.sample_program(model, how, mesh, guides)  # raises for what cannot be sampled
-    tokenizer = None if model.text is None else found.read_tokenizer(workdir)
     with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
         step = choose_step(checkpoints, step)
         params = restore_weights(checkpoints, config, model.abstract, mesh, average, step)
@@ -142,7 +144,7 @@ def restore_weights(
 def _weak(root: Path, step: int | None, config: ConfigDict, model: build.Model, *, average: bool) -> Trained:
     """The weaker model of autoguidance; raises UserError unless it is told and draws the same as model, of config."""
     other = Workdir(root).read_config()
-    same = ("schedule", "text", "spatial", "latent")
+    same = ("schedule", "text", "spatial")
     differ = [name for name in same if other[name] != config[name]]
     differ += [f"data.{n}" for n in ("height", "width", "channels") if other.data[n] != config.data[n]]
     differ += ["model.num_classes"] if other.model.num_classes != config.model.num_classes else []
@@ -156,6 +158,23 @@ def _weak(root: Path, step: int | None, config: ConfigDict, model: build.Model, 
         raise UserError(f"--weak={root} numbers its classes in another order than the model; train one anew")
     alone = {"guidance": 1.0, "guidance_rescale": 0.0, "guidance_interval": ()}
     return restore(root, step=step, average=average, overrides=alone)
+
+
+def _check_told_alike(root: Path, weak: Trained, model: build.Model, tokenizer: Tokenizer | None) -> None:
+    """Raises UserError where the weaker model of root has another tokenizer, text encoder or autoencoder than model:
+    both are handed the same tokens, features and latents.
+    """
+    own, others = ("" if each is None else each.to_json() for each in (tokenizer, weak.tokenizer))
+    texts = [m.frozen.get("text") for m in (model, weak.model)]
+    differ = {
+        "tokenizer": own != others,
+        "text encoder": None not in texts and build.digest(texts[0]) != build.digest(texts[1]),
+        "autoencoder": not found.same_autoencoder(model.autoencoder, weak.model.autoencoder),
+    }
+    if wrong := [name for name, is_so in differ.items() if is_so]:
+        raise UserError(
+            f"--weak={root} has another {' and '.join(wrong)} than the model; give an earlier step of one run"
+        )
 
 
 def seeds_from(seed: int, num: int) -> np.ndarray:

@@ -93,12 +93,15 @@ class Workdir:
         """The grid of samples drawn after `step` steps."""
         return self.root / "samples" / f"{step:08d}.png"
 
-    def read_config(self) -> ConfigDict:
-        """The config of the run that was started here; raises UserError where there is none."""
+    def read_config(self, *, quiet: bool = False) -> ConfigDict:
+        """The config of the run that was started here; raises UserError where there is none.
+
+        Unless quiet, it says which keys of an earlier version's config are completed.
+        """
         if not self.config.is_file():
             raise UserError(f"{self.root} is not a workdir: it has no {self.config.name}; check --workdir")
         text = self.config.read_text()
-        if newer := configs.newer(text):
+        if (newer := configs.newer(text)) and not quiet:
             says = f"an earlier version wrote {self.config}, without {', '.join(newer)}: all stays as it was then"
             print(f"diffusion-jax: {says}", file=sys.stderr)
         return configs.from_json(text)

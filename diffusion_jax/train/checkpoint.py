@@ -276,6 +276,12 @@ class Checkpoints:
                 self._orbax.close()
 
 
+def holds_checkpoint(directory: Path) -> bool:
+    """Whether there is a committed step, intact or not: where there is none, `Checkpoints.latest` is None."""
+    folders = directory.iterdir() if directory.is_dir() else ()
+    return any(path.name.isdecimal() and (path / _COMMITTED).is_file() for path in folders)
+
+
 def _kept(
     keep: int | None, keep_every: int, best: int, rating: Mapping[int, float]
 ) -> preservation_policy.PreservationPolicy:

@@ -88,6 +88,24 @@ def test_another_autoencoder_or_size_is_refused(config, model, folder):
         )
 
 
+def test_features_of_another_tokenizer_or_other_options_are_refused(config, model, folder, monkeypatch):
+    """Whose weights and shapes are the same; a folder of an earlier version tells nothing of them."""
+    config = config.copy_and_resolve_references()
+    config.data.precomputed = str(folder)
+    reading = "text encoder's options or tokenizer"
+    assert reading in dict(build.precomputed(config, model).weights)
+    other = dataclasses.replace(model.text, network=model.text.network.clone(heads=1))
+    with pytest.raises(UserError, match=f"computed by another {reading}"):
+        build.precomputed(config, dataclasses.replace(model, text=other))
+    monkeypatch.setattr(build.precompute, "from_folder", lambda _: build.tokenizer(model, build.source(config)))
+    with pytest.raises(UserError, match=f"computed by another {reading}"):
+        build.precomputed(config, dataclasses.replace(model, text=dataclasses.replace(model.text, tokenizer="x")))
+    older = open_precomputed(str(folder))
+    older = dataclasses.replace(older, weights=tuple(each for each in older.weights if each[0] != reading))
+    monkeypatch.setattr(build.precompute, "open_precomputed", lambda _: older)
+    build.precomputed(config, dataclasses.replace(model, text=other))
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [

@@ -134,7 +134,7 @@ def flags(tmp_path, rates, name, *others):
 def swept(tmp_path_factory):
     """A finished sweep of three trials, of which one diverges at once."""
     root = tmp_path_factory.mktemp("vectorised")
-    assert main(flags(root, RATES, "sweep", *SHORT)) == 0
+    assert main(flags(root, RATES, "sweep", *SHORT)) == 4
     return root / "sweep"
 
 
@@ -190,7 +190,7 @@ def test_a_killed_sweep_goes_on_from_the_step_that_all_have(swept, tmp_path):
     for name in ("commit_success.txt", "manifest.json"):
         (root / "trials" / "002" / "checkpoints" / "20" / name).unlink()
     (root / "trials" / "000" / "checkpoints" / "20" / "manifest.json").unlink()
-    assert main(flags(tmp_path, RATES, "sweep", *SHORT)) == 0
+    assert main(flags(tmp_path, RATES, "sweep", *SHORT)) == 4
     for name in ("000", "002"):
         before, after = (read_metrics(each / "trials" / name / "metrics.jsonl") for each in (swept, root))
         assert [record["step"] for record in after] == [5, 10, 15, 20]
