@@ -103,6 +103,7 @@ def sample(
     shown = {"grid.png": min(num, _GRID)} | dict.fromkeys(extra, min(num, _COMPARED))
     if "classes.png" in extra:
         shown["classes.png"] = min(num // len(asked.labels), _COMPARED) * len(asked.labels)
+    manifest["pictures"] = {name: {"samples": count, "of": num} for name, count in shown.items()}
     _write(out, drawn, cond.get("label", np.zeros(num, np.int32)), seeds, manifest, extra)
     part = [f"; {name} shows the first {count}" for name, count in shown.items() if count < num]
     print(f"{num} samples of step {trained.step}: {out / 'grid.png'}{''.join(part)}")
