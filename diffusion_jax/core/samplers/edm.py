@@ -59,7 +59,7 @@ def heun(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math.inf, s_no
     def plan(schedule, times):
         time, t, (keep, std) = churn(schedule, times)
         s = steps_of(schedule, times)[1]
-        half = trapezoidal_weight(t, s)
+        half = trapezoidal_weight(t, s, above=1.0)
         one, zero = jnp.ones_like(half), jnp.zeros_like(half)
         first = ((keep, std), zero, s.alpha, s.sigma, zero)
         second = ((one, zero), one, zero, zero, half)
