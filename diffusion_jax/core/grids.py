@@ -61,7 +61,7 @@ def leading(offset: int = 0, skip_first: bool = False, last: str = "data") -> Gr
         if schedule.steps is None:
             raise UserError("time grid 'leading' needs a discrete schedule; use 'uniform'")
         points = _positive(steps) + skip_first
-        stride = _at_least(schedule.steps, points) // points
+        stride = _at_least(schedule.steps, steps, skip_first) // points
         index = np.arange(skip_first, points)[::-1] * stride + offset
         if index[0] >= schedule.steps:
             most = schedule.steps - 1 - (points - 1) * stride
@@ -88,7 +88,7 @@ def linspace(skip_first: bool = False, whole: bool = True, last: str = "data") -
         points = _positive(steps) + skip_first
         if schedule.steps is None:
             return _with_last("linspace", np.linspace(1.0, schedule.t_min, points)[:steps], schedule, last)
-        top = _at_least(schedule.steps, points) - 1
+        top = _at_least(schedule.steps, steps, skip_first) - 1
         index = np.linspace(0, top, points)[::-1][:steps] if points > 1 else np.array([top])
         return _with_last("linspace", ((index.round() if whole else index) + 1) / schedule.steps, schedule, last)
 
@@ -196,7 +196,12 @@ def _positive(steps: int) -> int:
     return steps
 
 
-def _at_least(total: int, steps: int) -> int:
+def _at_least(total: int, steps: int, skip_first: bool = False) -> int:
+    if skip_first and steps >= total:
+        raise UserError(
+            f"the schedule has {total} steps and skip_first=True leaves one out, so sampling takes at most "
+            f"{total - 1}; got {steps}"
+        )
     if steps > total:
         raise UserError(f"the schedule has {total} steps, so sampling takes at most that many; got {steps}")
     return total

@@ -15,9 +15,9 @@ from diffusion_jax.core.schedules import SCHEDULES, Level, cosine, edm, zero_snr
 EVERY = pytest.mark.parametrize("name", sorted(SAMPLERS))
 SLOW = pytest.mark.slow
 
-# N times the error of the mean, the deviation and the weights after N steps is at most this. The last step, to the data,
-# is of first order in any sampler; what adds noise at every step pays more, and of these the Langevin correctors, and a
-# parabola laid through steps of growing length, pay most.
+# N times the error of the mean, the deviation and the weights after N steps is at most this. The last step, to the
+# data, is of first order in any sampler; what adds noise at every step pays more, and of these the Langevin correctors,
+# and a parabola laid through steps of growing length, pay most.
 CONSTANTS = dict.fromkeys(SAMPLERS, 4.0) | {
     "plms": 7.0,
     "ddpm": 6.0,
@@ -62,7 +62,7 @@ def test_a_wrong_network_is_not_magnified_where_there_is_no_signal(name):
     assert not misses(name, "network", ["cosine"], (20,), trailing())
 
 
-CHAIN = cosine(24)
+CHAIN = cosine(20)
 GRIDS = {
     "uniform": uniform(),
     "trailing": trailing(),
@@ -78,17 +78,17 @@ GRIDS = {
 }
 
 
-MOST_STEPS = dict.fromkeys(GRIDS, 24) | {
-    "trailing to t_min": 16,
-    "leading from the second": 23,
-    "leading to t_min": 23,
-    "linspace to t_min": 23,
+MOST_STEPS = dict.fromkeys(GRIDS, 20) | {
+    "trailing to t_min": 13,
+    "leading from the second": 19,
+    "leading to t_min": 19,
+    "linspace to t_min": 19,
 }
 
 
-def check_grids(name, schedule, grids):
-    for grid in grids:
-        for n in (1, 2, 3, MOST_STEPS[grid]):
+def check_grids(name, schedule, cases):
+    for grid, steps in cases.items():
+        for n in steps:
             times = GRIDS[grid](schedule, n)
             x = draw(name, PROBLEMS["gaussian"], schedule, times)
             assert np.isfinite(x).all(), (grid, n)
@@ -100,8 +100,8 @@ def check_grids(name, schedule, grids):
 
 
 @pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"ode"}))
-def test_grids_of_one_two_three_and_all_steps(name):
-    check_grids(name, CHAIN, ("karras", "leading", "linspace to t_min"))
+def test_grids_of_two_and_all_steps(name):
+    check_grids(name, CHAIN, {"karras": (2, 20), "leading": (2, 20), "linspace to t_min": (2,)})
 
 
 @EVERY
@@ -109,7 +109,8 @@ def test_grids_of_one_two_three_and_all_steps(name):
 @SLOW
 def test_every_grid_at_one_two_three_and_all_steps(name, schedule):
     schedule = {"cosine": CHAIN, "cosine | zero_snr": zero_snr()(CHAIN), "edm": edm()}[schedule]
-    check_grids(name, schedule, [g for g in GRIDS if schedule.steps or "leading" not in g])
+    grids = [grid for grid in GRIDS if schedule.steps or "leading" not in grid]
+    check_grids(name, schedule, {grid: (1, 2, 3, MOST_STEPS[grid]) for grid in grids})
 
 
 # ---- the trapezoidal rule that Heun's method and PLMS take from where there is next to no signal
@@ -122,7 +123,7 @@ def test_the_weight_is_edms_for_edms_steps_and_bounded_elsewhere():
     t, s = (Level(*(a[part] for a in levels)) for part in (slice(None, -1), slice(1, None)))
     np.testing.assert_allclose(trapezoidal_weight(t, s, above=1.0), 0.5 * np.diff(sigma), rtol=1e-5)
     for schedule in (make() for make in SCHEDULES.values()):
-        for n in (1, 2, 5, 20):
+        for n in (5, 20):
             levels = schedule.level(jnp.linspace(1.0, 0.0, n + 1))
             t, s = (Level(*(a[part] for a in levels)) for part in (slice(None, -1), slice(1, None)))
             assert (jnp.abs(trapezoidal_weight(t, s, above=1.0)) <= 5.0 * jnp.maximum(s.sigma, s.alpha)).all()
@@ -130,12 +131,8 @@ def test_the_weight_is_edms_for_edms_steps_and_bounded_elsewhere():
 
 @pytest.mark.parametrize("start", [0.0, 1e-5, 1e-3])
 def test_the_first_step_is_exact_where_x0_is_linear_in_the_signal(start):
-    """x0 = c (alpha / sigma) x / sigma, what all data has to first order; x / sigma then moves by c (alpha / sigma)^2 / 2."""
-
-    class Straight(type(SCHEDULES["rectified_flow"]())):
-        pass
-
-    schedule, c = Straight(), 0.3
+    """x0 = c alpha / sigma, as all data's is to first order; x / sigma then moves by c / 2 times (alpha / sigma)^2."""
+    schedule, c = SCHEDULES["rectified_flow"](), 0.3
     x = jnp.linspace(-1.0, 1.0, 5)[None]
 
     def denoise(x, t):

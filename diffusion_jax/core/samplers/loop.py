@@ -177,9 +177,12 @@ def sample(
 def _check_start(schedule: Schedule, times: Array) -> None:
     with jax.ensure_compile_time_eval():
         start = jnp.asarray(times, jnp.float32)[0]
-        alpha, sigma = schedule.level(start)
-    if is_concrete(alpha) and start < 1 and alpha > sigma:
+        levels = schedule.level(start)
+    if not is_concrete(levels.alpha):
+        return
+    t, alpha, sigma = float(start), float(levels.alpha), float(levels.sigma)
+    if t < 1 and alpha > sigma:
         raise UserError(
-            f"sampling starts from noise, but this time grid starts at t = {float(start):.4g}, where the schedule has "
-            f"alpha {float(alpha):.2g} and sigma {float(sigma):.2g}; take more steps, or time grid 'trailing'"
+            f"sampling starts from noise, but this time grid starts at t = {t:.4g}, where the schedule has "
+            f"alpha {alpha:.2g} and sigma {sigma:.2g}; take more steps, or time grid 'trailing'"
         )
