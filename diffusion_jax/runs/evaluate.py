@@ -9,7 +9,7 @@ import numpy as np
 
 from diffusion_jax import build
 from diffusion_jax import config as configs
-from diffusion_jax.build.likelihood import DRAWS, bits_per_dim_program, own_conditions
+from diffusion_jax.build.likelihood import DRAWS, bits_per_dim_program, conventions, own_conditions
 from diffusion_jax.errors import UserError
 from diffusion_jax.evals import sample_metrics
 from diffusion_jax.evals.moments import sha256
@@ -255,16 +255,23 @@ def _bits_per_dim(
     return {
         "label": f"bits/dim ({_METHODS[likelihood.method]})",
         "value": float(total.mean()),
-        "standard_error": float(total.std(ddof=1) / np.sqrt(len(total))) if len(total) > 1 else None,
+        "standard_error": _standard_error(total),
         "parts": {name: float(a.mean()) for name, a in parts.items()},
+        "standard_errors": {name: _standard_error(a) for name, a in parts.items()},
         "how": {
             "n": real.num,
             "method": likelihood.method,
             "steps": likelihood.steps or _all_steps(trained.model, likelihood.method),
+            **conventions(trained.model, likelihood.method),
             "conditions": "each image's own",
             "real": real.record(),
         },
     }
+
+
+def _standard_error(a: np.ndarray) -> float | None:
+    """Of the mean over the images, what chance the draws of each add included; None of one image."""
+    return float(a.std(ddof=1) / np.sqrt(len(a))) if len(a) > 1 else None
 
 
 def _all_steps(model: build.Model, method: str) -> int | str:
