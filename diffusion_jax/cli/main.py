@@ -9,6 +9,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
+from diffusion_jax.cli import interrupts
 from diffusion_jax.cli.memory import ask_for_huge_pages
 from diffusion_jax.errors import UserError
 
@@ -34,16 +35,21 @@ DONE, BAD_INPUT, NON_FINITE = 0, 2, 3
 
 
 def entry() -> None:
-    """The console script."""
+    """The console script; a signal that no command notes itself ends it within 5 s, with status 128 + its number."""
     ask_for_huge_pages()
     try:
-        status = main(sys.argv[1:])
+        with interrupts.ending_on_signal():
+            status = main(sys.argv[1:])
+    except KeyboardInterrupt as interrupt:
+        status = interrupts.stopped(interrupt)
     except Exception:
         traceback.print_exc()
         status = 1
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
     if status and (processes := sys.modules.get("diffusion_jax.train.processes")):
         processes.leave(status)
-    sys.exit(status)
+    interrupts.end(status)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -18,6 +18,7 @@ from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.runs import measured_samples, subjects, suspects
 from diffusion_jax.runs.conditions import Asked
 from diffusion_jax.runs.measured_samples import Interrupted, Reference, Subject
+from diffusion_jax.runs.output_folder import check_writable
 from diffusion_jax.runs.real_images import RealImages, plain
 from diffusion_jax.runs.results import line, result_of, write
 from diffusion_jax.runs.ruler import Judged, Ruler
@@ -78,6 +79,8 @@ def evaluate(request: Request, *, out: Path | None, save_seconds: float = 60.0) 
     if not save_seconds >= 0:
         raise UserError(f"--save_seconds is at least 0; got {save_seconds}")
     folder = request.root / "evaluations" if out is None else out.parent
+    if request.root.is_dir():  # what is no workdir is said below
+        check_writable(folder)
     with stop_on_signal() as stop:
         try:
             result, picture = measure(request, folder, save_seconds, lambda: stop.signal is not None)

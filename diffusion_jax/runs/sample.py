@@ -1,10 +1,8 @@
 """`diffusion-jax sample`: a workdir to pictures."""
 
 import dataclasses
+import functools
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,9 +15,11 @@ from diffusion_jax.report import pictures
 from diffusion_jax.report.progress import progress
 from diffusion_jax.runs.conditions import Asked, conditions
 from diffusion_jax.runs.edit import Given, Prepared, prepare
+from diffusion_jax.runs.output_folder import OutputFolder
 from diffusion_jax.runs.preview import picture_of
 from diffusion_jax.runs.trained import UNGUIDED, GuidedBy, Trained, restore, seeds_from
 from diffusion_jax.train.checkpoint import versions
+from diffusion_jax.train.interruptible import interruptible
 
 _MANIFEST = "manifest.json"
 
@@ -53,7 +53,7 @@ def sample(
     if batch < 1:
         raise UserError(f"--batch is at least 1; got {batch}")
     seeds = seeds_from(seed, num)
-    _check_out(out, overwrite)
+    folder = _checked_out(out, overwrite)
     trained = restore(
         root,
         step=step,
@@ -67,6 +67,8 @@ def sample(
         prepared and prepared.edit.inpaint
     ):
         raise UserError("this model paints what is unknown of an image; give --init_image with --mask or --expand")
+    height, width = trained.model.shape[:2] if prepared is None else prepared.edit.canvas
+    folder.check_room(num * height * width * trained.model.shape[2])
     program = _program(trained, prepared)
     size = -(-min(batch, num) // trained.share) * trained.share
     images = []
@@ -74,7 +76,9 @@ def sample(
         for start in range(0, num, size):
             take = np.arange(start, start + size).clip(max=num - 1)  # the last batch is padded: one compilation
             told = {name: a[take] for name, a in cond.items()}
-            images.append(pictures.to_uint8(np.asarray(program(trained.params, trained.frozen, seeds[take], told))))
+            images.append(
+                pictures.to_uint8(interruptible(functools.partial(_draw, program, trained, seeds[take], told)))
+            )
             bar.update(min(start + size, num))
     manifest = {
         "workdir": str(root),
@@ -93,8 +97,13 @@ def sample(
     extra = {} if prepared is None else {"edit.png": _compare(prepared, drawn)}
     if asked.low_res or asked.map:
         extra["given.png"] = _beside(cond, drawn)
-    _write(out, drawn, cond.get("label", np.zeros(num, np.int32)), seeds, manifest, extra)
+    _write(folder, drawn, cond.get("label", np.zeros(num, np.int32)), seeds, manifest, extra)
     print(f"{num} samples of step {trained.step}: {out / 'grid.png'}")
+
+
+def _draw(program: Callable[..., jax.Array], trained: Trained, seeds: np.ndarray, told: dict) -> np.ndarray:
+    """Images [B, H, W, C] on the host, once they are drawn."""
+    return np.asarray(program(trained.params, trained.frozen, seeds, told))
 
 
 def _program(trained: Trained, prepared: Prepared | None) -> Callable[..., jax.Array]:
@@ -133,31 +142,28 @@ def _compare(prepared: Prepared, images: np.ndarray) -> np.ndarray:
     return pictures.labelled_grid(shown[None], columns=titles)
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
-    """Raises unless out is new or empty, or holds samples that may be replaced."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out={out} is a file; give a folder")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not overwrite:
+def _checked_out(out: Path, overwrite: bool) -> OutputFolder:
+    """The folder of samples; raises UserError unless out is new or empty, or holds samples that may be replaced."""
+    folder = OutputFolder(out, marker=_MANIFEST)
+    folder.check()
+    entries = folder.entries()
+    if entries and not overwrite:
         raise UserError(f"--out={out} already has files; give another folder, or --overwrite to replace its samples")
-    if not (out / _MANIFEST).is_file():
+    if entries and _MANIFEST not in entries:
         raise UserError(f"--out={out} has files but no {_MANIFEST}, so it is not a folder of samples; give another")
+    return folder
 
 
 def _write(
-    out: Path,
+    out: OutputFolder,
     images: np.ndarray,
     labels: np.ndarray,
     seeds: np.ndarray,
     manifest: dict,
     extra: Mapping[str, np.ndarray],
 ) -> None:
-    """Writes everything, and the extra pictures, beside out, then moves it there."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        unfinished.chmod(0o755)  # mkdtemp makes it private
+    """Writes everything, and the extra pictures; all of it comes into place at once."""
+    with out.written() as unfinished:
         for i, image in enumerate(images):
             (unfinished / f"{i:06d}.png").write_bytes(pictures.encode_png(image))
         (unfinished / "grid.png").write_bytes(pictures.encode_png(pictures.grid(images[:_GRID])))
@@ -165,9 +171,3 @@ def _write(
             (unfinished / name).write_bytes(pictures.encode_png(picture))
         np.savez_compressed(unfinished / "samples.npz", images=images, labels=labels, seeds=seeds)
         (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=2))
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(unfinished, out)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
