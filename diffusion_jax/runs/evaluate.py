@@ -1,10 +1,12 @@
 """`diffusion-jax evaluate`: numbers about a checkpoint, each with all that it takes to believe it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -27,6 +29,7 @@ from diffusion_jax.runs.unfinished import Unfinished
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import manifest, sharding
 from diffusion_jax.train.faults import stop_on_signal
+from diffusion_jax.train.interruptible import Abandoned, interruptible
 
 BITS_PER_DIM = "bits_per_dim"
 
@@ -160,7 +163,10 @@ def measure(
     found |= scores
     picture = None
     for each in suspected.values():
-        picture = suspects.png(each, subject, seeds, size, real)
+        try:
+            picture = suspects.png(each, subject, seeds, size, real)
+        except Abandoned:
+            raise Interrupted(request.num, request.num) from None
     unfinished.remove()
     return result, picture
 
@@ -225,7 +231,11 @@ def _bits_per_dim(
     for take, examples in real.batches("bits/dim"):
         cond = own_conditions(trained.model, examples)
         index = examples["index"].astype(np.int32)
-        parts = program(trained.params, trained.frozen, examples["image"], np.int32(seed), index, cond)
+        call = functools.partial(program, trained.params, trained.frozen)
+        try:
+            parts = interruptible(functools.partial(_computed, call, examples["image"], np.int32(seed), index, cond))
+        except Abandoned:
+            raise Interrupted(done, real.num) from None
         batches.append({name: np.asarray(a, np.float64)[:take] for name, a in parts.items()})
         done += take
         if stopped() and done < real.num:
@@ -249,6 +259,10 @@ def _bits_per_dim(
             "real": real.record(),
         },
     }
+
+
+def _computed(program: Callable[..., Any], *arguments: Any) -> Any:
+    return jax.device_get(program(*arguments))
 
 
 def _all_steps(model: build.Model, method: str) -> int | str:

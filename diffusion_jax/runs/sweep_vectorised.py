@@ -22,6 +22,7 @@ from diffusion_jax.runs.sweep_trials import FAILED, Outcome, Trial
 from diffusion_jax.train import feed, loop, sharding
 from diffusion_jax.train.checkpoint import Checkpoints, abstract_like
 from diffusion_jax.train.faults import Stop
+from diffusion_jax.train.interruptible import compiled_first
 from diffusion_jax.train.state import TrainState
 
 
@@ -82,7 +83,7 @@ def train(trials: Sequence[Trial], stop: Stop, on_diverged: Callable[[Trial, Out
         writers = [stack.enter_context(MetricWriter(trial.workdir.root, resumed_step=resumed)) for trial in trials]
         bar = stack.enter_context(progress(config.train.steps, resumed or 0, units_per_step=config.train.batch_size))
         draw = preview.samples(config, model, mesh, source, tokenizer, weights)
-        step = _compiled(config, model, mesh, own=own, at_once=device.platform != "cpu")
+        step = compiled_first(_compiled(config, model, mesh, own=own, at_once=device.platform != "cpu"))
         randomness = jax.vmap(jax.random.key)(seeds)
         alive, logged = set(range(len(trials))), resumed or 0
 

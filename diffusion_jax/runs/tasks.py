@@ -16,6 +16,7 @@ from diffusion_jax.runs import frozen, preview, training_evaluation
 from diffusion_jax.runs.training_evaluation import Evaluation
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import sharding
+from diffusion_jax.train.interruptible import compiled_first
 from diffusion_jax.train.state import Params, TrainState
 
 _JUDGED = 256  # images that measure a classifier
@@ -50,7 +51,7 @@ def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
     kept = workdir.tokenizer.is_file() and model.text is not None
     tokenizer = frozen.read_tokenizer(workdir) if kept else build.tokenizer(model, source)
     weights = sharding.to_mesh(model.frozen, sharding.replicated(mesh))
-    step = build.compiled_step(config, model, mesh)
+    step = compiled_first(build.compiled_step(config, model, mesh))
     return Task(
         source,
         build.batches(config, source, model, tokenizer, precomputed=build.precomputed(config, model)),
@@ -68,7 +69,7 @@ def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
     source = build.source(config)
     weights: Mapping[str, Params] = build.autoencoder.frozen(config)
     weights = sharding.to_mesh(weights, sharding.replicated(mesh))
-    step = build.autoencoder.compiled_step(config, mesh)
+    step = compiled_first(build.autoencoder.compiled_step(config, mesh))
     program = build.autoencoder.reconstruct_program(config)
     draw, measure = preview.reconstructions(config, source, mesh, program)
     return Task(
@@ -86,7 +87,7 @@ def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
 def classifier(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
     """A classifier of noisy images; its measure is how many of some images it knows, by time."""
     source = build.source(config)
-    step = build.classifier.compiled_step(config, mesh)
+    step = compiled_first(build.classifier.compiled_step(config, mesh))
     program = build.classifier.accuracy_program(config)
     batch = preview.first_batch(config, source, None, None, _JUDGED)
 

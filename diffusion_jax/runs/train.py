@@ -22,9 +22,11 @@ from diffusion_jax.runs.measured_samples import Interrupted
 from diffusion_jax.runs.mirror import Mirror
 from diffusion_jax.runs.train_records import append_nonfinite, example_log, print_changes, print_summary
 from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.workdir_lock import Training, training_in
 from diffusion_jax.train import agreement, feed, loop, processes, sharding
 from diffusion_jax.train.checkpoint import Checkpoints, abstract_like, source_commit, versions
 from diffusion_jax.train.faults import Stop, Watchdog, stop_on_signal
+from diffusion_jax.train.interruptible import Abandoned, interruptible
 from diffusion_jax.train.spikes import Spikes
 from diffusion_jax.train.state import TrainState
 
@@ -40,10 +42,14 @@ def train(config: ConfigDict, root: Path) -> None:
     config = configs.check(config)
     _check_numbers(config)
     with stop_on_signal() as stop, Watchdog(config.train.hang_seconds, root / "stacks.txt") as watchdog:
-        _train(config, Workdir(root), stop, watchdog)
+        try:
+            with training_in(root) as training:
+                _train(config, Workdir(root), stop, watchdog, training)
+        except Abandoned:
+            print(f"stopped by {stop.signal} before the first step; the same command begins anew", flush=True)
 
 
-def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog) -> None:
+def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog, training: Training) -> None:
     mirror = Mirror(config.checkpoint.mirror, workdir.root) if config.checkpoint.mirror else None
     with watchdog.phase("restore"), processes.leaving_with_the_others():
         if mirror and jax.process_index() == 0:
@@ -53,7 +59,7 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog)
         agreement.check({"commit": source_commit(), **code, **alike})
     first = jax.process_index() == 0
     mesh = build.mesh(config)
-    task = tasks.task(config, workdir, mesh)
+    task = interruptible(lambda: tasks.task(config, workdir, mesh))
     batches = task.batches
     layout = abstract_like(task.abstract, build.layout(config, task.abstract, mesh))
     rating: dict[int, float] = {}
@@ -68,9 +74,10 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog)
             agreement.check(data | {"global batch": config.train.batch_size, "workdir": str(workdir.root)})
             resumed = checkpoints.latest()
             if resumed is None:
-                state = _initial_state(config, task, mesh)
+                state = interruptible(lambda: _initial_state(config, task, mesh))
             else:
-                state, position = checkpoints.restore(layout, resumed)
+                step = resumed
+                state, position = interruptible(lambda: checkpoints.restore(layout, step))
                 batches.set_state(position)
                 if first:
                     print_changes(workdir, config, resumed)
@@ -110,6 +117,7 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog)
                         pictures.curve_png(workdir.loss_curve, records)
 
                 def on_step(at: int, metrics: Mapping[str, float]) -> None:
+                    training.begun = True
                     checkpoints.check()
                     bar.update(at, loss=metrics["loss"])
 

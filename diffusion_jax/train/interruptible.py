@@ -70,6 +70,23 @@ def interruptible(call: Callable[[], T], grace: float = GRACE) -> T:
     return result[0]
 
 
+def compiled_first(program: Any) -> Callable[..., Any]:
+    """A program of `jax.jit` that is compiled, at its first call, by `interruptible`, and then runs as it is.
+
+    So where the first call raises Abandoned no argument was donated: all of them are as they were.
+    """
+    compiled = False
+
+    def call(*arguments: Any) -> Any:
+        nonlocal compiled
+        if not compiled:
+            interruptible(lambda: program.lower(*arguments).compile())  # the program itself finds what that has made
+            compiled = True
+        return program(*arguments)
+
+    return call
+
+
 def left_behind() -> bool:
     """Whether a thread of an abandoned call still works, so that the interpreter could not end in order."""
     return bool(_threads)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.train.faults import Stop
+from diffusion_jax.train.interruptible import Abandoned
 from diffusion_jax.train.spikes import Spikes
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.train.step import Batch, Binned, Metrics
@@ -118,7 +119,10 @@ def fit(
             batch, position = next(batches)
         waited += time.perf_counter() - before
         with phase("compile" if timed is None else "step"):
-            state, metrics = step(state, batch)
+            try:
+                state, metrics = step(state, batch)
+            except Abandoned:  # while it compiled: nothing has changed, and all is saved
+                return state
             done += np.size(metrics["loss"])
             dispatches += 1
             in_flight.append((done, metrics, position))
@@ -150,13 +154,17 @@ def fit(
             with phase("save"):
                 save(state, position)
             saved, stalled = done, stalled + time.perf_counter() - before
+        abandoned = False  # a device may still draw what was left behind: no further step waits for it
         if sample_now and not stopped:
             with phase("sample"):
-                sample(state)
+                try:
+                    sample(state)
+                except Abandoned:
+                    abandoned = True
         for do in due:
             with phase("sample"):
                 do(state)
-        if due and not last and stop.agreed(dispatches):
+        if (due or abandoned) and not last and stop.agreed(dispatches):
             last = True
             if saved < done:
                 with phase("save"):

@@ -238,6 +238,7 @@ def test_a_corrupt_image_is_named(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "b/4.png" in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_empty_folder_is_refused(tmp_path, capsys):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.train import faults, feed, loop, sharding
+from diffusion_jax.train.interruptible import Abandoned
 from diffusion_jax.train.spikes import Spikes
 from diffusion_jax.train.step import by_time
 
@@ -211,6 +212,33 @@ def test_a_sigterm_amid_anything_else_saves_after_the_next_step(event, at):
     state = recorder.run(sample_every=1 if event == "log" else 6)
     assert int(state.step) == at + 1
     assert [entry[:2] for entry in recorder.events][-2:] == [("log", at + 1), ("save", at + 1)]
+
+
+def test_a_sample_that_a_signal_left_behind_is_the_last_thing_before_the_save():
+    """No step comes in between, which would wait for the devices that still draw."""
+    recorder = Recorder()
+
+    class Leaving(list):
+        def append(self, entry):
+            super().append(entry)
+            if entry[0] == "sample":
+                signal.raise_signal(signal.SIGTERM)
+                raise Abandoned
+
+    recorder.events = Leaving()
+    assert int(recorder.run(sample_every=6).step) == 6
+    assert [entry[0] for entry in recorder.events][-2:] == ["sample", "save"]
+
+
+def test_a_first_step_that_a_signal_left_behind_while_it_compiled_changes_nothing(monkeypatch):
+    recorder = Recorder()
+
+    def abandoned(*args):
+        raise Abandoned
+
+    monkeypatch.setattr(recorder, "step", abandoned)
+    assert int(recorder.run(start=4).step) == 4
+    assert recorder.events == []
 
 
 def test_a_stop_asked_for_before_the_first_step_does_no_step():
