@@ -15,7 +15,7 @@ from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.runs import sweep_local, sweep_report, sweep_slurm
 from diffusion_jax.runs.sweep_source import Source, listed, studied
 from diffusion_jax.runs.sweep_trials import DONE, FAILED, Lock, Trial, as_typed, changed, command, locked
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.workdir import Workdir, read_json
 from diffusion_jax.sweeps.definition import Changes, Sweep
 from diffusion_jax.sweeps.spaces import Choice
 from diffusion_jax.sweeps.study import Study
@@ -160,7 +160,7 @@ def _check_root(root: Path, held: dict[str, Any]) -> None:
         if root.exists() and (not root.is_dir() or {file.name for file in root.iterdir()} - {"lock"}):
             raise UserError(f"{root} has files and no sweep; give a new --workdir")
         return
-    before, now = configs.flat(json.loads(path.read_text())), configs.flat(json.loads(json.dumps(held)))
+    before, now = configs.flat(read_json(path)), configs.flat(json.loads(json.dumps(held)))
     if before != now:
         key = next(key for key in sorted(before | now) if before.get(key) != now.get(key))
         raise UserError(

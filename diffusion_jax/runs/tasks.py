@@ -35,6 +35,7 @@ class Task:
     measure: Callable[[Params], dict[str, float]] = lambda params: {}  # of averaged parameters; kept with a checkpoint
     keep: Callable[[], None] = lambda: None  # brings into the workdir what the model needs beside its parameters
     evaluation: Evaluation | None = None
+    model: build.Model | None = None  # of a diffusion model
 
 
 def task(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
@@ -61,6 +62,7 @@ def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
         preview.samples(config, model, mesh, source, tokenizer, weights),
         keep=lambda: frozen.keep(config, workdir, model, tokenizer),
         evaluation=training_evaluation.of_diffusion(config, workdir.root, mesh, model, tokenizer, weights),
+        model=model,
     )
 
 

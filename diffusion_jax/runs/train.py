@@ -17,7 +17,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.report import pictures
 from diffusion_jax.report.metrics import MetricWriter, NullWriter, read_metrics
 from diffusion_jax.report.progress import progress
-from diffusion_jax.runs import results, snapshots, tasks, training_evaluation
+from diffusion_jax.runs import preflight, results, snapshots, tasks, training_evaluation
 from diffusion_jax.runs.measured_samples import Interrupted
 from diffusion_jax.runs.mirror import Mirror
 from diffusion_jax.runs.train_records import append_nonfinite, example_log, print_changes, print_summary
@@ -62,6 +62,7 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog,
     task = interruptible(lambda: tasks.task(config, workdir, mesh))
     batches = task.batches
     layout = abstract_like(task.abstract, build.layout(config, task.abstract, mesh))
+    preflight.check_memory(config, task.model, layout, mesh)
     rating: dict[int, float] = {}
     with (
         contextlib.closing(batches),
@@ -133,7 +134,9 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog,
                         bar.note(f"after {at} steps: " + ", ".join(f"{k} {v:.4g}" for k, v in measures.items()))
                     if task.draw is None:
                         return
-                    image = task.draw(state.ema)
+                    how = config.sample
+                    with bar.doing(f"drawing a grid: {how.num} samples, {how.sampler}, {how.steps:,} steps"):
+                        image = task.draw(state.ema)
                     if first:
                         pictures.save_png(workdir.sample_grid(at), image)
                     writer.images(at, {"samples": image})
@@ -148,7 +151,8 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog,
                     assert task.evaluation is not None
                     try:
                         asked = lambda: stop.signal is not None and jax.process_count() == 1  # noqa: E731
-                        result = task.evaluation(state.ema, at, stopped=asked, phase=watchdog.phase)
+                        with bar.doing(f"evaluating {', '.join(config.evaluate.metrics)}"):
+                            result = task.evaluation(state.ema, at, stopped=asked, phase=watchdog.phase)
                     except Interrupted as done:
                         bar.note(f"evaluation after {at} steps: stopped by {stop.signal} after {done}")
                         return

@@ -178,6 +178,7 @@ def train_on_one_device(workdir, *overrides):
         (["--config.train.steps=many"], "invalid literal for int"),
         (["--config.train.steps=0"], "train.steps=0 and train.steps_per_dispatch=1 are at least 1"),
         (["--config.train.batch_size=11"], "train.batch_size=11 is not divisible by 2"),
+        (["--config.train.batch_size=1000000000"], "takes at least"),
         (["--config.mesh.fsdp=3"], "does not fit 8 devices"),
         (
             ["--config.data.height=9", "--config.model.multipliers=(1,2)"],
