@@ -19,6 +19,7 @@ from diffusion_jax.report.metrics import MetricWriter, read_metrics
 from diffusion_jax.report.progress import progress
 from diffusion_jax.runs import frozen, preview
 from diffusion_jax.runs.sweep_trials import FAILED, Outcome, Trial
+from diffusion_jax.runs.workdir_lock import training_in
 from diffusion_jax.train import feed, loop, sharding
 from diffusion_jax.train.checkpoint import Checkpoints, abstract_like
 from diffusion_jax.train.faults import Stop
@@ -68,6 +69,8 @@ def train(trials: Sequence[Trial], stop: Stop, on_diverged: Callable[[Trial, Out
     own = "seed" in keys
     resumed = _common_step(trials)
     with contextlib.ExitStack() as stack:
+        for trial in trials:
+            stack.enter_context(training_in(trial.workdir.root)).begun = True
         pipelines = [build.batches(trial.config, source, model, tokenizer) for trial in trials[: None if own else 1]]
         for each in pipelines:
             stack.callback(each.close)

@@ -73,9 +73,10 @@ def interruptible(call: Callable[[], T], grace: float = GRACE) -> T:
 def compiled_first(program: Any) -> Callable[..., Any]:
     """A program of `jax.jit` that is compiled, at its first call, by `interruptible`, and then runs as it is.
 
-    So where the first call raises Abandoned no argument was donated: all of them are as they were.
+    So where the first call raises Abandoned no argument was donated: all of them are as they were. A function that is
+    no such program is called as it is.
     """
-    compiled = False
+    compiled = not hasattr(program, "lower")
 
     def call(*arguments: Any) -> Any:
         nonlocal compiled
