@@ -7,11 +7,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 _LATEST = 4.0  # seconds after a signal at which the process ends whatever it does
 
 _INTERRUPTIBLE = "diffusion_jax.train.interruptible"  # imports jax, so it is asked only where a command has imported it
+
+
+_SWALLOWING = ("_xla_gc_callback", "__del__")
+"""Functions of which Python prints an exception and goes on: a signal that finds one of them running comes again."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -26,11 +31,9 @@ def ending_on_signal() -> Iterator[None]:
     process, a thread ends it with status 128 + the signal's number. Signals that `train.faults.stop_on_signal` notes
     are the command's own matter.
     """
-
-    def terminate(number: int, frame: Any) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
+    before: dict[signal.Signals, Any] = {signal.SIGTERM: signal.signal(signal.SIGTERM, _raise)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell has it ignored
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, _raise)
     read, write = os.pipe()
     os.set_blocking(write, False)
     wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -49,8 +52,18 @@ def ending_on_signal() -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(wakeup)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         os.write(write, b"\0")
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    if frame is not None and frame.f_code.co_name in _SWALLOWING:
+        again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+        return
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def stopped(interrupt: KeyboardInterrupt) -> int:
