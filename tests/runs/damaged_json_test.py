@@ -22,6 +22,7 @@ WHOLE = to_json(base()).encode()
         (WHOLE.replace(b'"steps": 1000', b'"steps": "many"', 1), "config.json: config.sample.steps is of type int"),
         (WHOLE.replace(b'"seed"', b'"sead"', 1), "config.json: unknown key config.evaluate.sead"),
     ],
+    ids=["empty", "cut short", "other bytes", "zeros", "a list", "another type", "another key"],
 )
 def test_a_damaged_config_is_named(tmp_path, data, says, capsys):
     (tmp_path / "config.json").write_bytes(data)
