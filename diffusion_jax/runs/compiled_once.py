@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.train import compiled
+from diffusion_jax.train.interruptible import interruptible
 
 _SIGN = 30.0  # seconds between two signs of life
 
@@ -38,7 +39,7 @@ def compiled_once(what: str, lowered: Any, mesh: Mesh, kept: Path | None) -> com
         print(f"the {what} was compiled before, in {found.seconds:.0f} s: {path}", file=sys.stderr, flush=True)
         return found
     with _signs_of_life(f"compiling the {what} for {mesh.size} x {mesh.devices.flat[0].device_kind}"):
-        made = compiled.compile_program(lowered, mesh.size)
+        made = interruptible(lambda: compiled.compile_program(lowered, mesh.size))
     if path is not None:
         replace_file(path, (json.dumps(compiled.to_json(made)) + "\n").encode())
     return made

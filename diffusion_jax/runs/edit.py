@@ -8,6 +8,7 @@ import numpy as np
 from diffusion_jax import build
 from diffusion_jax.data import transforms
 from diffusion_jax.errors import UserError
+from diffusion_jax.train import memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,7 @@ def prepare(given: Given, shape: tuple[int, int, int]) -> Prepared:
         raise UserError(f"--expand is left,top,right,bottom in pixels, none negative; got {_text(given.expand)}")
     if any(given.expand):
         left, top, right, bottom = given.expand
+        _check_canvas(image.shape[0] + top + bottom, image.shape[1] + left + right, channels, given.expand)
         border = ((top, bottom), (left, right), (0, 0))
         image = np.pad(image, border, mode="edge")
         unknown = np.pad(unknown, border, constant_values=255)
@@ -62,6 +64,16 @@ def prepare(given: Given, shape: tuple[int, int, int]) -> Prepared:
         raise UserError("--invert is of an edit of the whole image; give no --mask or --expand with it")
     edit = build.Edit(strength, inpaint, given.resample, image.shape[:2], given.invert, given.jump)
     return Prepared(edit, transforms.to_float(image), unknown > 0)
+
+
+def _check_canvas(height: int, width: int, channels: int, expand: tuple[int, ...]) -> None:
+    """Raises UserError where an image of that size cannot be held: its pixels as bytes and as float32."""
+    free, size = memory.host(), 5 * height * width * channels
+    if free is not None and size > free:
+        raise UserError(
+            f"--expand={_text(expand)} makes an image of {height:,} x {width:,} pixels, which takes "
+            f"{size / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free; expand it less"
+        )
 
 
 def _read(path: Path, flag: str, channels: int) -> np.ndarray:

@@ -1,10 +1,12 @@
 """`diffusion-jax evaluate`: numbers about a checkpoint, each with all that it takes to believe it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from diffusion_jax import build
@@ -18,6 +20,7 @@ from diffusion_jax.runs import measured_samples, subjects, suspects
 from diffusion_jax.runs.conditions import Asked
 from diffusion_jax.runs.evaluation import Evaluation
 from diffusion_jax.runs.measured_samples import Interrupted, Subject
+from diffusion_jax.runs.output_folder import check_writable
 from diffusion_jax.runs.real_images import RealImages
 from diffusion_jax.runs.results import line, result_of, write
 from diffusion_jax.runs.ruler import Judged
@@ -26,6 +29,7 @@ from diffusion_jax.runs.unfinished import Unfinished
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import manifest, sharding
 from diffusion_jax.train.faults import stop_on_signal
+from diffusion_jax.train.interruptible import Abandoned, interruptible
 
 BITS_PER_DIM = "bits_per_dim"
 
@@ -78,6 +82,8 @@ def evaluate(request: Request, *, out: Path | None, save_seconds: float = 60.0) 
     if not save_seconds >= 0:
         raise UserError(f"--save_seconds is at least 0; got {save_seconds}")
     folder = request.root / "evaluations" if out is None else out.parent
+    if request.root.is_dir():  # what is no workdir is said below
+        check_writable(folder)
     with stop_on_signal() as stop:
         try:
             result, picture = Evaluator(request).measure(request, folder, save_seconds, lambda: stop.signal is not None)
@@ -180,7 +186,10 @@ class Evaluator:
         result["metrics"] |= scores
         picture = None
         for each in suspected.values():
-            picture = suspects.png(each, subject, self._seeds, evaluation.size, real)
+            try:
+                picture = suspects.png(each, subject, self._seeds, evaluation.size, real)
+            except Abandoned:
+                raise Interrupted(len(self._seeds), len(self._seeds)) from None
         unfinished.remove()
         return result, picture
 
@@ -241,7 +250,11 @@ def _bits_per_dim(
     for take, examples in real.batches("bits/dim"):
         cond = own_conditions(trained.model, examples)
         index = examples["index"].astype(np.int32)
-        parts = program(trained.params, trained.frozen, examples["image"], np.int32(seed), index, cond)
+        call = functools.partial(program, trained.params, trained.frozen)
+        try:
+            parts = interruptible(functools.partial(_computed, call, examples["image"], np.int32(seed), index, cond))
+        except Abandoned:
+            raise Interrupted(done, real.num) from None
         batches.append({name: np.asarray(a, np.float64)[:take] for name, a in parts.items()})
         done += take
         if stopped() and done < real.num:
@@ -272,6 +285,10 @@ def _bits_per_dim(
 def _standard_error(a: np.ndarray) -> float | None:
     """Of the mean over the images, what chance the draws of each add included; None of one image."""
     return float(a.std(ddof=1) / np.sqrt(len(a))) if len(a) > 1 else None
+
+
+def _computed(program: Callable[..., Any], *arguments: Any) -> Any:
+    return jax.device_get(program(*arguments))
 
 
 def _all_steps(model: build.Model, method: str) -> int | str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -14,11 +15,12 @@ from diffusion_jax.data import transforms
 from diffusion_jax.data.classes import NULL
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import figures as drawings
-from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.report.metrics import read_metrics
 from diffusion_jax.runs.conditions import Asked, conditions
+from diffusion_jax.runs.output_folder import OutputFolder
 from diffusion_jax.runs.trained import Trained, restore, seeds_from
 from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.train.interruptible import interruptible
 from diffusion_jax.train.step import TIME_BINS
 
 NAMES = ("forward.png", "schedules.png", "trajectory.png", "loss_by_time.png")
@@ -53,7 +55,7 @@ def figures(
     drawn from seed. num, seed, asked, step, average and overrides are `sample`'s. What a user can get wrong raises
     UserError before anything is written.
     """
-    _check(out, overwrite, size)
+    folder = _checked(out, overwrite, size)
     seeds = seeds_from(seed, num)
     workdir = None if root is None else Workdir(root)
     own = [] if workdir is None else [workdir.read_config().schedule]
@@ -70,11 +72,9 @@ def figures(
             drawn["loss_by_time.png"] = loss
         else:
             print(f"no loss by time in {workdir.metrics}, so there is no loss_by_time.png")
-    for name in NAMES:
-        if name in drawn:
-            replace_file(out / name, drawn[name])
-        else:
-            (out / name).unlink(missing_ok=True)  # of other schedules or another run than the rest
+    with folder.written() as unfinished:
+        for name, picture in drawn.items():
+            (unfinished / name).write_bytes(picture)
     print(f"figures in {out}: {', '.join(drawn)}")
 
 
@@ -114,8 +114,9 @@ def _draw_trajectory(trained: Trained, seeds: np.ndarray, cond: Mapping[str, np.
     model, how, num = trained.model, trained.how, len(seeds)
     program, times = build.trajectory_program(model, how, trained.mesh, columns=_COLUMNS)
     take = np.arange(-(-num // trained.share) * trained.share).clip(max=num - 1)
-    drawn = program(trained.params, trained.frozen, seeds[take], {name: a[take] for name, a in cond.items()})
-    x, x0 = (np.asarray(part)[:, :num].swapaxes(0, 1) for part in drawn)
+    told = {name: a[take] for name, a in cond.items()}
+    drawn = interruptible(lambda: jax.device_get(program(trained.params, trained.frozen, seeds[take], told)))
+    x, x0 = (part[:, :num].swapaxes(0, 1) for part in drawn)
     scale = np.asarray(unit_scale(model.schedule.level(jnp.asarray(times, jnp.float32))))
     if model.autoencoder is not None:  # decoded pixels have no noise to be shown smaller
         scale = np.ones_like(scale)
@@ -151,10 +152,12 @@ def _image(path: Path, size: int) -> np.ndarray:
     return transforms.to_float(transforms.resize_crop(pixels, size, size))
 
 
-def _check(out: Path, overwrite: bool, size: int) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out={out} is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
+def _checked(out: Path, overwrite: bool, size: int) -> OutputFolder:
+    """The folder of figures, all of which are replaced: others would be of other schedules or another run."""
+    folder = OutputFolder(out, replaces=NAMES.__contains__)
+    folder.check()
+    if folder.entries() and not overwrite:
         raise UserError(f"--out={out} already has files; give another folder, or --overwrite to replace its figures")
     if not 1 <= size <= 1024:
         raise UserError(f"--size is from 1 to 1024 pixels; got {size}")
+    return folder

@@ -18,6 +18,7 @@ from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.report.heatmap import heatmap_png
 from diffusion_jax.runs.evaluate import AGAIN, Evaluator, Request, checkpoint_digest
 from diffusion_jax.runs.measured_samples import Interrupted
+from diffusion_jax.runs.output_folder import OutputFolder
 from diffusion_jax.runs.results import FORMAT
 from diffusion_jax.runs.trained import choose_step, weights_name
 from diffusion_jax.runs.workdir import Workdir
@@ -63,8 +64,7 @@ def heatmap(request: Request, over: Sequence[str], out: Path, *, save_seconds: f
         request = dataclasses.replace(request, step=_steps([ALL], request.root)[-1])
     if not 1 <= len(axes) <= _MOST or len({axis.name for axis in axes}) < len(axes):
         raise UserError(f"--over is given for 1 to {_MOST} axes, each once; got {', '.join(over) or 'none'}")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out={out} is a file; give a folder")
+    OutputFolder(out).check()
     cells: list[dict[str, Any]] = []
     evaluator = Evaluator(request)
     places = list(itertools.product(*(axis.values for axis in axes)))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -24,6 +25,7 @@ from diffusion_jax.runs.real_images import RealImages
 from diffusion_jax.runs.ruler import PIXELS, Ruler
 from diffusion_jax.runs.unfinished import Unfinished
 from diffusion_jax.train import sharding
+from diffusion_jax.train.interruptible import Abandoned, interruptible
 
 Phase = Callable[[str], AbstractContextManager[None]]
 """As `train.faults.Watchdog.phase`."""
@@ -121,10 +123,16 @@ def featurise(
 ) -> Gathered:
     """What is wanted of the features of real images, where show with a bar of progress."""
     gathering = Gathering(wanted, everywhere=sharding.replicated(mesh))
+    done = 0
     for take, examples in real.batches("real images" if show else ""):
         with phase("sample"):
-            gathering.add(take, features.apply(pictures.to_uint8(examples["image"])))
+            gathering.add(take, _computed(functools.partial(_of_real, features, examples["image"]), done, real.num))
+        done += take
     return gathering.so_far()
+
+
+def _of_real(features: Features, images: np.ndarray) -> Mapping[str, Array]:
+    return features.apply(pictures.to_uint8(images))
 
 
 def gather_samples(
@@ -154,14 +162,14 @@ def gather_samples(
             take = np.arange(i * size, (i + 1) * size).clip(max=num - 1)
             done = min((i + 1) * size, num)
             with phase("sample"):
-                drawn = _pixels(subject.draw(seeds[take], told.cond))
-                features: dict[str, Array] = {_NAN: drawn[_NAN]}
-                if ruler.features is not None:
-                    features |= ruler.features.apply(drawn["pixels"])
-                if told.originals is not None:
-                    features |= _restoration(drawn["pixels"], told.originals)
-                if ruler.score is not None:
-                    features["clip_score"] = ruler.score.apply(drawn["pixels"], told.captions)
+                try:
+                    features = _computed(
+                        functools.partial(_of_samples, subject, seeds[take], told, ruler), gathering.count, num
+                    )
+                except Interrupted:
+                    if unfinished is not None and gathering.count > start.count:
+                        unfinished.write("samples", gathering.so_far())
+                    raise
                 gathering.add(done - i * size, features)
             bar.update(done)
             halt = stopped()
@@ -170,6 +178,27 @@ def gather_samples(
             if halt and done < num:
                 raise Interrupted(done, num)
     return gathering.so_far()
+
+
+def _of_samples(subject: Subject, seeds: np.ndarray, told: Told, ruler: Ruler) -> dict[str, Array]:
+    """What is drawn of the seeds as every metric looks at it, by name, each [B, ...]."""
+    drawn = _pixels(subject.draw(seeds, told.cond))
+    features: dict[str, Array] = {_NAN: drawn[_NAN]}
+    if ruler.features is not None:
+        features |= ruler.features.apply(drawn["pixels"])
+    if told.originals is not None:
+        features |= _restoration(drawn["pixels"], told.originals)
+    if ruler.score is not None:
+        features["clip_score"] = ruler.score.apply(drawn["pixels"], told.captions)
+    return features
+
+
+def _computed(call: Callable[[], Any], done: int, num: int) -> Any:
+    """The arrays of call once they are computed; raises Interrupted, of done samples, where a signal came before."""
+    try:
+        return interruptible(lambda: jax.block_until_ready(call()))
+    except Abandoned:
+        raise Interrupted(done, num) from None
 
 
 def scored(

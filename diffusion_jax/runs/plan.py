@@ -21,6 +21,7 @@ from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.runs import frozen, preflight
 from diffusion_jax.runs import search as searching
 from diffusion_jax.runs.compiled_once import compiled_once
+from diffusion_jax.runs.output_folder import check_file
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import compiled, flops, machines
 
@@ -55,6 +56,8 @@ def plan(
         raise UserError(f"--price is at least 0 and --images at least 1; got {price} and {images}")
     if topology and devices is not None:
         raise UserError("choose one machine: --topology or --devices")
+    if out is not None:
+        check_file(out)
     peaks = None if chip is None else machines.chip(chip)
     if topology:
         found, name = machines.topology(topology), topology

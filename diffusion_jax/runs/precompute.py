@@ -1,7 +1,10 @@
 """`diffusion-jax precompute`: what an autoencoder and a published text encoder make of the data, once for all steps."""
 
-from collections.abc import Iterator
+import functools
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +20,9 @@ from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.progress import progress
 from diffusion_jax.runs import frozen
+from diffusion_jax.runs.output_folder import OutputFolder
 from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.train.interruptible import interruptible
 
 DTYPES = ("float32", "float16")
 
@@ -30,8 +35,9 @@ def precompute(config: ConfigDict, out: Path, *, batch: int, dtype: str) -> None
     config = check(config)
     if batch < 1 or dtype not in DTYPES:
         raise UserError(f"--batch is at least 1, --dtype {' or '.join(DTYPES)}; got {batch} and {dtype}")
-    if out.exists():
+    if os.path.lexists(out):  # also a symbolic link to nowhere, which no folder could be renamed to
         raise UserError(f"{out} exists already; give --out a new folder")
+    OutputFolder(out).check()
     if jax.process_count() > 1:
         raise UserError("precompute runs in one process; start it on one host")
     model = frozen.model(config, frozen.origin(config, Workdir(out)))
@@ -87,13 +93,17 @@ def _records(
                 told["image"] = transforms.to_float(np.stack(images))
             if tokenizer is not None and model.text is not None:
                 told["tokens"] = model.text.encode(tokenizer, captions)
-            found = jax.device_get(program(weights, told))
+            found = interruptible(functools.partial(_computed, program, weights, told))
             for row in range(min(batch, total - start)):
                 yield {
                     name: array[row] if array.dtype == bool else array[row].astype(dtype)
                     for name, array in found.items()
                 }
             bar.update(min(start + batch, total))
+
+
+def _computed(program: Callable[..., Any], weights: Any, told: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return jax.device_get(program(weights, told))
 
 
 def _caption(example: Example) -> str:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -14,6 +15,10 @@ from diffusion_jax.build import plan as building
 from diffusion_jax.data.at_hand import at_hand
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs import preview
+from diffusion_jax.train import memory
+from diffusion_jax.train.state import TrainState
+
+_LARGEST = 100  # a network hardly keeps more than so many of its first activations; with fewer bytes free it is traced
 
 Check = dict[str, str]
 """{"check", "verdict": ok or warning, "says"}."""
@@ -30,6 +35,39 @@ def checks(config: ConfigDict, model: build.Model | None, mesh: Mesh, checkpoint
     says = f"{free / 2**30:.1f} GiB free here; {kept} checkpoints at once take {kept * checkpoint / 2**30:.2f} GiB"
     found.append(_check("disk", free > kept * checkpoint, says))
     return found + _data(config, model)
+
+
+def check_memory(config: ConfigDict, model: build.Model | None, state: TrainState, mesh: Mesh) -> None:
+    """Raises UserError where the memory is less than a step of training takes at the least; nothing is allocated.
+
+    state are the ShapeDtypeStructs of the training state with their layout. Counted are the state, the gradients, the
+    batch and, of a diffusion model, half of what its network keeps for the gradients.
+    """
+    free = memory.a_device(mesh)
+    if free is None:
+        return
+    share = mesh.shape["data"] * mesh.shape["fsdp"]
+    held = _bytes_a_device(state)
+    batch = sum(math.prod(a.shape) * a.dtype.itemsize for a in building.abstract_batch(config, model).values())
+    batch = batch * config.train.steps_per_dispatch // share
+    needs = {"the state": held, "gradients": _bytes_a_device(state.params), "the batch": batch}
+    examples = -(-config.train.batch_size // (share * config.train.accumulate))
+    if (
+        model is not None
+        and held + examples * _LARGEST * 4 * math.prod(model.x_shape[:2]) * config.model.channels > free
+    ):
+        needs["what the network keeps for its gradients"] = examples * building.saved_bytes(model) // 2
+    if sum(needs.values()) > free:
+        parts = ", ".join(f"{name} {size / 2**30:,.1f}" for name, size in needs.items())
+        raise UserError(
+            f"a step with train.batch_size={config.train.batch_size} takes at least {sum(needs.values()) / 2**30:,.1f} "
+            f"GiB a device ({parts}), and {free / 2**30:,.1f} GiB are free; make the batch or the model smaller, raise "
+            "train.accumulate, or take more devices"
+        )
+
+
+def _bytes_a_device(tree: Any) -> int:
+    return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
 def _guidance(config: ConfigDict, model: build.Model) -> Check:

@@ -13,6 +13,7 @@ from diffusion_jax.data.sources import Source
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.report import pictures
 from diffusion_jax.train import sharding
+from diffusion_jax.train.interruptible import interruptible
 from diffusion_jax.train.state import Params
 
 Draw = Callable[[Params], np.ndarray]
@@ -39,7 +40,7 @@ def samples(
         told = {name: a[take // columns] for name, a in cond.items()}
         split = sharding.batch_sharding(mesh)
         seeds, told = sharding.to_mesh((take.astype(np.int32), told), split)
-        images = sharding.to_host(program(params, frozen, seeds, told))
+        images = interruptible(lambda: sharding.to_host(program(params, frozen, seeds, told)))
         return pictures.to_uint8(images[: rows * columns]).reshape(rows, columns, *images.shape[1:])
 
     if model.spatial:
@@ -119,8 +120,8 @@ def reconstructions(
     images = sharding.to_mesh(batch["image"], sharding.replicated(mesh))
 
     def draw(params: Params) -> np.ndarray:
-        both = [images, program(params, images).images]
-        shown = np.stack([pictures.to_uint8(sharding.to_host(a)) for a in both])[:, : config.sample.num]
+        decoded = interruptible(lambda: sharding.to_host(program(params, images).images))
+        shown = np.stack([pictures.to_uint8(a) for a in (sharding.to_host(images), decoded)])[:, : config.sample.num]
         return pictures.labelled_grid(shown, rows=["image", "decoded"])
 
     def measure(params: Params) -> dict[str, float]:

@@ -11,6 +11,7 @@ from diffusion_jax.evals import moments
 from diffusion_jax.evals.gathering import Wanted
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.runs.measured_samples import featurise
+from diffusion_jax.runs.output_folder import check_file
 from diffusion_jax.runs.real_images import RealImages, plain
 from diffusion_jax.runs.ruler import PIXELS, Judged, described
 from diffusion_jax.train import sharding
@@ -23,6 +24,7 @@ def reference(config: ConfigDict, out: Path, *, judged: Judged, split: str | Non
         raise UserError(f"--out={out} is to be a new .npz file, with no {described(out).name} beside it; give another")
     if num < 0 or num == 1 or batch < 1:
         raise UserError(f"--num is 0 or at least 2, --batch at least 1; got {num} and {batch}")
+    check_file(out)
     judged.check_features("a reference")
     config = check(config)
     mesh = sharding.mesh()

@@ -1,10 +1,9 @@
 """`diffusion-jax sample`: a workdir to pictures."""
 
 import dataclasses
+import functools
 import json
-import os
-import shutil
-import tempfile
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,20 +12,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import build
+from diffusion_jax.core.editing import count_windows
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import pictures
 from diffusion_jax.report.progress import progress
 from diffusion_jax.runs.conditions import Asked, conditions, cut_prompts
 from diffusion_jax.runs.edit import Given, Prepared, prepare
+from diffusion_jax.runs.output_folder import OutputFolder
 from diffusion_jax.runs.preview import picture_of
 from diffusion_jax.runs.trained import UNGUIDED, GuidedBy, Trained, restore, seeds_from
+from diffusion_jax.train import memory
 from diffusion_jax.train.checkpoint import versions
+from diffusion_jax.train.interruptible import interruptible
 
 _MANIFEST = "manifest.json"
 
 _COMPARED = 6  # samples beside the image that was given
 
 _COLUMNS = 20  # classes beside each other
+
+_WINDOWS = 2000  # of one image; each is traced by itself
 
 _GRID = 400  # samples in the picture of all; more could not be told apart
 
@@ -56,7 +61,7 @@ def sample(
     if batch < 1:
         raise UserError(f"--batch is at least 1; got {batch}")
     seeds = seeds_from(seed, num)
-    _check_out(out, overwrite)
+    folder = _checked_out(out, overwrite)
     trained = restore(
         root,
         step=step,
@@ -64,20 +69,25 @@ def sample(
         overrides=overrides,
         guided_by=guided_by,
     )
-    cond = conditions(asked, trained, seeds)
     prepared = None if given is None else prepare(given, trained.model.shape)
+    size = -(-min(batch, num) // trained.share) * trained.share
+    height, width = trained.model.shape[:2] if prepared is None else prepared.edit.canvas
+    folder.check_room(num * height * width * trained.model.shape[2])
+    _check_memory(trained, size, (height, width))
+    cond = conditions(asked, trained, seeds)
     if any(condition.name == "inpaint" for condition in trained.model.spatial) and not (
         prepared and prepared.edit.inpaint
     ):
         raise UserError("this model paints what is unknown of an image; give --init_image with --mask or --expand")
     program = _program(trained, prepared)
-    size = -(-min(batch, num) // trained.share) * trained.share
     images = []
     with progress(num, description="sample", unit="samples") as bar:
         for start in range(0, num, size):
             take = np.arange(start, start + size).clip(max=num - 1)  # the last batch is padded: one compilation
             told = {name: a[take] for name, a in cond.items()}
-            images.append(pictures.to_uint8(np.asarray(program(trained.params, trained.frozen, seeds[take], told))))
+            with bar.doing(f"drawing {size} samples at once: {trained.how.sampler}, {trained.how.steps:,} steps"):
+                drawn = interruptible(functools.partial(_draw, program, trained, seeds[take], told))
+            images.append(pictures.to_uint8(drawn))
             bar.update(min(start + size, num))
     manifest = {
         "workdir": str(root),
@@ -104,9 +114,44 @@ def sample(
     if "classes.png" in extra:
         shown["classes.png"] = min(num // len(asked.labels), _COMPARED) * len(asked.labels)
     manifest["pictures"] = {name: {"samples": count, "of": num} for name, count in shown.items()}
-    _write(out, drawn, cond.get("label", np.zeros(num, np.int32)), seeds, manifest, extra)
+    _write(folder, drawn, cond.get("label", np.zeros(num, np.int32)), seeds, manifest, extra)
     part = [f"; {name} shows the first {count}" for name, count in shown.items() if count < num]
     print(f"{num} samples of step {trained.step}: {out / 'grid.png'}{''.join(part)}")
+
+
+def _check_memory(trained: Trained, size: int, canvas: tuple[int, int]) -> None:
+    """Raises UserError where a batch of size images cannot be drawn: the network's first activations alone do not fit.
+
+    A canvas larger than the model's images is drawn in windows, all of them at once; how many is said, and refused
+    where they are so many that tracing them would take hours.
+    """
+    model = trained.model
+    (height, width), window = canvas, model.x_shape[:2]
+    factor = model.shape[0] // window[0]
+    sides = tuple(n // factor for n in canvas)
+    windows = 1
+    if sides != window:
+        windows = count_windows(sides, window, tuple(max(n // 2, 1) for n in window))
+        if windows > _WINDOWS:
+            raise UserError(
+                f"an image of {height:,} x {width:,} pixels is drawn in {windows:,} windows of the model's "
+                f"{model.shape[0]} x {model.shape[1]}, and {_WINDOWS:,} at most are compiled; expand it less"
+            )
+        print(f"each image of {height:,} x {width:,} pixels is drawn in {windows:,} windows")
+    free = memory.a_device(trained.mesh)
+    channels = getattr(model.network, "channels", model.x_shape[2])
+    need = size // trained.share * windows * math.prod(window) * channels * 2  # bytes, of 16 bits at the least
+    if free is not None and need > free:
+        raise UserError(
+            f"{size} images of {height:,} x {width:,} pixels at once take more than {need / 2**30:,.1f} GiB a device, "
+            f"and {free / 2**30:,.1f} GiB are free; give a smaller --batch"
+            + (", or expand less" if windows > 1 else "")
+        )
+
+
+def _draw(program: Callable[..., jax.Array], trained: Trained, seeds: np.ndarray, told: dict) -> np.ndarray:
+    """Images [B, H, W, C] on the host, once they are drawn."""
+    return np.asarray(program(trained.params, trained.frozen, seeds, told))
 
 
 def _program(trained: Trained, prepared: Prepared | None) -> Callable[..., jax.Array]:
@@ -156,31 +201,28 @@ def _compare(prepared: Prepared, images: np.ndarray) -> np.ndarray:
     return pictures.labelled_grid(shown[None], columns=titles)
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
-    """Raises unless out is new or empty, or holds samples that may be replaced."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out={out} is a file; give a folder")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not overwrite:
+def _checked_out(out: Path, overwrite: bool) -> OutputFolder:
+    """The folder of samples; raises UserError unless out is new or empty, or holds samples that may be replaced."""
+    folder = OutputFolder(out, marker=_MANIFEST)
+    folder.check()
+    entries = folder.entries()
+    if entries and not overwrite:
         raise UserError(f"--out={out} already has files; give another folder, or --overwrite to replace its samples")
-    if not (out / _MANIFEST).is_file():
+    if entries and _MANIFEST not in entries:
         raise UserError(f"--out={out} has files but no {_MANIFEST}, so it is not a folder of samples; give another")
+    return folder
 
 
 def _write(
-    out: Path,
+    out: OutputFolder,
     images: np.ndarray,
     labels: np.ndarray,
     seeds: np.ndarray,
     manifest: dict,
     extra: Mapping[str, np.ndarray],
 ) -> None:
-    """Writes everything, and the extra pictures, beside out, then moves it there."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        unfinished.chmod(0o755)  # mkdtemp makes it private
+    """Writes everything, and the extra pictures; all of it comes into place at once."""
+    with out.written() as unfinished:
         for i, image in enumerate(images):
             (unfinished / f"{i:06d}.png").write_bytes(pictures.encode_png(image))
         (unfinished / "grid.png").write_bytes(pictures.encode_png(pictures.grid(images[:_GRID])))
@@ -188,9 +230,3 @@ def _write(
             (unfinished / name).write_bytes(pictures.encode_png(picture))
         np.savez_compressed(unfinished / "samples.npz", images=images, labels=labels, seeds=seeds)
         (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=2))
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(unfinished, out)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise

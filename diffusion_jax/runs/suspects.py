@@ -1,11 +1,14 @@
 """A picture of the samples that lie nearest to training images, each beside these."""
 
+import functools
+
 import numpy as np
 
 from diffusion_jax.evals.sample_metrics import Suspects
 from diffusion_jax.report import pictures
 from diffusion_jax.runs.measured_samples import Subject
 from diffusion_jax.runs.real_images import RealImages
+from diffusion_jax.train.interruptible import interruptible
 
 
 def png(found: Suspects, subject: Subject, seeds: np.ndarray, size: int, real: RealImages) -> bytes:
@@ -31,8 +34,12 @@ def _draw(places: np.ndarray, subject: Subject, seeds: np.ndarray, size: int) ->
     for start in range(0, len(places), size):
         take = places[np.arange(start, start + size).clip(max=len(places) - 1)]
         cond = {name: np.stack([told[int(i)][name] for i in take]) for name in told[int(take[0])]}
-        images.append(pictures.to_uint8(np.asarray(subject.draw(seeds[take], cond))))
+        images.append(pictures.to_uint8(interruptible(functools.partial(_drawn, subject, seeds[take], cond))))
     return np.concatenate(images)[: len(places)]
+
+
+def _drawn(subject: Subject, seeds: np.ndarray, cond: dict[str, np.ndarray]) -> np.ndarray:
+    return np.asarray(subject.draw(seeds, cond))
 
 
 def _images(places: np.ndarray, real: RealImages) -> np.ndarray:

@@ -17,7 +17,7 @@ from diffusion_jax.report.sweep_figures import Row
 from diffusion_jax.runs import sweep_local, sweep_report, sweep_slurm
 from diffusion_jax.runs.sweep_source import Source, listed, studied
 from diffusion_jax.runs.sweep_trials import FAILED, Lock, Trial, as_typed, changed, command, locked
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.workdir import Workdir, read_json
 from diffusion_jax.sweeps.definition import Changes, Sweep
 from diffusion_jax.sweeps.spaces import Choice
 from diffusion_jax.sweeps.study import Study
@@ -180,8 +180,8 @@ def _check_root(root: Path, held: dict[str, Any]) -> list[str]:
         if root.exists() and (not root.is_dir() or {file.name for file in root.iterdir()} - {"lock"}):
             raise UserError(f"{root} has files and no sweep; give a new --workdir")
         return []
+    kept = read_json(path)
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
         text = json.dumps(kept["config"])
         added, completed = configs.newer(text), configs.from_json(text)
     except (UserError, ValueError, KeyError, TypeError) as error:

@@ -21,11 +21,13 @@ from diffusion_jax.report.progress import progress
 from diffusion_jax.runs import classes, frozen, preview, training_data
 from diffusion_jax.runs.sweep_trials import FAILED, Outcome, Trial
 from diffusion_jax.runs.train.metric_log import MetricLog
+from diffusion_jax.runs.workdir_lock import training_in
 from diffusion_jax.train import feed, loop, sharding
 from diffusion_jax.train.checkpoint import Checkpoints, abstract_like
 from diffusion_jax.train.faults import Stop
 from diffusion_jax.train.guard import NonFiniteLossError
 from diffusion_jax.train.hooks import Hook, Moment
+from diffusion_jax.train.interruptible import compiled_first
 from diffusion_jax.train.state import TrainState
 
 
@@ -72,6 +74,8 @@ def train(trials: Sequence[Trial], stop: Stop, on_diverged: Callable[[Trial, Out
     seeds = jnp.asarray([trial.config.seed for trial in trials], jnp.int32)
     own = "seed" in keys
     with contextlib.ExitStack() as stack:
+        for trial in trials:
+            stack.enter_context(training_in(trial.workdir.root)).begun = True
         pipelines = [build.batches(trial.config, source, model, tokenizer) for trial in trials[: None if own else 1]]
         for each in pipelines:
             stack.callback(each.close)
@@ -88,7 +92,7 @@ def train(trials: Sequence[Trial], stop: Stop, on_diverged: Callable[[Trial, Out
         writers = [stack.enter_context(MetricWriter(trial.workdir.root, resumed_step=resumed)) for trial in trials]
         bar = stack.enter_context(progress(config.train.steps, resumed or 0, units_per_step=config.train.batch_size))
         draw = preview.samples(config, model, mesh, source, tokenizer, weights)
-        step = _compiled(config, model, mesh, own=own, at_once=device.platform != "cpu")
+        step = compiled_first(_compiled(config, model, mesh, own=own, at_once=device.platform != "cpu"))
         randomness = jax.vmap(jax.random.key)(seeds)
         alive, logged = set(range(len(trials))), resumed or 0
 

@@ -17,6 +17,7 @@ from diffusion_jax.runs.training_evaluation import Evaluate
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train import sharding
 from diffusion_jax.train.checkpoint import abstract_like
+from diffusion_jax.train.interruptible import compiled_first
 from diffusion_jax.train.state import Params, TrainState
 
 _JUDGED = 256  # images that measure a classifier
@@ -35,6 +36,7 @@ class Task:
     measure: Callable[[Params], dict[str, float]] = lambda params: {}  # of averaged parameters; kept with a checkpoint
     keep: Callable[[], None] = lambda: None  # brings into the workdir what the model needs beside its parameters
     evaluation: Evaluate | None = None
+    model: build.Model | None = None  # of a diffusion model
 
 
 def task(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
@@ -55,7 +57,7 @@ def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir 
         long_captions.notice(model.text, tokenizer, source, config.sample.prompts)
     weights = sharding.to_mesh(model.frozen, sharding.replicated(mesh))
     trainee = build.trainee(config, model)
-    step = build.compiled_step(config, trainee, mesh)
+    step = compiled_first(build.compiled_step(config, trainee, mesh))
 
     def keep() -> None:
         frozen.keep(config, workdir, origin, model, tokenizer)
@@ -70,6 +72,7 @@ def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir 
         preview.samples(config, model, mesh, source, tokenizer, weights),
         keep=keep,
         evaluation=training_evaluation.of_diffusion(config, workdir.root, mesh, model, tokenizer, weights),
+        model=model,
     )
 
 
@@ -79,7 +82,7 @@ def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdi
     weights: Mapping[str, Params] = build.autoencoder.frozen(config)
     weights = sharding.to_mesh(weights, sharding.replicated(mesh))
     trainee = build.autoencoder.trainee(config)
-    step = build.compiled_step(config, trainee, mesh)
+    step = compiled_first(build.compiled_step(config, trainee, mesh))
     program = build.autoencoder.reconstruct_program(config)
     draw, measure = preview.reconstructions(config, source, mesh, program)
     return Task(
@@ -98,7 +101,7 @@ def classifier(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir
     """A classifier of noisy images; its measure is how many of some images it knows, by time."""
     source, known = training_data.opened(config, workdir)
     trainee = build.classifier.trainee(config)
-    step = build.compiled_step(config, trainee, mesh)
+    step = compiled_first(build.compiled_step(config, trainee, mesh))
     program = build.classifier.accuracy_program(config)
     batch = preview.first_batch(config, source, None, None, _JUDGED)
 

@@ -18,14 +18,27 @@ mirror.json      of a run that is mirrored elsewhere: by which it knows its mirr
 """
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as configs
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.atomic import replace_file
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file that a command wrote; raises UserError where it is damaged."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # also of bytes that are no text
+        raise UserError(f"{file} is damaged: {error}; restore a copy of it") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is damaged: it holds no JSON object but {str(found)[:40]!r}; restore a copy of it")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +113,16 @@ class Workdir:
         """
         if not self.config.is_file():
             raise UserError(f"{self.root} is not a workdir: it has no {self.config.name}; check --workdir")
-        text = self.config.read_text()
-        if (newer := configs.newer(text)) and not quiet:
+        read_json(self.config)  # raises where it is damaged
+        text = self.config.read_text(encoding="utf-8")
+        try:
+            config, newer = configs.from_json(text), configs.newer(text)
+        except UserError as error:
+            raise UserError(f"{self.config}: {error}") from error
+        if newer and not quiet:
             says = f"an earlier version wrote {self.config}, without {', '.join(newer)}: all stays as it was then"
             print(f"diffusion-jax: {says}", file=sys.stderr)
-        return configs.from_json(text)
+        return config
 
     @property
     def has_checkpoints(self) -> bool:

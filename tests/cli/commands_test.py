@@ -113,6 +113,37 @@ def test_overwrite_replaces_samples_and_nothing_else(workdir, tmp_path, capsys):
     assert (out / "000001.png").exists()
 
 
+def test_the_current_folder_and_a_link_are_filled_and_filled_anew(workdir, tmp_path, monkeypatch):
+    """What is drawn is never lost to the kind of folder that it is to go to, nor are the samples before it."""
+    place = tmp_path / "place"
+    place.mkdir()
+    (tmp_path / "link").symlink_to(place)
+    monkeypatch.chdir(place)
+    assert sample(workdir, ".", "--num=2") == 0
+    assert sample(workdir, tmp_path / "link", "--num=1", "--overwrite") == 0
+    assert sorted(os.listdir(".")) == ["000000.png", "grid.png", "manifest.json", "samples.npz"]
+    assert [path.name for path in tmp_path.iterdir() if path.name != "link"] == ["place"]
+
+
+@pytest.mark.parametrize("command", ["sample", "figures", "evaluate", "evaluate heatmap", "precompute", "plan"])
+def test_a_place_that_cannot_be_written_is_said_before_the_work(workdir, tmp_path, capsys, monkeypatch, command):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("jax.jit", lambda *a, **k: pytest.fail("something was computed first"))
+    flags = {
+        "sample": [f"--workdir={workdir}"],
+        "figures": [],
+        "evaluate": [f"--workdir={workdir}", "--metrics=bits_per_dim"],
+        "evaluate heatmap": [f"--workdir={workdir}", "--metrics=fd", "--over=guidance=1,2", "--features=x"],
+        "precompute": [TINY],
+        "plan": [TINY],
+    }[command]
+    suffix = ".json" if command in ("evaluate", "plan") else ""
+    assert main([*command.split(), *flags, f"--out={tmp_path}/file/out{suffix}"]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be written" in error
+    assert "Not a directory; give another place" in error
+
+
 def state_of(workdir, step):
     """Every array of a checkpoint, as bytes."""
     import orbax.checkpoint as ocp
@@ -163,6 +194,7 @@ def train_on_one_device(workdir, *overrides):
         (["--config.model.multipliers=(1,0)"], "model.multipliers: every entry is at least 1; got 0 in (1, 0)"),
         (["--num_processes=0"], "--num_processes is at least 1; got 0"),
         (["--config.train.batch_size=11"], "train.batch_size=11 is not divisible by 2"),
+        (["--config.train.batch_size=1000000000"], "takes at least"),
         (["--config.mesh.fsdp=3"], "does not fit 8 devices"),
         (
             ["--config.data.height=9", "--config.model.multipliers=(1,2)"],
@@ -223,6 +255,7 @@ def test_a_corrupt_image_is_named(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "b/4.png" in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_empty_folder_is_refused(tmp_path, capsys):

@@ -6,7 +6,9 @@ One process, for what takes time is to import, to trace and to compile.
 import contextlib
 import hashlib
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -85,9 +87,31 @@ def run(name, workdir, **changes):
     print(f"RUN {name}", flush=True)
     flags = [f"--config.{key}={value}" for key, value in options.items()]
     status = main(["train", f"--config={ROOT / 'configs/tiny.py'}", f"--workdir={workdir}", *flags])
-    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
-    ended = {"status": status, "steps": steps, "state": digest(workdir / "checkpoints", steps[-1])}
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
+    ended = {"status": status, "steps": steps, "time": time.monotonic()}
+    ended["state"] = digest(workdir / "checkpoints", steps[-1]) if steps else None
     print(f"ENDED {json.dumps(ended)}", flush=True)
+
+
+@contextlib.contextmanager
+def endless_drawing():
+    """Within, a program that draws never ends, and says when it begins."""
+    drawing = build.sample_program
+
+    def endless(model, how, mesh, *guides):
+        turns = jax.jit(lambda: jax.lax.while_loop(lambda x: x >= 0, lambda x: (x + 1.0) % 7.0, 0.0))
+
+        def program(params, frozen, seeds, told):
+            print("drawing", flush=True)
+            return turns()
+
+        return program
+
+    build.sample_program = endless
+    try:
+        yield
+    finally:
+        build.sample_program = drawing
 
 
 if __name__ == "__main__":
@@ -104,3 +128,7 @@ if __name__ == "__main__":
         run("resumed", root / "twice", **short)
     with poisoned(7, 10**9):
         run("given up", root / "never", **short)
+    with endless_drawing():
+        run("stopped drawing", root / "drawn", sample__every=3, checkpoint__every=0)
+    sys.stdout.flush()
+    os._exit(0)  # threads that were left behind draw on

@@ -37,7 +37,8 @@ class Evaluations:
         # Processes draw together: one alone cannot stop.
         stopped = lambda: run.stop.signal is not None and jax.process_count() == 1  # noqa: E731
         try:
-            result = self._evaluation(state.ema, step, stopped=stopped, phase=run.watchdog.phase)
+            with self._bar.doing(f"evaluating {', '.join(run.config.evaluate.metrics)}"):
+                result = self._evaluation(state.ema, step, stopped=stopped, phase=run.watchdog.phase)
         except Interrupted as done:
             self._bar.note(f"evaluation after {step} steps: stopped by {run.stop.signal} after {done}")
             return

@@ -62,12 +62,18 @@ def fit(run: Run, state: TrainState, resumed: int | None) -> TrainState:
             stop=run.stop,
             watch=(
                 log.watch,
-                lambda step, metrics, position: run.checkpoints.check(),
+                lambda step, metrics, position: _begun(run),
                 lambda step, metrics, position: shown.update(step, loss=log.latest["loss"]),
                 guard.watch,
             ),
             phase=run.watchdog.phase,
         )
+
+
+def _begun(run: Run) -> None:
+    """After a step: what the run writes stays from now on. Raises what made the last save fail, if it has."""
+    run.training.begun = True
+    run.checkpoints.check()
 
 
 def _corrupt(run: Run) -> dict[str, float]:
