@@ -19,9 +19,9 @@ from sklearn.metrics import pairwise_distances
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import SVC
 
-from diffusion_jax.runs.conditions import Asked
-from diffusion_jax.runs.sample import sample
-from diffusion_jax.runs.trained import GuidedBy
+from diffusion_jax.runs.sample.conditions import Asked
+from diffusion_jax.runs.sample.run import sample
+from diffusion_jax.runs.workdir.restored import GuidedBy
 
 
 def quality(images: np.ndarray, labels: np.ndarray) -> dict[str, float]:

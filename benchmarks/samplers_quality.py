@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from digits_quality import quality
 
-from diffusion_jax import build
+from diffusion_jax import experiment as build
 from diffusion_jax.core.samplers import SAMPLERS
 from diffusion_jax.report import pictures
-from diffusion_jax.runs.trained import restore
+from diffusion_jax.runs.workdir.restored import restore
 
 _BATCH = 250
 _MARGIN = 0.03

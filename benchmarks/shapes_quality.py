@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import build
+from diffusion_jax import experiment as build
 from diffusion_jax.core.autoencoding import psnr, ssim
 from diffusion_jax.data import shapes
 from diffusion_jax.report import pictures
-from diffusion_jax.runs import frozen
-from diffusion_jax.runs.preview import first_batch
-from diffusion_jax.runs.trained import restore
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.workdir import pretrained as frozen
+from diffusion_jax.runs.train.preview_pictures import first_batch
+from diffusion_jax.runs.workdir.restored import restore
+from diffusion_jax.runs.workdir.paths import Workdir
 
 
 def measure(root: Path, num: int, out: Path | None, overrides: dict) -> dict[str, float]:

@@ -22,9 +22,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import build
-from diffusion_jax.build import vectorised
-from diffusion_jax.runs.sweep_trials import changed
+from diffusion_jax import experiment as build
+from diffusion_jax.experiment import vectorised
+from diffusion_jax.runs.sweep.trials import changed
 from diffusion_jax.sweeps import log_grid
 from diffusion_jax.train import sharding
 

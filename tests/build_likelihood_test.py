@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from diffusion_jax import build
-from diffusion_jax.build.likelihood import METHODS, bits_per_dim_program
-from diffusion_jax.build.sampling import sampling
+from diffusion_jax import experiment as build
+from diffusion_jax.models.likelihood import METHODS, bits_per_dim_program
+from diffusion_jax.models.sampling import sampling
 from diffusion_jax.config import base
 from diffusion_jax.core.predictions import Prediction
 from diffusion_jax.core.reconstruction import first_time

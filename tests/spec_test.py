@@ -7,7 +7,7 @@ import pytest
 
 from diffusion_jax import config as configs
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs.workdir import Workdir, as_trained
+from diffusion_jax.runs.workdir.paths import Workdir, as_trained
 from diffusion_jax.spec import from_spec
 
 

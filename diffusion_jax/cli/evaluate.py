@@ -69,7 +69,7 @@ def run(values: flags.FlagValues) -> None:
     """Evaluates."""
     if not values.workdir:
         raise UserError("evaluate needs --workdir=FOLDER and --metrics=NAME,...")
-    from diffusion_jax.runs.evaluate import evaluate
+    from diffusion_jax.runs.evaluate.run import evaluate
 
     out = Path(values.out) if values.out else None
     evaluate(request(values, guided_by=sampling.guided_by(values)), out=out, save_seconds=values.save_seconds)
@@ -77,7 +77,7 @@ def run(values: flags.FlagValues) -> None:
 
 def request(values: flags.FlagValues, **more: Any) -> Any:
     """What the flags ask for, as a `runs.evaluate.Request`."""
-    from diffusion_jax.runs.evaluate import Judged, Likelihood, Request
+    from diffusion_jax.runs.evaluate.run import Judged, Likelihood, Request
 
     weights, reference, clip = (Path(p) if p else None for p in (values.weights, values.reference, values.clip))
     said = sampling.arguments(values)

@@ -57,8 +57,8 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Plans."""
-    from diffusion_jax.runs import compiled_once
-    from diffusion_jax.runs.plan import plan
+    from diffusion_jax.runs.plan import compiled_once
+    from diffusion_jax.runs.plan.run import plan
 
     kept = compiled_once.folder() if values.cache is None else Path(values.cache) if values.cache else None
     plan(

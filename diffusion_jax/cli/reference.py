@@ -29,8 +29,8 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Writes the statistics."""
-    from diffusion_jax.runs.reference import reference
-    from diffusion_jax.runs.ruler import Judged
+    from diffusion_jax.runs.evaluate.reference import reference
+    from diffusion_jax.runs.evaluate.feature_extractor import Judged
 
     judged = Judged(values.features, Path(values.weights) if values.weights else None)
     out, num, batch = Path(values.out), values.num, values.batch

@@ -45,7 +45,7 @@ def run(values: flags.FlagValues) -> None:
     if not values.workdir or not values.out:
         raise UserError("sample needs --workdir=FOLDER and --out=FOLDER")
     options = {"given": _given(values), "guided_by": sampling.guided_by(values)} | sampling.arguments(values)
-    from diffusion_jax.runs.sample import sample
+    from diffusion_jax.runs.sample.run import sample
 
     sample(Path(values.workdir), Path(values.out), batch=values.batch, overwrite=values.overwrite, **options)
 
@@ -62,7 +62,7 @@ def _given(values: flags.FlagValues) -> Any:
         expand = ()
     if len(expand) != 4:
         raise UserError(f"--expand is left,top,right,bottom in pixels, as in 8,0,8,0; got {','.join(values.expand)}")
-    from diffusion_jax.runs.edit import Given
+    from diffusion_jax.runs.sample.edit import Given
 
     mask = Path(values.mask) if values.mask else None
     options = (values.strength, values.resample, values.invert, values.jump)

@@ -36,7 +36,7 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def run(values: flags.FlagValues) -> int:
     """Sweeps; returns the exit status."""
-    from diffusion_jax.runs.sweep import How, sweep
+    from diffusion_jax.runs.sweep.run import How, sweep
 
     how = How(
         values.launcher,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffusion_jax.cli.main import main
 from diffusion_jax.report.metrics import read_metrics
-from diffusion_jax.runs import trained
+from diffusion_jax.runs.workdir import restored as trained
 from diffusion_jax.train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]

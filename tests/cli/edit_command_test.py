@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffusion_jax.cli.main import main
 from diffusion_jax.core.schedules import cosine
-from diffusion_jax.runs import sample as sample_run
+from diffusion_jax.runs.sample import run as sample_run
 
 TINY = f"--config={Path(__file__).parents[2] / 'configs/tiny.py'}"
 

@@ -9,12 +9,12 @@ import pytest
 import scipy.special
 from PIL import Image
 
-from diffusion_jax import build
-from diffusion_jax.build import likelihood
+from diffusion_jax import experiment as build
+from diffusion_jax.models import likelihood
 from diffusion_jax.cli.main import main
 from diffusion_jax.config import base
 from diffusion_jax.evals import moments, scores
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import sharding
 from diffusion_jax.train.checkpoint import Checkpoints, whole
 
@@ -156,7 +156,7 @@ def test_bits_per_dim_tells_the_model_each_image_s_own_class_and_does_not_guide(
     again = evaluate(home / "model", tmp_path / "a.json", *flags)
     np.testing.assert_allclose(again["metrics"]["bits_per_dim"]["value"], first, rtol=1e-6)
     wrong = lambda model, batch: {"label": (batch["label"] + 1) % 10}  # noqa: E731
-    monkeypatch.setattr("diffusion_jax.runs.evaluate.own_conditions", wrong)
+    monkeypatch.setattr("diffusion_jax.runs.evaluate.run.own_conditions", wrong)
     other = evaluate(home / "model", tmp_path / "b.json", *flags)
     assert abs(other["metrics"]["bits_per_dim"]["value"] / first - 1) > 1e-5
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax import build
+from diffusion_jax import experiment as build
 from diffusion_jax.cli.main import main
-from diffusion_jax.runs import figures as runs
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.sample import figures as runs
+from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import sharding
 
 TINY = f"--config={Path(__file__).parents[2] / 'configs/tiny.py'}"

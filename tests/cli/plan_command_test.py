@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from diffusion_jax import build
-from diffusion_jax.build import plan as building
-from diffusion_jax.build.text import text as text_encoder
+from diffusion_jax import experiment as build
+from diffusion_jax.experiment import plan as building
+from diffusion_jax.models.text import text as text_encoder
 from diffusion_jax.cli.main import main
 from diffusion_jax.config import base
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.plan import text
-from diffusion_jax.runs import compiled_once, preflight
-from diffusion_jax.runs import plan as runs
+from diffusion_jax.runs.plan import compiled_once, preflight
+from diffusion_jax.runs.plan import run as runs
 from diffusion_jax.train import sharding
-from diffusion_jax.train.machines import CHIPS, Chip
+from diffusion_jax.runs.plan.machines import CHIPS, Chip
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = ["--config.model.multipliers=(1,)", "--config.model.attention=()"]

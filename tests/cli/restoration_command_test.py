@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax import build
+from diffusion_jax import experiment as build
 from diffusion_jax.cli.main import main
 from diffusion_jax.config import base
 from diffusion_jax.core import autoencoding
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train.checkpoint import Checkpoints
 
 
@@ -82,7 +82,7 @@ def test_super_resolution_is_measured_against_the_image_that_was_made_small(home
     root, states = home
     config, state = states["upscale"]
     found = evaluate(root / "upscale", tmp_path / "a.json", "--metrics=psnr,ssim", "--num=12", "--batch=8")
-    from diffusion_jax.build.likelihood import own_conditions
+    from diffusion_jax.models.likelihood import own_conditions
     from diffusion_jax.train import sharding
 
     model, mesh = build.model(config), sharding.mesh(devices=jax.devices()[:1])

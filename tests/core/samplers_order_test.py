@@ -8,17 +8,7 @@ from samplers_exact import CONTINUOUS, Gaussian, Mixture, jit, solve
 from scipy.integrate import solve_ivp
 
 from diffusion_jax.core.grids import logsnr
-from diffusion_jax.core.samplers import (
-    SAMPLERS,
-    ddim,
-    dpmpp_2m,
-    dpmpp_2s,
-    dpmpp_3m,
-    euler,
-    heun,
-    plms,
-    unipc,
-)
+from diffusion_jax.core.samplers import SAMPLERS, ddim, dpmpp_2m, dpmpp_2s, dpmpp_3m, euler, heun, plms, unipc
 from diffusion_jax.core.samplers.adaptive import Flow
 from diffusion_jax.core.samplers.exponential import moment
 from diffusion_jax.core.samplers.unipc import interpolatory

@@ -6,7 +6,7 @@ from diffusion_jax.cli.main import main
 from diffusion_jax.config import base, to_json
 from diffusion_jax.data.precomputed import META, open_precomputed
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.workdir.paths import Workdir
 
 WHOLE = to_json(base()).encode()
 

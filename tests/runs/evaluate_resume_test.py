@@ -15,7 +15,7 @@ from random_workdir import write
 
 from diffusion_jax.cli.main import main
 from diffusion_jax.evals.gathering import NOTHING, Gathered
-from diffusion_jax.runs.unfinished import Unfinished
+from diffusion_jax.runs.evaluate.partial import Unfinished
 
 ROOT = Path(__file__).parents[2]
 NUM, BATCH = 320, 8

@@ -13,14 +13,15 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from configs.tiny import get_config as tiny
-from diffusion_jax import build
+from diffusion_jax import experiment as build
 from diffusion_jax import config as configs
 from diffusion_jax.data import tokens
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs import frozen, tasks
-from diffusion_jax.runs.mirror import Mirror
-from diffusion_jax.runs.trained import GuidedBy, restore
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.workdir import pretrained as frozen
+from diffusion_jax.runs.train import tasks
+from diffusion_jax.runs.workdir.mirror import Mirror
+from diffusion_jax.runs.workdir.restored import GuidedBy, restore
+from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train.checkpoint import Checkpoints
 
 TEXT = "transformer(length=24, vocabulary=270, width=8, layers=1, heads=2)"

@@ -14,9 +14,9 @@ import pytest
 from random_workdir import write
 
 from diffusion_jax.evals.gathering import Gathered
-from diffusion_jax.runs.measured_samples import Interrupted, Subject, Told, gather_samples
-from diffusion_jax.runs.ruler import Ruler
-from diffusion_jax.runs.unfinished import Unfinished
+from diffusion_jax.runs.evaluate.measured_samples import Interrupted, Subject, Told, gather_samples
+from diffusion_jax.runs.evaluate.feature_extractor import Ruler
+from diffusion_jax.runs.evaluate.partial import Unfinished
 from diffusion_jax.train import sharding
 from diffusion_jax.train.faults import stop_on_signal
 
@@ -26,7 +26,7 @@ DRIVER = """
 import time
 import jax
 import numpy as np
-from diffusion_jax import build
+from diffusion_jax import experiment as build
 from diffusion_jax.cli.main import entry
 from diffusion_jax.report import pictures
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs.output_folder import OutputFolder, check_file, check_writable
+from diffusion_jax.runs.workdir.output_folder import OutputFolder, check_file, check_writable
 
 OLD = {"manifest.json": "old", "000000.png": "old", "000001.png": "old"}
 NEW = {"manifest.json": "new", "000000.png": "new"}

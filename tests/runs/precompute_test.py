@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from configs.tiny import get_config as tiny
-from diffusion_jax import build
+from diffusion_jax import experiment as build
 from diffusion_jax.cli.main import main
 from diffusion_jax.data.precomputed import open_precomputed
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets.autoencoder import AutoencoderKL
-from diffusion_jax.runs import frozen, precompute
+from diffusion_jax.runs.workdir import pretrained as frozen
+from diffusion_jax.runs.interchange import precompute
 
 TEXT = "transformer(length=20, vocabulary=300, width=16, layers=1, heads=2)"
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import pytest
 
 from configs.tiny import get_config
-from diffusion_jax import build
-from diffusion_jax.build import plan
+from diffusion_jax import experiment as build
+from diffusion_jax.experiment import plan
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs import preflight
+from diffusion_jax.runs.plan import preflight
 from diffusion_jax.train import memory, sharding
 from diffusion_jax.train.checkpoint import abstract_like
 

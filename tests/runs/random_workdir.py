@@ -5,9 +5,9 @@ import contextlib
 import jax
 import numpy as np
 
-from diffusion_jax import build
+from diffusion_jax import experiment as build
 from diffusion_jax.config import base
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train.checkpoint import Checkpoints
 
 

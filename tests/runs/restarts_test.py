@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from diffusion_jax import build
+from diffusion_jax import experiment as build
 from diffusion_jax.cli.main import main
 from diffusion_jax.data.pipeline import example_indices
 from diffusion_jax.report.examples import read_examples

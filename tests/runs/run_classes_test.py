@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax import build
+from diffusion_jax import experiment as build
 from diffusion_jax.config import base
 from diffusion_jax.data.classes import Classes, known
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs import classes, training_data
-from diffusion_jax.runs.mirror import Mirror
-from diffusion_jax.runs.real_images import RealImages, plain
-from diffusion_jax.runs.trained import labels_for
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.workdir import classes
+from diffusion_jax.runs.train import training_data
+from diffusion_jax.runs.workdir.mirror import Mirror
+from diffusion_jax.runs.evaluate.real_images import RealImages, plain
+from diffusion_jax.runs.workdir.restored import labels_for
+from diffusion_jax.runs.workdir.paths import Workdir
 
 NUMBERS = tuple(map(str, range(1, 13)))
 BY_TEXT = tuple(sorted(NUMBERS))

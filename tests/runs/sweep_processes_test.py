@@ -15,7 +15,7 @@ import pytest
 from sweep_driver import STUB
 
 from diffusion_jax.cli.main import main
-from diffusion_jax.runs import sweep_local, sweep_trials
+from diffusion_jax.runs.sweep import local as sweep_local, trials as sweep_trials
 from diffusion_jax.train.faults import Stop
 
 ROOT = Path(__file__).parents[2]

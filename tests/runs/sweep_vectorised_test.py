@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import build
+from diffusion_jax import experiment as build
 from diffusion_jax import config as configs
-from diffusion_jax.build import vectorised
+from diffusion_jax.experiment import vectorised
 from diffusion_jax.cli.main import main
 from diffusion_jax.report.metrics import read_metrics
-from diffusion_jax.runs import sweep_vectorised
-from diffusion_jax.runs.sweep_trials import Trial, changed
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.sweep import vectorised as sweep_vectorised
+from diffusion_jax.runs.sweep.trials import Trial, changed
+from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import sharding
 from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.state import TrainState

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from random_workdir import write
 
-from diffusion_jax import build
+from diffusion_jax import experiment as build
 from diffusion_jax.cli.main import main
 from diffusion_jax.config import base
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.metrics import read_metrics
-from diffusion_jax.runs import snapshots, training_evaluation
+from diffusion_jax.runs.workdir import snapshots
+from diffusion_jax.runs.train import training_evaluation
 from diffusion_jax.runs.train import train
-from diffusion_jax.runs.trained import restore
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.workdir.restored import restore
+from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import ema, sharding
 
 STEPS, EVERY = 12, 3

@@ -13,8 +13,8 @@ import pytest
 from diffusion_jax.cli.main import main
 from diffusion_jax.config import base, to_json
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs import workdir_lock
-from diffusion_jax.runs.workdir_lock import NAME, training_in
+from diffusion_jax.runs.workdir import lock as workdir_lock
+from diffusion_jax.runs.workdir.lock import NAME, training_in
 
 ROOT = Path(__file__).parents[2]
 TINY = f"--config={ROOT / 'configs/tiny.py'}"
@@ -22,7 +22,7 @@ TINY = f"--config={ROOT / 'configs/tiny.py'}"
 HOLD = """
 import sys, time
 from pathlib import Path
-from diffusion_jax.runs.workdir_lock import training_in
+from diffusion_jax.runs.workdir.lock import training_in
 with training_in(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

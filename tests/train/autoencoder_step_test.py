@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from diffusion_jax import build
+from diffusion_jax import experiment as build
 from diffusion_jax.train import sharding
 
 

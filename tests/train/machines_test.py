@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.train import machines
-from diffusion_jax.train.machines import CHIPS, roofline
+from diffusion_jax.runs.plan import machines
+from diffusion_jax.runs.plan.machines import CHIPS, roofline
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from configs import tiny
-from diffusion_jax import build
+from diffusion_jax import experiment as build
 from diffusion_jax.nets.network import Network
 from diffusion_jax.train import sharding
 from diffusion_jax.train import step as steps

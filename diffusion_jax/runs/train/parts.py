@@ -6,9 +6,9 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax.runs.tasks import Task
-from diffusion_jax.runs.workdir import Workdir
-from diffusion_jax.runs.workdir_lock import Training
+from diffusion_jax.runs.train.tasks import Task
+from diffusion_jax.runs.workdir.paths import Workdir
+from diffusion_jax.runs.workdir.lock import Training
 from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.faults import Stop, Watchdog
 

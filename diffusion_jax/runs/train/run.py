@@ -9,16 +9,18 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffusion_jax import build
+from diffusion_jax import experiment as build
 from diffusion_jax import config as configs
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs import preflight, snapshots, tasks, training_evaluation
-from diffusion_jax.runs.mirror import Mirror
+from diffusion_jax.runs.plan import preflight
+from diffusion_jax.runs.workdir import snapshots
+from diffusion_jax.runs.train import tasks, training_evaluation
+from diffusion_jax.runs.workdir.mirror import Mirror
 from diffusion_jax.runs.train.fitting import fit
 from diffusion_jax.runs.train.parts import Run
-from diffusion_jax.runs.train_records import print_changes, print_summary
-from diffusion_jax.runs.workdir import Workdir, as_trained
-from diffusion_jax.runs.workdir_lock import Training, training_in
+from diffusion_jax.runs.train.records import print_changes, print_summary
+from diffusion_jax.runs.workdir.paths import Workdir, as_trained
+from diffusion_jax.runs.workdir.lock import Training, training_in
 from diffusion_jax.train import agreement, processes
 from diffusion_jax.train.checkpoint import Checkpoints, source_commit, versions
 from diffusion_jax.train.faults import Stop, Watchdog, stop_on_signal

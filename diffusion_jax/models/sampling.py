@@ -1,0 +1,188 @@
+"""Drawing from a model: one compiled program for all of it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffusion_jax.experiment.classifier import Classifier
+from diffusion_jax.experiment.model import Model
+from diffusion_jax.core import denoisers
+from diffusion_jax.core.denoisers import Condition, Denoiser
+from diffusion_jax.core.grids import GRIDS
+from diffusion_jax.core.predictions import PREDICTIONS
+from diffusion_jax.core.samplers import SAMPLERS, sample
+from diffusion_jax.core.schedules import Schedule
+from diffusion_jax.errors import UserError
+from diffusion_jax.spec import from_spec
+from diffusion_jax.train import sharding
+from diffusion_jax.train.state import Params
+
+THRESHOLDS: dict[str, Callable[..., Callable[[Denoiser, Schedule], Denoiser]]] = {
+    "none": lambda: lambda denoise, schedule: denoise,
+    "static": lambda low=-1.0, high=1.0: partial(denoisers.static_threshold, low=low, high=high),
+    "dynamic": lambda percentile=0.995: partial(denoisers.dynamic_threshold, percentile=percentile),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How to draw samples: the keys of config.sample, all but how many, of what and when."""
+
+    sampler: str
+    grid: str
+    steps: int
+    guidance: float
+    guidance_rescale: float
+    guidance_interval: tuple[float, ...]
+    threshold: str
+    decode_tile: int
+
+
+def sampling(config: ConfigDict, overrides: Mapping[str, Any] | None = None) -> Sampling:
+    """The sampling that config asks for in training, the default of the sample command; overrides replace fields.
+
+    Plain ddpm takes the variance that the network has learned, where the prediction learns one.
+    """
+    fields = {field.name: config.sample[field.name] for field in dataclasses.fields(Sampling)} | dict(overrides or {})
+    if fields["sampler"].replace(" ", "") in ("ddpm", "ddpm()"):
+        learned = from_spec(config.prediction, PREDICTIONS, "prediction").learned_variance
+        fields["sampler"] = "ddpm(variance='learned')" if learned else fields["sampler"]
+    return Sampling(**fields)
+
+
+Guided = Callable[[Params, Mapping[str, Params], Condition], Denoiser]
+"""(params, frozen, cond) -> the denoiser with its conditions, guidance and threshold."""
+
+
+class Guides(NamedTuple):
+    """Other networks that guide the model."""
+
+    classifier: Classifier | None = None
+    weak: Model | None = None  # of the same conditions; what autoguidance leads away from
+
+
+ALONE = Guides()
+
+
+def sample_program(model: Model, how: Sampling, mesh: Mesh, guides: Guides = ALONE) -> Any:
+    """(params, frozen, seeds [B], cond) -> images [B, H, W, C] in about [-1, 1], one compiled program for all of it.
+
+    cond holds, of what the model is told, "label" [B] (num_classes is the null class), "tokens" [B, N] and, if guidance
+    is to lead away from another than the empty caption, "negative" [B, N]; and the entries of spatial conditions at the
+    image's size. frozen is the model's on the devices, and "classifier" and "weak" of the guides. B is a multiple of
+    the mesh's data x fsdp. Raises UserError, before anything is traced, for what the model cannot do.
+    """
+    sampler = from_spec(how.sampler, SAMPLERS, "sampler")
+    times = from_spec(how.grid, GRIDS, "time grid")(model.schedule, how.steps)
+    guide = guided(model, how, guides)
+
+    def program(params: Params, frozen: Mapping[str, Params], seeds: Array, cond: Condition) -> Array:
+        denoise = guide(params, frozen, cond)
+        x = sample(denoise, sampler, model.bind(params).schedule, jnp.asarray(times), seeds, model.x_shape)
+        return model.decode(frozen, x, how.decode_tile)
+
+    split = sharding.batch_sharding(mesh)
+    return jax.jit(program, in_shardings=(None, None, split, split), out_shardings=split)
+
+
+def trajectory_program(model: Model, how: Sampling, mesh: Mesh, *, columns: int) -> tuple[Any, np.ndarray]:
+    """((params, frozen, seeds [B], cond) -> (x, x0), times [K]): `sample_program`'s trajectory in one program.
+
+    x [K, B, H, W, C] is the sampler's state at K of its times, evenly spaced in steps, from noise to the samples; x0
+    is the denoiser's prediction there, guided and thresholded as the sampler sees it, and at t = 0 the sample; both
+    decoded where they are latents. All N + 1 states are held in the device's memory.
+    """
+    sampler = from_spec(how.sampler, SAMPLERS, "sampler")
+    grid = from_spec(how.grid, GRIDS, "time grid")(model.schedule, how.steps)
+    guide = guided(model, how)
+    shown = np.linspace(0, len(grid) - 1, min(columns, len(grid))).round().astype(int)
+    times = grid[shown]
+
+    def program(params: Params, frozen: Mapping[str, Params], seeds: Array, cond: Condition) -> tuple[Array, Array]:
+        denoise = guide(params, frozen, cond)
+        schedule = model.bind(params).schedule
+        path = sample(denoise, sampler, schedule, jnp.asarray(grid), seeds, model.x_shape, trajectory=True)
+        x = path[shown]
+
+        def predict(inputs: tuple[Array, Array]) -> Array:
+            x, t = inputs
+            return denoise(x, jnp.full(len(seeds), t)).x0
+
+        x0 = jax.lax.map(predict, (x[:-1], jnp.asarray(times[:-1], x.dtype)))
+        decode = lambda x: model.decode(frozen, x, how.decode_tile)  # noqa: E731
+        return jax.lax.map(decode, x), jax.lax.map(decode, jnp.concatenate([x0, x[-1:]]))
+
+    split = sharding.batch_sharding(mesh)
+    return jax.jit(program, in_shardings=(None, None, split, split)), times
+
+
+def guided(model: Model, how: Sampling, guides: Guides = ALONE) -> Guided:
+    """What makes the denoiser that is sampled, wrapped in the order that `core.denoisers` documents."""
+    classifier, weak = guides
+    if how.guidance != 1 and weak is None and not (model.num_classes or model.text or model.spatial):
+        raise UserError(f"guidance {how.guidance} needs a conditional model; this one has no conditions")
+    if weak is not None and how.guidance == 1:
+        raise UserError("a weaker model is what guidance leads away from; give a guidance other than 1")
+    if (how.guidance_rescale or how.guidance_interval) and how.guidance == 1:
+        raise UserError("guidance_rescale and guidance_interval need a guidance other than 1")
+    if len(how.guidance_interval) not in (0, 2):
+        raise UserError(f"guidance_interval is (low, high) of sigma / alpha, or (); got {how.guidance_interval}")
+    if how.decode_tile and (model.autoencoder is None or how.decode_tile < 2):
+        raise UserError(f"decode_tile is of a model of latents, 2 or more of them, or 0; got {how.decode_tile}")
+    if model.autoencoder is not None and how.threshold == "static":
+        raise UserError("threshold static clips to [-1, 1], which latents exceed; choose none")
+    if classifier is not None:
+        classifier.check(model.num_classes, model.shape)
+    threshold = from_spec(how.threshold, THRESHOLDS, "threshold")
+
+    def wrappers(schedule: Schedule) -> tuple[denoisers.Scale, denoisers.Rescale | None]:
+        scale: denoisers.Scale = how.guidance
+        if how.guidance_interval:
+            scale = denoisers.interval(how.guidance, schedule, *how.guidance_interval)
+        if not how.guidance_rescale:
+            return scale, None
+        return scale, denoisers.std_rescale(how.guidance_rescale, schedule, model.parameterization)
+
+    wrappers(model.schedule)  # bad options raise here
+    threshold(lambda x, t: denoisers.Prediction(x, x), model.schedule)
+
+    def guide(params: Params, frozen: Mapping[str, Params], cond: Condition) -> Denoiser:
+        schedule = model.bind(params).schedule
+        scale, rescale = wrappers(schedule)
+        cond = dict(cond)
+        negative = cond.pop("negative", None)
+        label = cond.get("label") if model.num_classes else cond.pop("label", None)
+        cond = dict(model.encode_images(frozen, cond))
+        if weak is None:
+            null = dict(model.null(cond))
+            if negative is not None:
+                null["tokens"] = negative
+            told, silent = (_told(model, params, frozen, c) for c in (cond, null))
+            denoise = denoisers.classifier_free(model.denoiser(params), told, silent, scale, rescale)
+        else:
+            both = [
+                denoisers.condition(m.denoiser(p), _told(m, p, frozen, cond))
+                for m, p in ((model, params), (weak, frozen["weak"]))
+            ]
+            denoise = denoisers.autoguidance(both[0], both[1], scale, rescale)
+        if classifier is not None and label is not None:
+            log_prob = classifier.log_prob(frozen["classifier"], label, schedule)
+            denoise = denoisers.classifier_guidance(denoise, log_prob, schedule, classifier.scale)
+        return threshold(denoise, schedule)
+
+    return guide
+
+
+def _told(model: Model, params: Params, frozen: Mapping[str, Params], cond: Condition) -> Condition:
+    """cond with its caption encoded, by the model's own text encoder or the published one."""
+    if model.text is None:
+        return cond
+    return model.encode_text(params["text"] if model.text.trained else frozen["text"], cond)

@@ -1,0 +1,112 @@
+"""`diffusion-jax precompute`: what an autoencoder and a published text encoder make of the data, once for all steps."""
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffusion_jax import experiment as build
+from diffusion_jax.config import check
+from diffusion_jax.data import transforms
+from diffusion_jax.data.example import Example
+from diffusion_jax.data.precomputed import write_precomputed
+from diffusion_jax.data.sources import Source
+from diffusion_jax.data.tokens import Tokenizer
+from diffusion_jax.errors import UserError
+from diffusion_jax.report.progress import progress
+from diffusion_jax.runs.workdir import pretrained as frozen
+from diffusion_jax.runs.workdir.output_folder import OutputFolder
+from diffusion_jax.runs.workdir.paths import Workdir
+from diffusion_jax.train.interruptible import interruptible
+
+DTYPES = ("float32", "float16")
+
+
+def precompute(config: ConfigDict, out: Path, *, batch: int, dtype: str) -> None:
+    """Writes the latents' means and log variances, and the features of captions, of the data of config to out.
+
+    float16 takes half of the disk; float32 trains as without. What the model learns along is not precomputed.
+    """
+    config = check(config)
+    if batch < 1 or dtype not in DTYPES:
+        raise UserError(f"--batch is at least 1, --dtype {' or '.join(DTYPES)}; got {batch} and {dtype}")
+    if os.path.lexists(out):  # also a symbolic link to nowhere, which no folder could be renamed to
+        raise UserError(f"{out} exists already; give --out a new folder")
+    OutputFolder(out).check()
+    if jax.process_count() > 1:
+        raise UserError("precompute runs in one process; start it on one host")
+    model = frozen.model(config, frozen.origin(config, Workdir(out)))
+    parts = build.precompute.parts(model)
+    source = build.opened(config)  # labels are not precomputed
+    tokenizer = build.tokenizer(model, source) if "text" in parts else None
+    latents = "autoencoder" in parts
+    flip = config.data.flip and latents
+    write_precomputed(
+        out,
+        _records(config, model, source, tokenizer, latents=latents, flip=flip, batch=batch, dtype=np.dtype(dtype)),
+        fingerprint=source.fingerprint,
+        count=len(source),
+        flip=flip,
+        weights={
+            part: made
+            for part, made in build.precompute.made_by(model).items()
+            if part in parts or ("text" in parts and part not in model.frozen)
+        },
+    )
+    print(f"precomputed {len(source):,} examples: {out}; train with --config.data.precomputed={out}")
+
+
+def _records(
+    config: ConfigDict,
+    model: build.Model,
+    source: Source,
+    tokenizer: Tokenizer | None,
+    *,
+    latents: bool,
+    flip: bool,
+    batch: int,
+    dtype: np.dtype,
+) -> Iterator[dict[str, np.ndarray]]:
+    """The arrays of every example in the source's order, then of their mirror images."""
+    weights = jax.device_put(model.frozen)
+    program = build.precompute_program(model)
+    total = len(source) * (2 if flip else 1)
+    with progress(total, units_per_step=1) as bar:
+        for start in range(0, total, batch):
+            places = np.arange(start, start + batch).clip(max=total - 1)
+            images, captions = [], []
+            for place in places:
+                example = source[int(place % len(source))]
+                if tokenizer is not None:
+                    captions.append(_caption(example))
+                if latents:
+                    pixels = transforms.decode(example["image"], channels=config.data.channels, name=example["name"])
+                    pixels = transforms.resize_crop(pixels, config.data.height, config.data.width)
+                    images.append(pixels[:, ::-1] if place >= len(source) else pixels)
+            told = {}
+            if images:
+                told["image"] = transforms.to_float(np.stack(images))
+            if tokenizer is not None and model.text is not None:
+                told["tokens"] = model.text.encode(tokenizer, captions)
+            found = interruptible(functools.partial(_computed, program, weights, told))
+            for row in range(min(batch, total - start)):
+                yield {
+                    name: array[row] if array.dtype == bool else array[row].astype(dtype)
+                    for name, array in found.items()
+                }
+            bar.update(min(start + batch, total))
+
+
+def _computed(program: Callable[..., Any], weights: Any, told: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return jax.device_get(program(weights, told))
+
+
+def _caption(example: Example) -> str:
+    if "caption" not in example:
+        raise UserError(f"{example['name']} has no caption, which the text encoder is to read")
+    return example["caption"]

@@ -1,0 +1,135 @@
+"""What is looked at while a model trains: pictures of the same seeds, and of the same examples, every time."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffusion_jax import experiment as build
+from diffusion_jax.data.sources import Source
+from diffusion_jax.data.tokens import Tokenizer
+from diffusion_jax.report import pictures
+from diffusion_jax.train import sharding
+from diffusion_jax.train.interruptible import interruptible
+from diffusion_jax.train.state import Params
+
+Draw = Callable[[Params], np.ndarray]
+"""Averaged parameters -> a picture uint8 [H, W, 3]."""
+
+_PROMPTS = 8  # rows of a grid by caption, where config gives none
+
+
+def samples(
+    config: ConfigDict,
+    model: build.Model,
+    mesh: Mesh,
+    source: Source,
+    tokenizer: Tokenizer | None,
+    frozen: Mapping[str, Params],
+) -> Draw:
+    """Samples in rows: by caption, by class, or by example where the model is told of an image."""
+    program = build.sample_program(model, build.sampling(config), mesh)
+    share = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def draw(params: Params, rows: int, columns: int, cond: Mapping[str, np.ndarray]) -> np.ndarray:
+        """uint8 [rows, columns, H, W, C]; cond has an entry [rows] of each condition."""
+        take = np.arange(-(-rows * columns // share) * share).clip(max=rows * columns - 1)
+        told = {name: a[take // columns] for name, a in cond.items()}
+        split = sharding.batch_sharding(mesh)
+        seeds, told = sharding.to_mesh((take.astype(np.int32), told), split)
+        images = interruptible(lambda: sharding.to_host(program(params, frozen, seeds, told)))
+        return pictures.to_uint8(images[: rows * columns]).reshape(rows, columns, *images.shape[1:])
+
+    if model.spatial:
+        return _by_example(config, model, source, tokenizer, draw)
+    num = config.sample.num
+    if model.text is not None and tokenizer is not None:
+        prompts = list(config.sample.prompts) or _captions(source, min(_PROMPTS, num))
+        columns = max(num // len(prompts), 1)
+        cond = {"tokens": model.text.encode(tokenizer, prompts)}
+        if model.num_classes:
+            cond["label"] = np.full(len(prompts), model.num_classes, np.int32)
+        return lambda params: pictures.labelled_grid(draw(params, len(prompts), columns, cond), rows=prompts)
+    rows = max(model.num_classes, 1)
+    columns = max(num // rows, 1)
+    names = source.class_names or [str(label) for label in range(rows)]
+    cond = {"label": np.arange(rows, dtype=np.int32)} if model.num_classes else {}
+
+    def by_class(params: Params) -> np.ndarray:
+        pixels = draw(params, rows, columns, cond)
+        return pictures.grid(pixels[0]) if rows == 1 else pictures.labelled_grid(pixels, rows=names)
+
+    return by_class
+
+
+def _by_example(
+    config: ConfigDict, model: build.Model, source: Source, tokenizer: Tokenizer | None, draw: Callable[..., np.ndarray]
+) -> Draw:
+    """A row an example: what the model is told, three samples, and the image it is of."""
+    columns = 3
+    rows = max(config.sample.num // columns, 1)
+    batch = first_batch(config, source, model, tokenizer, rows)
+    cond = {"label": batch["label"]} if model.num_classes else {}
+    cond |= {"tokens": batch["tokens"]} if model.text else {}
+    shown = []
+    for condition in model.spatial:
+        parts = {name: np.asarray(a) for name, a in condition.parts(jax.tree.map(jnp.asarray, batch)).items()}
+        cond |= parts | {level: np.zeros(rows, np.float32) for level in condition.levels}
+        shown += [picture_of(name, a, model.shape[2]) for name, a in parts.items()]
+
+    def by_example(params: Params) -> np.ndarray:
+        given = np.stack([*shown], axis=1)
+        real = pictures.to_uint8(batch["image"])[:, None]
+        pixels = np.concatenate([given, draw(params, rows, columns, cond), real], axis=1)
+        return pictures.labelled_grid(pixels, rows=[f"example {i}" for i in batch["index"]])
+
+    return by_example
+
+
+def first_batch(
+    config: ConfigDict, source: Source, model: build.Model | None, tokenizer: Tokenizer | None, count: int
+) -> dict[str, np.ndarray]:
+    """count examples of the training data, not mirrored, with what the model's conditions are made of."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.train.batch_size, config.data.flip, config.data.cache, config.data.workers = count, False, False, 0
+    batches = build.batches(config, source, model, tokenizer, split=False)
+    try:
+        return next(batches)
+    finally:
+        batches.close()
+
+
+def picture_of(name: str, a: np.ndarray, channels: int) -> np.ndarray:
+    """An entry of a spatial condition [B, H, W, C'] as pictures uint8 [B, H, W, channels]: a map's classes as grays."""
+    if a.shape[-1] != channels:
+        classes = a.shape[-1]
+        gray = a if classes == 1 else (a @ np.arange(classes))[..., None] / max(classes - 1, 1)
+        a = np.repeat(2 * gray - 1, channels, axis=-1)
+    return pictures.to_uint8(a)
+
+
+def reconstructions(
+    config: ConfigDict, source: Source, mesh: Mesh, program: Callable[..., build.autoencoder.Reconstruction]
+) -> tuple[Draw, Callable[[Params], dict[str, float]]]:
+    """(a picture of images above what is made of them, their measures), both of averaged parameters."""
+    batch = first_batch(config, source, None, None, max(config.sample.num, 2))
+    images = sharding.to_mesh(batch["image"], sharding.replicated(mesh))
+
+    def draw(params: Params) -> np.ndarray:
+        decoded = interruptible(lambda: sharding.to_host(program(params, images).images))
+        shown = np.stack([pictures.to_uint8(a) for a in (sharding.to_host(images), decoded)])[:, : config.sample.num]
+        return pictures.labelled_grid(shown, rows=["image", "decoded"])
+
+    def measure(params: Params) -> dict[str, float]:
+        made = program(params, images)
+        return {name: float(getattr(made, name)) for name in ("latent_mean", "latent_std", "psnr", "ssim")}
+
+    return draw, measure
+
+
+def _captions(source: Source, count: int) -> list[str]:
+    return [source[i]["caption"] for i in range(min(count, len(source)))]
