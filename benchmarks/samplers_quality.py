@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from digits_quality import quality
 
-from diffusion_jax import experiment as build
+from diffusion_jax import experiment
 from diffusion_jax.core.samplers import SAMPLERS
 from diffusion_jax.report import pictures
 from diffusion_jax.runs.workdir.restored import restore
@@ -26,11 +26,11 @@ _MARGIN = 0.03
 def draw(root: Path, sampler: str, steps: int, num: int) -> tuple[np.ndarray, np.ndarray]:
     """(uint8 images [num, 8, 8, 1], the labels that they were asked for [num])."""
     trained = restore(root, step=None, average=True, overrides={"sampler": sampler, "steps": steps})
-    program = build.sample_program(trained.model, trained.how, trained.mesh)
+    program = experiment.sample_program(trained.model, trained.how, trained.mesh)
     seeds = np.arange(num, dtype=np.int32)
     labels = (seeds % 10).astype(np.int32)
     images = [
-        program(trained.params, trained.frozen, seeds[i : i + _BATCH], {"label": labels[i : i + _BATCH]})
+        program(trained.params, trained.pretrained, seeds[i : i + _BATCH], {"label": labels[i : i + _BATCH]})
         for i in range(0, num, _BATCH)
     ]
     return pictures.to_uint8(np.concatenate(images)), labels

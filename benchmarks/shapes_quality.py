@@ -15,21 +15,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import experiment as build
+from diffusion_jax import experiment
 from diffusion_jax.core.autoencoding import psnr, ssim
 from diffusion_jax.data import shapes
 from diffusion_jax.report import pictures
-from diffusion_jax.runs.workdir import pretrained as frozen
 from diffusion_jax.runs.train.preview_pictures import first_batch
-from diffusion_jax.runs.workdir.restored import restore
+from diffusion_jax.runs.workdir import pretrained as pretrained
 from diffusion_jax.runs.workdir.paths import Workdir
+from diffusion_jax.runs.workdir.restored import restore
 
 
 def measure(root: Path, num: int, out: Path | None, overrides: dict) -> dict[str, float]:
     workdir = Workdir(root)
     config = workdir.read_config()
     config.data.split = "test"
-    source = build.source(config)
+    source = experiment.source(config)
     if config.task == "autoencoder":
         return autoencoder(root, config, source, num)
     trained = restore(root, step=None, average=True, overrides=overrides)
@@ -40,13 +40,13 @@ def measure(root: Path, num: int, out: Path | None, overrides: dict) -> dict[str
         parts = condition.parts(jax.tree.map(jnp.asarray, batch))
         cond |= {name: np.asarray(a) for name, a in parts.items()}
         cond |= {level: np.zeros(num, np.float32) for level in condition.levels}
-    program = build.sample_program(model, trained.how, trained.mesh)
+    program = experiment.sample_program(model, trained.how, trained.mesh)
     size = 50
     drawn = []
     for start in range(0, num, size):
         take = np.arange(start, start + size).clip(max=num - 1)
         told = {name: a[take] for name, a in cond.items()}
-        drawn.append(np.asarray(program(trained.params, trained.frozen, take.astype(np.int32), told)))
+        drawn.append(np.asarray(program(trained.params, trained.pretrained, take.astype(np.int32), told)))
     images = np.concatenate(drawn)[:num]
     pixels = pictures.to_uint8(images)
     if out:
@@ -85,7 +85,7 @@ def mean_iou(pixels: np.ndarray, maps: np.ndarray) -> float:
 
 
 def autoencoder(root: Path, config, source, num: int) -> dict[str, float]:
-    trained = frozen.read_autoencoder(root)
+    trained = pretrained.read_autoencoder(root)
     x = first_batch(config, source, None, None, num)["image"]
     run = jax.jit(lambda x: trained.network.apply({"params": trained.params}, x))
     parts = [run(x[i : i + 50]) for i in range(0, num, 50)]

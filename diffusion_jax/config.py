@@ -57,7 +57,7 @@ def base(network: str = "unet") -> ConfigDict:
                 "dtype": "float32",  # of the computation; parameters are float32 always
                 **options(family(network)),
             },
-            "text": "",  # spec, build/text.py: transformer(...), trained along, or huggingface(folder=...), frozen
+            "text": "",  # spec, models/text.py: transformer(...), trained along, or huggingface(folder=...), pretrained
             "spatial": (),  # specs, core/conditions.py: low_resolution(...), inpaint(...), map(...)
             "level_scale": 1000.0,  # times a level of noise augmentation in [0, 1), as sinusoids are made for 0 .. 1000
             "condition_dropout": 0.1,  # probability of no class and no caption in training, for guidance

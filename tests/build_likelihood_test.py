@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from diffusion_jax import experiment as build
-from diffusion_jax.models.likelihood import METHODS, bits_per_dim_program
-from diffusion_jax.models.sampling import sampling
+from diffusion_jax import experiment
 from diffusion_jax.config import base
 from diffusion_jax.core.predictions import Prediction
 from diffusion_jax.core.reconstruction import first_time
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.likelihood import METHODS, bits_per_dim_program
+from diffusion_jax.models.sampling import sampling
 from diffusion_jax.train import sharding
 
 VALUES = 2 * np.arange(256) / 255 - 1
@@ -51,7 +51,7 @@ def of_few_values(schedule, values, p):
 
 def measured(spec, method, steps, denoiser, images):
     """Bits per dimension [B] of a perfect model on the schedule that spec names."""
-    schedule = build.schedule(spec)
+    schedule = experiment.schedule(spec)
     model = types.SimpleNamespace(schedule=schedule, parameterization=types.SimpleNamespace(learned_variance=False))
     measure = METHODS[method](model, steps)
     keys = jax.random.split(jax.random.key(0), len(images))
@@ -108,7 +108,7 @@ def test_a_learned_schedule_is_measured_as_it_has_been_learned(monkeypatch):
     config = base()
     config.schedule, config.objective = "learned(hidden=8)", "vdm"
     config.model.update(channels=4, multipliers=(1,), blocks=1, attention=(), groups=2, num_classes=0)
-    model = build.model(config)
+    model = experiment.model(config)
 
     def last_logsnr(model, steps):
         return lambda denoise, schedule, images, keys: {"total": jnp.full(len(images), schedule.logsnr(jnp.ones(())))}
@@ -123,7 +123,7 @@ def test_a_learned_schedule_is_measured_as_it_has_been_learned(monkeypatch):
 
 
 def test_a_chain_of_one_step_has_no_ode():
-    model = types.SimpleNamespace(schedule=build.schedule("cosine(steps=1)"))
+    model = types.SimpleNamespace(schedule=experiment.schedule("cosine(steps=1)"))
     assert first_time(model.schedule) == 1
     with pytest.raises(UserError, match="a chain of 2 steps or more"):
         METHODS["ode"](model, 0)

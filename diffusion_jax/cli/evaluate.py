@@ -76,8 +76,8 @@ def run(values: flags.FlagValues) -> None:
 
 
 def request(values: flags.FlagValues, **more: Any) -> Any:
-    """What the flags ask for, as a `runs.evaluate.Request`."""
-    from diffusion_jax.runs.evaluate.run import Judged, Likelihood, Request
+    """What the flags ask for, as a `runs.evaluate.run.Request`."""
+    from diffusion_jax.runs.evaluate.run import Likelihood, MetricRequest, Request
 
     weights, reference, clip = (Path(p) if p else None for p in (values.weights, values.reference, values.clip))
     said = sampling.arguments(values)
@@ -88,7 +88,7 @@ def request(values: flags.FlagValues, **more: Any) -> Any:
         batch=values.batch,
         split=values.split,
         likelihood=Likelihood(values.method, values.likelihood_steps),
-        judged=Judged(values.features, weights, reference, values.kid_size, values.kid_subsets, clip),
+        metric_request=MetricRequest(values.features, weights, reference, values.kid_size, values.kid_subsets, clip),
         real=values.real,
         overrides=overrides,
         **said,

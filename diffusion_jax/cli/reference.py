@@ -29,9 +29,9 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Writes the statistics."""
+    from diffusion_jax.runs.evaluate.feature_extractor import MetricRequest
     from diffusion_jax.runs.evaluate.reference import reference
-    from diffusion_jax.runs.evaluate.feature_extractor import Judged
 
-    judged = Judged(values.features, Path(values.weights) if values.weights else None)
+    metric_request = MetricRequest(values.features, Path(values.weights) if values.weights else None)
     out, num, batch = Path(values.out), values.num, values.batch
-    reference(values.config, out, judged=judged, split=values.split, num=num, batch=batch)
+    reference(values.config, out, metric_request=metric_request, split=values.split, num=num, batch=batch)

@@ -62,8 +62,8 @@ def _given(values: flags.FlagValues) -> Any:
         expand = ()
     if len(expand) != 4:
         raise UserError(f"--expand is left,top,right,bottom in pixels, as in 8,0,8,0; got {','.join(values.expand)}")
-    from diffusion_jax.runs.sample.edit import Given
+    from diffusion_jax.runs.sample.edit import EditRequest
 
     mask = Path(values.mask) if values.mask else None
     options = (values.strength, values.resample, values.invert, values.jump)
-    return Given(Path(values.init_image), mask, expand, *options)
+    return EditRequest(Path(values.init_image), mask, expand, *options)

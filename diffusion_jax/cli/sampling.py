@@ -94,10 +94,10 @@ def guided_by(values: flags.FlagValues) -> Any:
     for name, of in (("classifier_scale", "classifier"), ("weak_step", "weak")):
         if values[name].present and not values[of].value:
             raise UserError(f"--{name} needs its --{of}=WORKDIR too")
-    from diffusion_jax.runs.workdir.restored import GuidedBy
+    from diffusion_jax.runs.workdir.restored import GuideRequest
 
     classifier, weak = (Path(folder) if folder else None for folder in (values.classifier, values.weak))
-    return GuidedBy(classifier, values.classifier_scale, weak, values.weak_step)
+    return GuideRequest(classifier, values.classifier_scale, weak, values.weak_step)
 
 
 def average(values: flags.FlagValues) -> bool | float:
@@ -113,8 +113,8 @@ def average(values: flags.FlagValues) -> bool | float:
 
 
 def _asked(values: flags.FlagValues) -> Any:
-    from diffusion_jax.runs.sample.conditions import Asked, read_prompts
+    from diffusion_jax.runs.sample.conditions import SampleRequest, read_prompts
 
     prompts = list(values.prompt) + (read_prompts(Path(values.prompts)) if values.prompts else [])
     low_res, semantic = (Path(path) if path else None for path in (values.low_res, values.map))
-    return Asked(values.label, prompts, values.negative_prompt, low_res, values.augment, semantic)
+    return SampleRequest(values.label, prompts, values.negative_prompt, low_res, values.augment, semantic)

@@ -4,10 +4,33 @@ Throughout: t in [0, 1], 0 is data and 1 is noise; x_t = alpha(t) x_0 + sigma(t)
 arrays are [B, *spatial, C]; images lie in [-1, 1]. `docs/library.md` shows how the parts go together.
 """
 
-from diffusion_jax.core import editing, grids, likelihood, losses, objectives, predictions, samplers, schedules, times, weightings
+from diffusion_jax.core import (
+    editing,
+    grids,
+    likelihood,
+    losses,
+    objectives,
+    predictions,
+    samplers,
+    schedules,
+    times,
+    weightings,
+)
 from diffusion_jax.core.bound import variational_bound
 from diffusion_jax.core.continuous_bound import continuous_bound
-from diffusion_jax.core.denoisers import Condition, Denoiser, autoguidance, classifier_free, classifier_guidance, condition, dynamic_threshold, from_network, interval, static_threshold, std_rescale
+from diffusion_jax.core.denoisers import (
+    Condition,
+    Denoiser,
+    autoguidance,
+    classifier_free,
+    classifier_guidance,
+    condition,
+    dynamic_threshold,
+    from_network,
+    interval,
+    static_threshold,
+    std_rescale,
+)
 from diffusion_jax.core.grids import GRIDS
 from diffusion_jax.core.likelihood import log_likelihood
 from diffusion_jax.core.losses import DISTANCES, denoising_loss, simple_loss, vlb_loss

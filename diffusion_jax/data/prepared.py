@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from diffusion_jax.data.tfds_source import DrawnShapes, ShapesConfig, drawn_shapes
 
 
-def at_hand(spec: str, data_dir: str | None = None) -> bool:
+def is_prepared(spec: str, data_dir: str | None = None) -> bool:
     """Whether the data of a source such as tfds:cifar10 can be read at once.
 
     True for a source that there is none of, of which opening it says what is wrong.

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jax import Array
 from ml_collections import ConfigDict
 
-from diffusion_jax.models.text import DTYPES
-from diffusion_jax.experiment.training import Trainee
 from diffusion_jax.core import autoencoding as ae
 from diffusion_jax.core.objectives import Drawn, Examples, Objective, Trained
 from diffusion_jax.errors import UserError
+from diffusion_jax.experiment.training import Trainee
 from diffusion_jax.interop import lpips_weights
+from diffusion_jax.models.text import DTYPES
 from diffusion_jax.nets import perceptual
 from diffusion_jax.nets.autoencoder import AutoencoderKL
 from diffusion_jax.nets.discriminator import PatchDiscriminator
@@ -74,8 +74,8 @@ def trainee(config: ConfigDict) -> Trainee:
     return Trainee(
         two_players(options, net, judge),
         init,
-        lambda key, batch, frozen: Examples(batch["image"], {}),
-        lambda params, frozen, key: Trained(params, frozen),
+        lambda key, batch, pretrained: Examples(batch["image"], {}),
+        lambda params, pretrained, key: Trained(params, pretrained),
         net.tensor_rules,
         net.outer_layers,
         players=("autoencoder", "discriminator"),
@@ -100,8 +100,8 @@ def two_players(options: ConfigDict, net: AutoencoderKL, judge: PatchDiscriminat
 
         def reconstruction(y: Array) -> Array:
             found = _mean(DISTANCES[options.distance](x - y))
-            if "perceptual" in trained.frozen:
-                lpips = perceptual.LPIPS().apply({"params": trained.frozen["perceptual"]}, x, y)
+            if "perceptual" in trained.pretrained:
+                lpips = perceptual.LPIPS().apply({"params": trained.pretrained["perceptual"]}, x, y)
                 found += options.perceptual_weight * lpips
             return found
 
@@ -142,7 +142,7 @@ def _weight(net: AutoencoderKL, params: Params, z: Array, reconstruction: Any, g
     return ae.adaptive_weight(*(pull(jax.grad(f)(y))[0] for f in (reconstruction, generator)))
 
 
-def frozen(config: ConfigDict) -> dict[str, Params]:
+def pretrained(config: ConfigDict) -> dict[str, Params]:
     """The weights of the perceptual loss, where there is one, from the file that config names."""
     options = config.autoencoder
     if not options.perceptual:

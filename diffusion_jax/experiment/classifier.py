@@ -1,26 +1,23 @@
-"""A classifier of noisy images: its training, and what it adds to sampling."""
+"""A classifier of noisy images: its network and its training."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import Array
 from ml_collections import ConfigDict
 
-from diffusion_jax.experiment.model import schedule
-from diffusion_jax.experiment.objective import time_sampling
-from diffusion_jax.models.text import DTYPES
-from diffusion_jax.experiment.training import Trainee
 from diffusion_jax.config import base
 from diffusion_jax.core import process
 from diffusion_jax.core.objectives import Examples, Trained, cross_entropy
-from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.core.times import AdaptiveTimes
-from diffusion_jax.data.classes import Classes
 from diffusion_jax.errors import UserError
+from diffusion_jax.experiment.model import schedule
+from diffusion_jax.experiment.objective import time_sampling
+from diffusion_jax.experiment.training import Trainee
+from diffusion_jax.models.classifier import Classifier
+from diffusion_jax.models.text import DTYPES
 from diffusion_jax.nets import classifier as nets
 from diffusion_jax.train.state import Params
 
@@ -29,42 +26,6 @@ _SHARED = ("num_classes", "channels", "multipliers", "blocks", "attention", "hea
 
 _ALWAYS = {"scale_shift": True, "resample": "block"}
 """What it does whatever `model` says."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Classifier:
-    """A trained classifier p(y | x_t), and how strongly it guides."""
-
-    network: nn.Module
-    params: Params
-    num_classes: int
-    shape: tuple[int, ...]  # H W C
-    scale: float
-    classes: Classes | None = None
-    numbers: tuple[int, ...] | None = None  # of each class of the model that is guided; None: the same
-
-    def check(self, num_classes: int, shape: tuple[int, ...]) -> None:
-        """Raises UserError unless it is of this many classes (0: any) and images of this shape."""
-        if self.shape != shape or num_classes not in (0, self.num_classes):
-            raise UserError(
-                f"the classifier is of {self.num_classes} classes of images {self.shape}, the model of {num_classes} "
-                f"classes of {shape}"
-            )
-
-    def log_prob(self, params: Params, label: Array, schedule: Schedule) -> Callable[[Array, Array], Array]:
-        """(x [B, H, W, C], t [B]) -> log p(label | x_t) [B]; the null class, num_classes, gives 0.
-
-        label [B] is the model's.
-        """
-        if self.numbers is not None:
-            label = jnp.asarray((*self.numbers, self.num_classes))[label]
-
-        def log_prob(x: Array, t: Array) -> Array:
-            logits = self.network.apply({"params": params}, x, schedule.conditioning(t))
-            chosen = jax.nn.one_hot(label, self.num_classes)
-            return jnp.sum(chosen * jax.nn.log_softmax(logits), axis=-1)  # type: ignore[arg-type]
-
-        return log_prob
 
 
 def network(config: ConfigDict) -> nets.Classifier:
@@ -105,16 +66,16 @@ def trainee(config: ConfigDict) -> Trainee:
         x = jnp.zeros((1, config.data.height, config.data.width, config.data.channels))
         return net.init(key, x, jnp.zeros(1))["params"]
 
-    def trained(params: Params, frozen: Mapping[str, Params], dropout: Array) -> Trained:
+    def trained(params: Params, pretrained: Mapping[str, Params], dropout: Array) -> Trained:
         def apply(x: Array, t: Array, cond: Any) -> Array:
             return net.apply({"params": params}, x, t, train=True, rngs={"dropout": dropout})  # type: ignore[return-value]
 
-        return Trained(params, frozen, apply, noise)
+        return Trained(params, pretrained, apply, noise)
 
     return Trainee(
         cross_entropy(times, noise),
         init,
-        lambda key, batch, frozen: Examples(batch["image"], {"label": batch["label"]}),
+        lambda key, batch, pretrained: Examples(batch["image"], {"label": batch["label"]}),
         trained,
         net.tensor_rules,
         net.outer_layers,

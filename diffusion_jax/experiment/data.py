@@ -5,12 +5,12 @@ from functools import partial
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax.experiment.model import Model
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.data.classes import Classes, renumbered, shown
 from diffusion_jax.data.precomputed import Precomputed
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.model import Model
 
 _CAPTIONS = 20_000  # read to learn a tokenizer
 

@@ -8,14 +8,15 @@ from jax import ShapeDtypeStruct
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax.experiment import autoencoder, classifier, training
-from diffusion_jax.models.latent import Autoencoder
-from diffusion_jax.experiment.model import Model
-from diffusion_jax.experiment.model import model as training_model
-from diffusion_jax.models.sampling import sample_program, sampling
-from diffusion_jax.experiment.training import Trainee
 from diffusion_jax.core.schedules.learned import Learned
 from diffusion_jax.errors import UserError
+from diffusion_jax.experiment import autoencoder, classifier, training
+from diffusion_jax.experiment.model import model as training_model
+from diffusion_jax.experiment.sampling import sampling
+from diffusion_jax.experiment.training import Trainee
+from diffusion_jax.models.latent import Autoencoder
+from diffusion_jax.models.model import Model
+from diffusion_jax.models.sampling import sample_program
 from diffusion_jax.train import sharding
 
 Traced = Any
@@ -102,14 +103,14 @@ def traced_step(config: ConfigDict, model: Model | None, mesh: Mesh) -> Traced:
     """The compiled step of training, of any task, as far as before its compilation."""
     trained = trainee(config, model)
     step = training.compiled_step(config, trained, mesh)
-    frozen: Any = model.frozen if model is not None else {}
+    pretrained: Any = model.pretrained if model is not None else {}
     if config.task == "autoencoder":
-        frozen = autoencoder.frozen(config)
+        pretrained = autoencoder.pretrained(config)
     batch, several = abstract_batch(config, model), config.train.steps_per_dispatch
     if several > 1:
         batch = {name: ShapeDtypeStruct((several, *a.shape), a.dtype) for name, a in batch.items()}
     seed = jax.eval_shape(lambda: jax.random.key(0))
-    return step.trace(training.abstract_state(config, trained), batch, seed, jax.tree.map(_shape, frozen))
+    return step.trace(training.abstract_state(config, trained), batch, seed, jax.tree.map(_shape, pretrained))
 
 
 def traced_sampler(config: ConfigDict, model: Model, mesh: Mesh) -> tuple[Traced, int]:
@@ -131,7 +132,7 @@ def traced_sampler(config: ConfigDict, model: Model, mesh: Mesh) -> tuple[Traced
         cond |= condition.parts(batch) | {level: jnp.zeros(1) for level in condition.levels}
     told = {name: ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for name, a in cond.items()}
     program = sample_program(model, sampling(config), mesh)
-    return program.trace(params, jax.tree.map(held, model.frozen), ShapeDtypeStruct((n,), jnp.int32), told), n
+    return program.trace(params, jax.tree.map(held, model.pretrained), ShapeDtypeStruct((n,), jnp.int32), told), n
 
 
 def without_remat(config: ConfigDict) -> ConfigDict | None:

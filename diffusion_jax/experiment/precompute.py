@@ -11,11 +11,11 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from diffusion_jax.experiment.model import Model
-from diffusion_jax.experiment.training import FEATURES
 from diffusion_jax.data.precomputed import Precomputed, open_precomputed
 from diffusion_jax.data.tokens import from_folder
 from diffusion_jax.errors import UserError
+from diffusion_jax.experiment.training import FEATURES
+from diffusion_jax.models.model import Model
 from diffusion_jax.train.state import Params
 
 
@@ -34,19 +34,19 @@ def parts(model: Model) -> tuple[str, ...]:
 
 
 def precompute_program(model: Model) -> Callable[[Mapping[str, Params], Mapping[str, Any]], dict[str, Array]]:
-    """(frozen, {"image": [B, H, W, C], "tokens": [B, N]}, each where `parts` has it) -> arrays by name; jitted.
+    """(pretrained, {"image": [B, H, W, C], "tokens": [B, N]}, each where `parts` has it) -> arrays by name; jitted.
 
     mean and logvar [B, h, w, z] of scaled latents; text [B, N, D], text_mask [B, N] and, where the
     network is told of it, text_pooled [B, D].
     """
 
     @jax.jit
-    def program(frozen: Mapping[str, Params], batch: Mapping[str, Any]) -> dict[str, Array]:
+    def program(pretrained: Mapping[str, Params], batch: Mapping[str, Any]) -> dict[str, Array]:
         found: dict[str, Array] = {}
         if "image" in batch and model.autoencoder is not None:
-            found["mean"], found["logvar"] = model.autoencoder.encode(frozen["autoencoder"], batch["image"])
+            found["mean"], found["logvar"] = model.autoencoder.encode(pretrained["autoencoder"], batch["image"])
         if "tokens" in batch:
-            encoded = model.encode_text(frozen["text"], batch)
+            encoded = model.encode_text(pretrained["text"], batch)
             found |= {name: encoded[name] for name in FEATURES if name in encoded}
         return found
 
@@ -85,7 +85,7 @@ def precomputed(config: ConfigDict, model: Model) -> Precomputed | None:
 
 def made_by(model: Model) -> dict[str, str]:
     """Digests of all that decides what is computed of an example: {part of the model: SHA-256}."""
-    digests = {name: digest(params) for name, params in model.frozen.items()}
+    digests = {name: digest(params) for name, params in model.pretrained.items()}
     if model.text is None or "text" not in digests:
         return digests
     options = {

@@ -11,18 +11,18 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax.experiment.model import Model
-from diffusion_jax.experiment.objective import objective
 from diffusion_jax.core import conditions
 from diffusion_jax.core.autoencoding import sample_posterior
 from diffusion_jax.core.objectives import Examples, Objective, Trained
+from diffusion_jax.experiment.objective import objective
+from diffusion_jax.models.model import Model
 from diffusion_jax.train import optimizer as optimizers
 from diffusion_jax.train import sharding
 from diffusion_jax.train import step as steps
 from diffusion_jax.train.ema import gamma_of
 from diffusion_jax.train.state import Params, TrainState, create
 
-FROZEN: Mapping[str, Params] = {}
+NO_WEIGHTS: Mapping[str, Params] = {}
 """Of a model all of whose weights are trained."""
 
 
@@ -52,15 +52,15 @@ class Trainee:
 def of_model(config: ConfigDict, model: Model) -> Trainee:
     """The training of a diffusion model."""
 
-    def trained(params: Params, frozen: Mapping[str, Params], dropout: Array) -> Trained:
+    def trained(params: Params, pretrained: Mapping[str, Params], dropout: Array) -> Trained:
         apply = lambda x, t, cond: model.apply(params, x, t, cond, dropout)  # noqa: E731
         own = params["objective"] if model.own is not None else ()
-        return Trained(params, frozen, apply, model.bind(params).schedule, own)
+        return Trained(params, pretrained, apply, model.bind(params).schedule, own)
 
     return Trainee(
         objective(config, model.schedule, model.parameterization),
         model.init,
-        lambda key, batch, frozen: examples(config, model, frozen)(key, batch),
+        lambda key, batch, pretrained: examples(config, model, pretrained)(key, batch),
         trained,
         model.tensor_rules,
         model.outer_layers,
@@ -101,28 +101,30 @@ def layout(config: ConfigDict, trainee: Trainee, mesh: Mesh) -> TrainState:
 
 
 def examples(
-    config: ConfigDict, model: Model, frozen: Mapping[str, Params] = FROZEN
+    config: ConfigDict, model: Model, pretrained: Mapping[str, Params] = NO_WEIGHTS
 ) -> Callable[[Array, steps.Batch], Examples]:
     """(key, batch) -> what a step trains on: images or their latents, and what the model is told of each.
 
     A batch holds "image", or "mean" and "logvar" of its latents, and what `batches` adds for the model's conditions;
-    frozen is the model's, on the devices.
+    pretrained is the model's, on the devices.
     """
 
     def draw(key: Array, batch: steps.Batch) -> Examples:
-        x0 = _x0(model, jax.random.fold_in(key, 3), batch, frozen)
+        x0 = _x0(model, jax.random.fold_in(key, 3), batch, pretrained)
         cond_key = jax.random.split(key, 3)[2]  # the objective draws with the others
-        return Examples(x0, _conditions(model, cond_key, batch, frozen, dropout=config.condition_dropout))
+        return Examples(x0, _conditions(model, cond_key, batch, pretrained, dropout=config.condition_dropout))
 
     return draw
 
 
-def train_step(config: ConfigDict, trainee: Trainee, mesh: Mesh, frozen: Mapping[str, Params] = FROZEN) -> steps.Step:
+def train_step(
+    config: ConfigDict, trainee: Trainee, mesh: Mesh, pretrained: Mapping[str, Params] = NO_WEIGHTS
+) -> steps.Step:
     """The step of config, not yet compiled; one of several steps where config dispatches several at once."""
     step = steps.train_step(
         trainee.objective,
-        lambda key, batch: trainee.examples(key, batch, frozen),
-        lambda params, key: trainee.trained(sharding.gather(params, mesh, trainee.tensor_rules), frozen, key),
+        lambda key, batch: trainee.examples(key, batch, pretrained),
+        lambda params, key: trainee.trained(sharding.gather(params, mesh, trainee.tensor_rules), pretrained, key),
         optimizer(config, trainee),
         ema_decay=config.ema.decay,
         ema_warmup=config.ema.warmup,
@@ -137,14 +139,14 @@ def gammas(config: ConfigDict) -> tuple[float, ...]:
     return tuple(gamma_of(sigma) for sigma in config.ema.profiles)
 
 
-def _x0(model: Model, key: Array, batch: Mapping[str, Array], frozen: Mapping[str, Params]) -> Array:
+def _x0(model: Model, key: Array, batch: Mapping[str, Array], pretrained: Mapping[str, Params]) -> Array:
     """The images, or samples of their latents: the same whether these are encoded here or were precomputed."""
     if model.autoencoder is None:
         return batch["image"]
     if "mean" in batch:
         mean, logvar = batch["mean"], batch["logvar"]
     else:
-        mean, logvar = model.autoencoder.encode(frozen["autoencoder"], batch["image"])
+        mean, logvar = model.autoencoder.encode(pretrained["autoencoder"], batch["image"])
     return sample_posterior(mean, logvar, jax.random.normal(key, mean.shape))
 
 
@@ -153,7 +155,7 @@ FEATURES = ("text", "text_mask", "text_pooled")
 
 
 def _conditions(
-    model: Model, key: Array, batch: Mapping[str, Array], frozen: Mapping[str, Params], *, dropout: float
+    model: Model, key: Array, batch: Mapping[str, Array], pretrained: Mapping[str, Params], *, dropout: float
 ) -> dict[str, Array]:
     """What the network is told of each example, or not: class and caption are left out together."""
     cond: dict[str, Any] = {}
@@ -167,25 +169,25 @@ def _conditions(
         null = model.null(cond)
         if encoded and model.text:
             nothing = {"tokens": jnp.asarray(model.text.null)[None]}
-            null, cond = {**null, **model.encode_text(frozen["text"], nothing)}, cond | encoded
+            null, cond = {**null, **model.encode_text(pretrained["text"], nothing)}, cond | encoded
         cond = {name: jnp.where(out.reshape(-1, *(1,) * (a.ndim - 1)), null[name], a) for name, a in cond.items()}
     if "tokens" in cond and model.text and not model.text.trained:
-        cond = dict(model.encode_text(frozen["text"], cond))
+        cond = dict(model.encode_text(pretrained["text"], cond))
     for i, condition in enumerate(model.spatial):
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, i))
-        parts = dict(model.encode_images(frozen, condition.parts(batch)))
+        parts = dict(model.encode_images(pretrained, condition.parts(batch)))
         cond |= conditions.dropped(dropout_key, condition.augment(augment_key, parts), condition.dropout)
     return cond
 
 
 def compiled_step(config: ConfigDict, trainee: Trainee, mesh: Mesh) -> Any:
-    """(state, batch, seed, frozen) -> `train_step`, jitted over the mesh; the state that it is given is donated."""
+    """(state, batch, seed, pretrained) -> `train_step`, jitted over the mesh; the state that it is given is donated."""
     train_step(config, trainee, mesh)  # raises now what the first step would, with the workdir written
     where = layout(config, trainee, mesh)
     everywhere = sharding.replicated(mesh)
     batch = sharding.batch_sharding(mesh, leading=int(config.train.steps_per_dispatch > 1))
     return jax.jit(
-        lambda state, batch, seed, frozen: train_step(config, trainee, mesh, frozen)(state, batch, seed),
+        lambda state, batch, seed, pretrained: train_step(config, trainee, mesh, pretrained)(state, batch, seed),
         in_shardings=(where, batch, everywhere, everywhere),
         out_shardings=(where, everywhere),
         donate_argnums=0,

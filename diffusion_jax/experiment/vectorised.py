@@ -12,9 +12,9 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax.experiment import training
-from diffusion_jax.experiment.model import Model
 from diffusion_jax.errors import UserError
+from diffusion_jax.experiment import training
+from diffusion_jax.models.model import Model
 from diffusion_jax.train import sharding
 from diffusion_jax.train.state import Params, TrainState
 
@@ -58,7 +58,7 @@ def train_steps(
     config: ConfigDict,
     model: Model,
     mesh: Mesh,
-    frozen: Mapping[str, Params] = training.FROZEN,
+    pretrained: Mapping[str, Params] = training.NO_WEIGHTS,
     *,
     own_batches: bool = False,
     at_once: bool = True,
@@ -72,7 +72,7 @@ def train_steps(
 
     def step(state: TrainState, batch: Mapping[str, Array], seed: Array, values: Mapping[str, Array]) -> Any:
         changed = _changed(config, values)
-        return training.train_step(changed, training.of_model(changed, model), mesh, frozen)(state, batch, seed)
+        return training.train_step(changed, training.of_model(changed, model), mesh, pretrained)(state, batch, seed)
 
     def steps(states: TrainState, batch: Any, seeds: Array, values: Mapping[str, Array]) -> Any:
         states = states._replace(step=jnp.broadcast_to(states.step, seeds.shape))

@@ -10,10 +10,10 @@ import jax
 from jax import Array
 from jax.sharding import Mesh
 
-from diffusion_jax.models.features import Features
 from diffusion_jax.data import tokens
 from diffusion_jax.interop import huggingface_clip
 from diffusion_jax.interop.huggingface_text import WEIGHTS
+from diffusion_jax.models.features import Features
 from diffusion_jax.nets.clip import ClipVision, clip_score, preprocess
 from diffusion_jax.nets.text import ClipText
 from diffusion_jax.train import sharding

@@ -10,14 +10,14 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from diffusion_jax.experiment.model import Model
-from diffusion_jax.models.sampling import ALONE, Guided, Guides, Sampling, guided
 from diffusion_jax.core import editing
 from diffusion_jax.core.conditions import inpaint
 from diffusion_jax.core.denoisers import Condition, Denoiser
 from diffusion_jax.core.grids import GRIDS
 from diffusion_jax.core.samplers import SAMPLERS
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.model import Model
+from diffusion_jax.models.sampling import ALONE, Guided, Guides, Sampling, guided
 from diffusion_jax.spec import from_spec
 from diffusion_jax.train import sharding
 from diffusion_jax.train.state import Params
@@ -49,7 +49,7 @@ def edit_times(model: Model, how: Sampling, edit: Edit) -> np.ndarray:
 
 
 def edit_program(model: Model, how: Sampling, mesh: Mesh, edit: Edit, guides: Guides = ALONE) -> Any:
-    """(params, frozen, seeds [B], cond, image [H, W, C], unknown bool [H, W, 1]) -> edited images [B, H, W, C].
+    """(params, pretrained, seeds [B], cond, image [H, W, C], unknown bool [H, W, 1]) -> edited images [B, H, W, C].
 
     With edit.inpaint the pixels that are not unknown come back as they are; a model trained to inpaint is told them,
     any other is held to them at every step. Otherwise as `sample_program`, the spatial entries of cond as large as the
@@ -72,19 +72,19 @@ def edit_program(model: Model, how: Sampling, mesh: Mesh, edit: Edit, guides: Gu
     strides = tuple(max(n // 2, 1) for n in window)
     canvas = tuple(n // factor for n in edit.canvas)
 
-    def denoiser(guide: Guided, params: Params, frozen: Mapping[str, Params], cond: Condition) -> Denoiser:
+    def denoiser(guide: Guided, params: Params, pretrained: Mapping[str, Params], cond: Condition) -> Denoiser:
         if canvas == window:
-            return guide(params, frozen, cond)
+            return guide(params, pretrained, cond)
         # Every window of an example is told the same, and of what is spread over the canvas its own part.
         count = editing.count_windows(canvas, window, strides)
         pixels = tuple(n * factor for n in window), tuple(n * factor for n in strides)
         parts = {
             name: editing.crops(a, *pixels) if a.ndim == 4 else jnp.repeat(a, count, axis=0) for name, a in cond.items()
         }
-        return editing.in_windows(guide(params, frozen, parts), window, strides)
+        return editing.in_windows(guide(params, pretrained, parts), window, strides)
 
     def program(
-        params: Params, frozen: Mapping[str, Params], seeds: Array, cond: Condition, image: Array, unknown: Array
+        params: Params, pretrained: Mapping[str, Params], seeds: Array, cond: Condition, image: Array, unknown: Array
     ) -> Array:
         images = jnp.broadcast_to(image, (len(seeds), *image.shape))
         masks = jnp.broadcast_to(unknown, (len(seeds), *unknown.shape))
@@ -92,19 +92,19 @@ def edit_program(model: Model, how: Sampling, mesh: Mesh, edit: Edit, guides: Gu
             cond = {**cond, **inpaint().parts({"image": images, "mask": masks[..., 0]})}
         x0, hidden = images, masks
         if model.autoencoder is not None:
-            x0 = model.autoencoder.encode(frozen["autoencoder"], images)[0]
+            x0 = model.autoencoder.encode(pretrained["autoencoder"], images)[0]
             hidden = model.autoencoder.shrink(masks.astype(jnp.float32)) > 0
         method = editing.repaint(sampler, x0, hidden, edit.resample, edit.jump) if hold else sampler
         schedule = model.bind(params).schedule
-        denoise = denoiser(guide, params, frozen, cond)
+        denoise = denoiser(guide, params, pretrained, cond)
         if edit.invert:
             silent = dict(model.null(cond)) if {"label", "tokens"} & set(cond) else dict(cond)
             silent.pop("negative", None)
-            noise = editing.invert(denoiser(plain, params, frozen, silent), schedule, jnp.asarray(times), x0)
+            noise = editing.invert(denoiser(plain, params, pretrained, silent), schedule, jnp.asarray(times), x0)
             x = editing.integrate(denoise, sampler, schedule, jnp.asarray(times), noise, editing.step_keys(seeds))
         else:
             x = editing.sample_from(denoise, method, schedule, jnp.asarray(times), seeds, x0)
-        drawn = model.decode(frozen, x, how.decode_tile)
+        drawn = model.decode(pretrained, x, how.decode_tile)
         return editing.blend(images, drawn, unknown, border=0 if factor == 1 else factor) if edit.inpaint else drawn
 
     split = sharding.batch_sharding(mesh)

@@ -12,10 +12,10 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from diffusion_jax.experiment.classifier import Classifier
 from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop import inception_weights
+from diffusion_jax.models.classifier import Classifier
 from diffusion_jax.nets.inception import SIDE, InceptionV3
 from diffusion_jax.train import sharding
 from diffusion_jax.train.state import Params

@@ -11,8 +11,6 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from diffusion_jax.experiment.model import Model
-from diffusion_jax.models.sampling import Sampling, guided
 from diffusion_jax.core import likelihood
 from diffusion_jax.core.bound import prior_term, variational_bound
 from diffusion_jax.core.continuous_bound import diffusion_term
@@ -22,6 +20,8 @@ from diffusion_jax.core.process import diffuse
 from diffusion_jax.core.reconstruction import first_time, log_gaussian, reconstruction
 from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.model import Model
+from diffusion_jax.models.sampling import Sampling, guided
 from diffusion_jax.train import sharding
 from diffusion_jax.train.state import Params
 
@@ -39,7 +39,7 @@ Measure = Callable[[Denoiser, Schedule, Array, Array], Parts]
 
 
 def bits_per_dim_program(model: Model, how: Sampling, mesh: Mesh, method: str, steps: int = 0) -> Any:
-    """(params, frozen, images [B, H, W, C], seed, examples [B], cond) -> parts, bits/dim [B] by name; compiled.
+    """(params, pretrained, images [B, H, W, C], seed, examples [B], cond) -> parts, bits/dim [B] by name; compiled.
 
     Image i's random draws depend on seed and examples[i], its place in the data set, alone. cond is what each image's
     own conditions are (`own_conditions`); there is no guidance, and no threshold. methods are those of `METHODS`; steps
@@ -58,10 +58,10 @@ def bits_per_dim_program(model: Model, how: Sampling, mesh: Mesh, method: str, s
     guide = guided(model, plain)
 
     def program(
-        params: Params, frozen: Mapping[str, Params], images: Array, seed: Array, examples: Array, cond: Condition
+        params: Params, pretrained: Mapping[str, Params], images: Array, seed: Array, examples: Array, cond: Condition
     ) -> Parts:
         keys = jax.vmap(lambda example: jax.random.fold_in(jax.random.key(seed), example))(examples)
-        return measure(guide(params, frozen, cond), model.bind(params).schedule, images, keys)
+        return measure(guide(params, pretrained, cond), model.bind(params).schedule, images, keys)
 
     split = sharding.batch_sharding(mesh)
     return jax.jit(program, in_shardings=(None, None, split, None, split, split), out_shardings=split)

@@ -10,17 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from diffusion_jax.experiment.classifier import Classifier
-from diffusion_jax.experiment.model import Model
 from diffusion_jax.core import denoisers
 from diffusion_jax.core.denoisers import Condition, Denoiser
 from diffusion_jax.core.grids import GRIDS
-from diffusion_jax.core.predictions import PREDICTIONS
 from diffusion_jax.core.samplers import SAMPLERS, sample
 from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.classifier import Classifier
+from diffusion_jax.models.model import Model
 from diffusion_jax.spec import from_spec
 from diffusion_jax.train import sharding
 from diffusion_jax.train.state import Params
@@ -46,20 +44,8 @@ class Sampling:
     decode_tile: int
 
 
-def sampling(config: ConfigDict, overrides: Mapping[str, Any] | None = None) -> Sampling:
-    """The sampling that config asks for in training, the default of the sample command; overrides replace fields.
-
-    Plain ddpm takes the variance that the network has learned, where the prediction learns one.
-    """
-    fields = {field.name: config.sample[field.name] for field in dataclasses.fields(Sampling)} | dict(overrides or {})
-    if fields["sampler"].replace(" ", "") in ("ddpm", "ddpm()"):
-        learned = from_spec(config.prediction, PREDICTIONS, "prediction").learned_variance
-        fields["sampler"] = "ddpm(variance='learned')" if learned else fields["sampler"]
-    return Sampling(**fields)
-
-
 Guided = Callable[[Params, Mapping[str, Params], Condition], Denoiser]
-"""(params, frozen, cond) -> the denoiser with its conditions, guidance and threshold."""
+"""(params, pretrained, cond) -> the denoiser with its conditions, guidance and threshold."""
 
 
 class Guides(NamedTuple):
@@ -73,28 +59,28 @@ ALONE = Guides()
 
 
 def sample_program(model: Model, how: Sampling, mesh: Mesh, guides: Guides = ALONE) -> Any:
-    """(params, frozen, seeds [B], cond) -> images [B, H, W, C] in about [-1, 1], one compiled program for all of it.
+    """(params, pretrained, seeds [B], cond) -> images [B, H, W, C] in about [-1, 1], all in one compiled program.
 
     cond holds, of what the model is told, "label" [B] (num_classes is the null class), "tokens" [B, N] and, if guidance
     is to lead away from another than the empty caption, "negative" [B, N]; and the entries of spatial conditions at the
-    image's size. frozen is the model's on the devices, and "classifier" and "weak" of the guides. B is a multiple of
-    the mesh's data x fsdp. Raises UserError, before anything is traced, for what the model cannot do.
+    image's size. pretrained is the model's on the devices, with "classifier" and "weak" of the guides. B is a multiple
+    of the mesh's data x fsdp. Raises UserError, before anything is traced, for what the model cannot do.
     """
     sampler = from_spec(how.sampler, SAMPLERS, "sampler")
     times = from_spec(how.grid, GRIDS, "time grid")(model.schedule, how.steps)
     guide = guided(model, how, guides)
 
-    def program(params: Params, frozen: Mapping[str, Params], seeds: Array, cond: Condition) -> Array:
-        denoise = guide(params, frozen, cond)
+    def program(params: Params, pretrained: Mapping[str, Params], seeds: Array, cond: Condition) -> Array:
+        denoise = guide(params, pretrained, cond)
         x = sample(denoise, sampler, model.bind(params).schedule, jnp.asarray(times), seeds, model.x_shape)
-        return model.decode(frozen, x, how.decode_tile)
+        return model.decode(pretrained, x, how.decode_tile)
 
     split = sharding.batch_sharding(mesh)
     return jax.jit(program, in_shardings=(None, None, split, split), out_shardings=split)
 
 
 def trajectory_program(model: Model, how: Sampling, mesh: Mesh, *, columns: int) -> tuple[Any, np.ndarray]:
-    """((params, frozen, seeds [B], cond) -> (x, x0), times [K]): `sample_program`'s trajectory in one program.
+    """((params, pretrained, seeds [B], cond) -> (x, x0), times [K]): `sample_program`'s trajectory in one program.
 
     x [K, B, H, W, C] is the sampler's state at K of its times, evenly spaced in steps, from noise to the samples; x0
     is the denoiser's prediction there, guided and thresholded as the sampler sees it, and at t = 0 the sample; both
@@ -106,8 +92,8 @@ def trajectory_program(model: Model, how: Sampling, mesh: Mesh, *, columns: int)
     shown = np.linspace(0, len(grid) - 1, min(columns, len(grid))).round().astype(int)
     times = grid[shown]
 
-    def program(params: Params, frozen: Mapping[str, Params], seeds: Array, cond: Condition) -> tuple[Array, Array]:
-        denoise = guide(params, frozen, cond)
+    def program(params: Params, pretrained: Mapping[str, Params], seeds: Array, cond: Condition) -> tuple[Array, Array]:
+        denoise = guide(params, pretrained, cond)
         schedule = model.bind(params).schedule
         path = sample(denoise, sampler, schedule, jnp.asarray(grid), seeds, model.x_shape, trajectory=True)
         x = path[shown]
@@ -117,7 +103,7 @@ def trajectory_program(model: Model, how: Sampling, mesh: Mesh, *, columns: int)
             return denoise(x, jnp.full(len(seeds), t)).x0
 
         x0 = jax.lax.map(predict, (x[:-1], jnp.asarray(times[:-1], x.dtype)))
-        decode = lambda x: model.decode(frozen, x, how.decode_tile)  # noqa: E731
+        decode = lambda x: model.decode(pretrained, x, how.decode_tile)  # noqa: E731
         return jax.lax.map(decode, x), jax.lax.map(decode, jnp.concatenate([x0, x[-1:]]))
 
     split = sharding.batch_sharding(mesh)
@@ -154,35 +140,35 @@ def guided(model: Model, how: Sampling, guides: Guides = ALONE) -> Guided:
     wrappers(model.schedule)  # bad options raise here
     threshold(lambda x, t: denoisers.Prediction(x, x), model.schedule)
 
-    def guide(params: Params, frozen: Mapping[str, Params], cond: Condition) -> Denoiser:
+    def guide(params: Params, pretrained: Mapping[str, Params], cond: Condition) -> Denoiser:
         schedule = model.bind(params).schedule
         scale, rescale = wrappers(schedule)
         cond = dict(cond)
         negative = cond.pop("negative", None)
         label = cond.get("label") if model.num_classes else cond.pop("label", None)
-        cond = dict(model.encode_images(frozen, cond))
+        cond = dict(model.encode_images(pretrained, cond))
         if weak is None:
             null = dict(model.null(cond))
             if negative is not None:
                 null["tokens"] = negative
-            told, silent = (_told(model, params, frozen, c) for c in (cond, null))
+            told, silent = (_told(model, params, pretrained, c) for c in (cond, null))
             denoise = denoisers.classifier_free(model.denoiser(params), told, silent, scale, rescale)
         else:
             both = [
-                denoisers.condition(m.denoiser(p), _told(m, p, frozen, cond))
-                for m, p in ((model, params), (weak, frozen["weak"]))
+                denoisers.condition(m.denoiser(p), _told(m, p, pretrained, cond))
+                for m, p in ((model, params), (weak, pretrained["weak"]))
             ]
             denoise = denoisers.autoguidance(both[0], both[1], scale, rescale)
         if classifier is not None and label is not None:
-            log_prob = classifier.log_prob(frozen["classifier"], label, schedule)
+            log_prob = classifier.log_prob(pretrained["classifier"], label, schedule)
             denoise = denoisers.classifier_guidance(denoise, log_prob, schedule, classifier.scale)
         return threshold(denoise, schedule)
 
     return guide
 
 
-def _told(model: Model, params: Params, frozen: Mapping[str, Params], cond: Condition) -> Condition:
+def _told(model: Model, params: Params, pretrained: Mapping[str, Params], cond: Condition) -> Condition:
     """cond with its caption encoded, by the model's own text encoder or the published one."""
     if model.text is None:
         return cond
-    return model.encode_text(params["text"] if model.text.trained else frozen["text"], cond)
+    return model.encode_text(params["text"] if model.text.trained else pretrained["text"], cond)

@@ -109,7 +109,7 @@ def transformer(
 
 
 def huggingface(folder: str, length: int = 77, penultimate: bool = False, dtype: str = "float32") -> Text:
-    """The CLIP or BERT text encoder in a folder, frozen, on its own tokens; penultimate is of CLIP alone."""
+    """The CLIP or BERT text encoder in a folder, pretrained, on its own tokens; penultimate is of CLIP alone."""
     if dtype not in DTYPES:
         raise UserError(f"huggingface takes a dtype of {' or '.join(DTYPES)}; got {dtype!r}")
     found = huggingface_text.load(folder)
@@ -125,8 +125,8 @@ def huggingface(folder: str, length: int = 77, penultimate: bool = False, dtype:
 
 
 def clip(width: int = 768, layers: int = 12, heads: int = 12, length: int = 77, dtype: str = "float32") -> Text:
-    """A frozen CLIP text encoder by its sizes alone, ViT-L's by default: enough to plan with before its weights are at
-    hand.
+    """A pretrained CLIP text encoder by its sizes alone, ViT-L's by default: enough to plan with before its weights
+    have been downloaded.
     """
     if dtype not in DTYPES:
         raise UserError(f"clip takes a dtype of {' or '.join(DTYPES)}; got {dtype!r}")

@@ -9,11 +9,11 @@ import pytest
 import scipy.special
 from PIL import Image
 
-from diffusion_jax import experiment as build
-from diffusion_jax.models import likelihood
+from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
 from diffusion_jax.config import base
 from diffusion_jax.evals import moments, scores
+from diffusion_jax.models import likelihood
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import sharding
 from diffusion_jax.train.checkpoint import Checkpoints, whole
@@ -32,9 +32,9 @@ def write(root, *, task="diffusion", schedule="cosine(steps=50)", scale=0.1):
     workdir = Workdir(root)
     workdir.write_config(config)
     if task == "diffusion":
-        abstract = build.abstract_state(config, build.trainee(config, build.model(config)))
+        abstract = experiment.abstract_state(config, experiment.trainee(config, experiment.model(config)))
     elif task == "classifier":
-        abstract = build.abstract_state(config, build.classifier.trainee(config))
+        abstract = experiment.abstract_state(config, experiment.classifier.trainee(config))
     else:
         return root
     rng = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def images(num, entry="image"):
     """The first num digits as the command takes them, [N, 8, 8, 1] in [-1, 1]; or another of their entries."""
     config = base()
     config.train.batch_size = num
-    with contextlib.closing(build.batches(config, build.source(config))) as batches:
+    with contextlib.closing(experiment.batches(config, experiment.source(config))) as batches:
         return next(batches)[entry].astype(np.float64)
 
 
@@ -74,7 +74,7 @@ def test_the_ode_of_an_exact_model_and_its_decoder_are_those_of_a_normal(home, t
     """v = 0 is exact for data of N(0, I): x_start is normal, and x0 about alpha x_start with variance sigma^2."""
     entry = evaluate(home / "gaussian", tmp_path / "a.json", "--metrics=bits_per_dim", "--method=ode", "--num=16")
     entry = entry["metrics"]["bits_per_dim"]
-    schedule, x0 = build.schedule("cosine(steps=50)"), images(16)
+    schedule, x0 = experiment.schedule("cosine(steps=50)"), images(16)
     alpha, sigma = (float(a) for a in schedule.level(np.float32(0.02)))
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(images(16, "index").astype(int))
     eps = np.asarray(likelihood._normal(likelihood._split(keys, 0, 3)[0], x0), np.float64)
@@ -97,7 +97,7 @@ def test_the_bound_of_an_exact_model_is_its_closed_form(home, tmp_path):
     """Each term's mean over the noise: E (x0 - alpha x)^2 = sigma^4 x0^2 + alpha^2 sigma^2 for x0^ = alpha x."""
     entry = evaluate(home / "gaussian", tmp_path / "a.json", "--metrics=bits_per_dim", "--num=32")
     entry = entry["metrics"]["bits_per_dim"]
-    schedule = build.schedule("cosine(steps=50)")
+    schedule = experiment.schedule("cosine(steps=50)")
     alpha, sigma = (np.asarray(a, np.float64) for a in schedule.level(np.arange(51) / np.float32(50)))
     x0, diffusion = images(32), 0.0
     for t in range(2, 51):
@@ -116,7 +116,7 @@ def test_the_bound_in_continuous_time_is_its_integral(home, tmp_path):
     """-1/2 of the integral of logsnr' E (eps - sigma x)^2, that is alpha^4 + (alpha sigma x0)^2, from half a bin on."""
     flags = ("--metrics=bits_per_dim", "--num=32", "--likelihood_steps=32")
     entry = evaluate(home / "continuous", tmp_path / "a.json", *flags)["metrics"]["bits_per_dim"]
-    schedule = build.schedule("vp")
+    schedule = experiment.schedule("vp")
     logsnr = np.linspace(2 * np.log(255), float(schedule.logsnr(1.0)), 4001)
     alpha, sigma = 1 / np.sqrt(1 + np.exp(-logsnr)), 1 / np.sqrt(1 + np.exp(logsnr))
     error = alpha**4 + (alpha * sigma) ** 2 * (images(32) ** 2).mean()
@@ -167,12 +167,12 @@ def test_the_distance_is_that_of_the_samples_that_sample_draws(home, many, tmp_p
     config = Workdir(home / "classifier").read_config()
     with contextlib.closing(Checkpoints(home / "classifier/checkpoints", read_only=True)) as checkpoints:
         mesh = sharding.mesh(devices=jax.devices()[:1])
-        params = checkpoints.restore_tree("ema", whole(build.classifier.trainee(config).abstract, mesh), 7)
-    net = build.classifier.network(config)
+        params = checkpoints.restore_tree("ema", whole(experiment.classifier.trainee(config).abstract, mesh), 7)
+    net = experiment.classifier.network(config)
 
     @jax.jit
     def pooled(x):
-        t = build.schedule(config.schedule).conditioning(np.zeros(len(x), np.float32))
+        t = experiment.schedule(config.schedule).conditioning(np.zeros(len(x), np.float32))
         aside = net.apply({"params": params}, x, t, mutable=["intermediates"])[1]
         return aside["intermediates"]["attention_pool"]["pooled"][0]
 

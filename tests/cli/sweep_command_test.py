@@ -10,7 +10,8 @@ import pytest
 
 from diffusion_jax.cli.main import main
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs.sweep import local as sweep_local, slurm as sweep_slurm
+from diffusion_jax.runs.sweep import local as sweep_local
+from diffusion_jax.runs.sweep import slurm as sweep_slurm
 from diffusion_jax.runs.sweep.run import load
 from diffusion_jax.train.faults import Stop
 

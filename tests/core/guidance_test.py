@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from samplers_exact import VE, VP, Gaussian, jit, solve
 
-from diffusion_jax.core.denoisers import autoguidance, classifier_free, classifier_guidance, condition, dynamic_threshold, from_network, interval, static_threshold, std_rescale
+from diffusion_jax.core.denoisers import (
+    autoguidance,
+    classifier_free,
+    classifier_guidance,
+    condition,
+    dynamic_threshold,
+    from_network,
+    interval,
+    static_threshold,
+    std_rescale,
+)
 from diffusion_jax.core.grids import logsnr
 from diffusion_jax.core.predictions import PREDICTIONS, Prediction, eps_from_x0
 from diffusion_jax.core.samplers import SAMPLERS, ddim

@@ -9,7 +9,16 @@ import pytest
 from samplers_exact import CONTINUOUS, VP, Gaussian, Mixture, jit, keys
 
 from diffusion_jax.core.grids import logsnr
-from diffusion_jax.core.likelihood import OFFSET_8_BIT, adaptive, bits_per_dim, dequantize, exact_trace, fixed, hutchinson, log_likelihood
+from diffusion_jax.core.likelihood import (
+    OFFSET_8_BIT,
+    adaptive,
+    bits_per_dim,
+    dequantize,
+    exact_trace,
+    fixed,
+    hutchinson,
+    log_likelihood,
+)
 from diffusion_jax.core.likelihood import rising as rising_times
 from diffusion_jax.core.predictions import Prediction
 from diffusion_jax.core.schedules import SCHEDULES

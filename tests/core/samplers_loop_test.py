@@ -11,7 +11,20 @@ from samplers_exact import CONTINUOUS, VP, Gaussian, jit, keys, noises, solve
 
 from diffusion_jax.core.grids import leading, trailing, uniform
 from diffusion_jax.core.predictions import Prediction
-from diffusion_jax.core.samplers import SAMPLERS, Sampler, ddim, ddim_inversion, ddpm, dpmpp_2s, evaluations, heun, integrate, plms, predictor_corrector, sample
+from diffusion_jax.core.samplers import (
+    SAMPLERS,
+    Sampler,
+    ddim,
+    ddim_inversion,
+    ddpm,
+    dpmpp_2s,
+    evaluations,
+    heun,
+    integrate,
+    plms,
+    predictor_corrector,
+    sample,
+)
 from diffusion_jax.core.samplers.loop import one_evaluation_a_step, standard_normal
 from diffusion_jax.core.schedules import SCHEDULES, Level, learned
 from diffusion_jax.errors import UserError

@@ -6,7 +6,20 @@ import pytest
 from samplers_exact import CONTINUOUS, Rotated, jit
 
 from diffusion_jax.core.grids import logsnr
-from diffusion_jax.core.samplers import SAMPLERS, ddim, ddpm, dpmpp_2m_sde, dpmpp_2s, dpmpp_3m_sde, dpmpp_sde, euler, euler_ancestral, heun, predictor_corrector, sample
+from diffusion_jax.core.samplers import (
+    SAMPLERS,
+    ddim,
+    ddpm,
+    dpmpp_2m_sde,
+    dpmpp_2s,
+    dpmpp_3m_sde,
+    dpmpp_sde,
+    euler,
+    euler_ancestral,
+    heun,
+    predictor_corrector,
+    sample,
+)
 
 DATA = Rotated()
 EXAMPLES, PAIRS = 32, 256  # samples of the plane in each example: the size of a Langevin step needs the norm of many

@@ -15,7 +15,24 @@ from samplers_exact import jit, keys, noises
 from diffusion_jax.core.denoisers import condition, from_network
 from diffusion_jax.core.grids import karras, leading, linspace, logsnr, trailing
 from diffusion_jax.core.predictions import PREDICTIONS, Prediction
-from diffusion_jax.core.samplers import ddim, ddim_inversion, ddpm, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, dpmpp_3m, dpmpp_3m_sde, dpmpp_sde, euler, euler_ancestral, heun, integrate, plms, predictor_corrector, unipc
+from diffusion_jax.core.samplers import (
+    ddim,
+    ddim_inversion,
+    ddpm,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_2s,
+    dpmpp_3m,
+    dpmpp_3m_sde,
+    dpmpp_sde,
+    euler,
+    euler_ancestral,
+    heun,
+    integrate,
+    plms,
+    predictor_corrector,
+    unipc,
+)
 from diffusion_jax.core.schedules import SCHEDULES, edm, linear, ve
 
 pytestmark = pytest.mark.parity

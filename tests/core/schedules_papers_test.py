@@ -8,7 +8,24 @@ import numpy as np
 import pytest
 import scipy.integrate
 
-from diffusion_jax.core.schedules import DiscreteVP, Learned, continuous_cosine, cosine, edm, input_scale, linear, rectified_flow, scaled_linear, shift, sigmoid, sub_vp, time_shift, ve, vp, zero_snr
+from diffusion_jax.core.schedules import (
+    DiscreteVP,
+    Learned,
+    continuous_cosine,
+    cosine,
+    edm,
+    input_scale,
+    linear,
+    rectified_flow,
+    scaled_linear,
+    shift,
+    sigmoid,
+    sub_vp,
+    time_shift,
+    ve,
+    vp,
+    zero_snr,
+)
 from diffusion_jax.core.schedules.learned import apply, init
 from diffusion_jax.errors import UserError
 

@@ -5,7 +5,15 @@ import pytest
 import scipy.stats
 
 from diffusion_jax.core.schedules import edm, linear, rectified_flow, vp
-from diffusion_jax.core.times import ADAPTIVE_TIMES, TIMES, log_normal, logit_normal, loss_second_moment, low_discrepancy, uniform
+from diffusion_jax.core.times import (
+    ADAPTIVE_TIMES,
+    TIMES,
+    log_normal,
+    logit_normal,
+    loss_second_moment,
+    low_discrepancy,
+    uniform,
+)
 from diffusion_jax.errors import UserError
 
 N = 20_000

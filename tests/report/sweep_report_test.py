@@ -14,7 +14,18 @@ from matplotlib.text import Text
 from PIL import Image
 
 from diffusion_jax.report.sweep import report_html
-from diffusion_jax.report.sweep_figures import DARK, LIGHT, Row, best_of, curves_svg, parallel_svg, places, ranked, report_figure, report_png
+from diffusion_jax.report.sweep_figures import (
+    DARK,
+    LIGHT,
+    Row,
+    best_of,
+    curves_svg,
+    parallel_svg,
+    places,
+    ranked,
+    report_figure,
+    report_png,
+)
 
 ROWS = [
     Row(0, "done", 0.5, {"optimizer.lr": 1e-3, "decay": "cosine <&>"}, ((10, 0.9), (20, 0.5)), seconds=3.0),

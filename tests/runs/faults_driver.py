@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from diffusion_jax import experiment as build
+from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
 from diffusion_jax.train.checkpoint import TREES
 
@@ -50,14 +50,14 @@ class Poisoned:
 @contextlib.contextmanager
 def poisoned(first, last):
     """Within, training reads NaN for the batches [first, last)."""
-    whole = build.batches
-    build.batches = lambda config, *args, **options: Poisoned(
+    whole = experiment.batches
+    experiment.batches = lambda config, *args, **options: Poisoned(
         whole(config, *args, **options), first, last, config.train.batch_size
     )
     try:
         yield
     finally:
-        build.batches = whole
+        experiment.batches = whole
 
 
 def trace_once():
@@ -67,9 +67,9 @@ def trace_once():
     def once(name, make):
         return lambda *args: made[name] if name in made else made.setdefault(name, make(*args))
 
-    build.compiled_step = once("step", build.compiled_step)
-    state = once("state", build.initial_state)
-    build.initial_state = lambda *args: jax.tree.map(jnp.copy, state(*args))  # the step donates its own
+    experiment.compiled_step = once("step", experiment.compiled_step)
+    state = once("state", experiment.initial_state)
+    experiment.initial_state = lambda *args: jax.tree.map(jnp.copy, state(*args))  # the step donates its own
 
 
 def digest(folder, step):
@@ -96,22 +96,22 @@ def run(name, workdir, **changes):
 @contextlib.contextmanager
 def endless_drawing():
     """Within, a program that draws never ends, and says when it begins."""
-    drawing = build.sample_program
+    drawing = experiment.sample_program
 
     def endless(model, how, mesh, *guides):
         turns = jax.jit(lambda: jax.lax.while_loop(lambda x: x >= 0, lambda x: (x + 1.0) % 7.0, 0.0))
 
-        def program(params, frozen, seeds, told):
+        def program(params, pretrained, seeds, told):
             print("drawing", flush=True)
             return turns()
 
         return program
 
-    build.sample_program = endless
+    experiment.sample_program = endless
     try:
         yield
     finally:
-        build.sample_program = drawing
+        experiment.sample_program = drawing
 
 
 if __name__ == "__main__":

@@ -13,15 +13,15 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from configs.tiny import get_config as tiny
-from diffusion_jax import experiment as build
 from diffusion_jax import config as configs
+from diffusion_jax import experiment
 from diffusion_jax.data import tokens
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs.workdir import pretrained as frozen
 from diffusion_jax.runs.train import tasks
+from diffusion_jax.runs.workdir import pretrained as pretrained
 from diffusion_jax.runs.workdir.mirror import Mirror
-from diffusion_jax.runs.workdir.restored import GuidedBy, restore
 from diffusion_jax.runs.workdir.paths import Workdir
+from diffusion_jax.runs.workdir.restored import GuideRequest, restore
 from diffusion_jax.train.checkpoint import Checkpoints
 
 TEXT = "transformer(length=24, vocabulary=270, width=8, layers=1, heads=2)"
@@ -63,7 +63,7 @@ def save(workdir, config, abstract, step=5, **options):
 
 def start(config, workdir):
     """What the run of config in workdir starts with; its copies are in the workdir, as `train` leaves them."""
-    task = tasks.task(config, workdir, build.mesh(config))
+    task = tasks.task(config, workdir, experiment.mesh(config))
     workdir.write_config(config)
     task.keep()
     return task
@@ -72,7 +72,7 @@ def start(config, workdir):
 def captions_of(workdir, task):
     """What the tokens of a batch mean to the tokenizer that the workdir keeps."""
     with contextlib.closing(task.batches) as batches:
-        return set(frozen.read_tokenizer(workdir).decode(next(batches)["tokens"]))
+        return set(pretrained.read_tokenizer(workdir).decode(next(batches)["tokens"]))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def write_autoencoder(root, step):
     config = tiny()
     config.task, config.data.channels = "autoencoder", 3
     config.autoencoder.update(channels=4, multipliers=(1, 1), blocks=1, groups=2, mid_attention=False)
-    save(Workdir(root), config, build.autoencoder.abstract_state(config), step, measured={"latent_std": 2.0})
+    save(Workdir(root), config, experiment.autoencoder.abstract_state(config), step, measured={"latent_std": 2.0})
 
 
 def latent(folders, autoencoder, **changes):
@@ -143,22 +143,24 @@ def traced_once():
     """The autoencoders here are of one shape, which is traced again at every reading."""
     with pytest.MonkeyPatch.context() as patch:
         once = functools.cache(lambda text: trace(configs.from_json(text)))
-        trace = build.autoencoder.abstract_state
-        patch.setattr(build.autoencoder, "abstract_state", lambda config: once(configs.to_json(config)))
+        trace = experiment.autoencoder.abstract_state
+        patch.setattr(experiment.autoencoder, "abstract_state", lambda config: once(configs.to_json(config)))
         yield
 
 
 def begin(config, workdir):
     """`start` of the model alone."""
-    origin = frozen.origin(config, workdir)
-    model = frozen.model(config, origin)
+    origin = pretrained.origin(config, workdir)
+    model = pretrained.model(config, origin)
     workdir.write_config(config)
-    frozen.keep(config, workdir, origin, model, None)
+    pretrained.keep(config, workdir, origin, model, None)
     return model
 
 
 def same(workdir, root):
-    return frozen.same_autoencoder(frozen.read_autoencoder(workdir.autoencoder), frozen.read_autoencoder(root))
+    return pretrained.same_autoencoder(
+        pretrained.read_autoencoder(workdir.autoencoder), pretrained.read_autoencoder(root)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +178,7 @@ def test_a_killed_runs_autoencoder_is_not_used_and_is_replaced(folders, autoenco
     begin(latent(folders, a), workdir)
     assert same(workdir, a)
     model = begin(latent(folders, b), workdir)  # of fewer steps than what is left there
-    assert frozen.same_autoencoder(model.autoencoder, frozen.read_autoencoder(b))
+    assert pretrained.same_autoencoder(model.autoencoder, pretrained.read_autoencoder(b))
     assert same(workdir, b)
 
 
@@ -185,7 +187,7 @@ def test_the_autoencoder_is_the_one_that_the_parameters_were_trained_with(folder
     shutil.copytree(autoencoders[0], a)
     workdir, other = Workdir(tmp_path / "run"), Workdir(tmp_path / "other")
     model = begin(latent(folders, a), workdir)
-    save(workdir, latent(folders, a), build.abstract_state(latent(folders, a), model))
+    save(workdir, latent(folders, a), experiment.abstract_state(latent(folders, a), model))
     for config, place in (
         (latent(folders, b), workdir),
         (latent(folders, b, init_from=str(workdir.root)), other),
@@ -242,7 +244,7 @@ def test_the_published_text_encoder_is_the_parameters_own(folders, tmp_path):
     begin(published(folders, b), workdir)
     model = begin(published(folders, a), workdir)  # after a kill before the first checkpoint
     assert words() == (a / "vocab.txt").read_bytes()
-    save(workdir, published(folders, a), build.abstract_state(published(folders, a), model))
+    save(workdir, published(folders, a), experiment.abstract_state(published(folders, a), model))
     with pytest.raises(UserError, match=rf"{b}.* does not name .*: it is another; give .*huggingface\(folder='{a}'"):
         begin(published(folders, b), workdir)
     begin(published(folders, c), workdir)
@@ -263,7 +265,7 @@ def test_a_mirror_holds_one_runs_copies(folders, autoencoders, tmp_path):
         begin(latent(folders, a), workdir)
         Mirror(address, workdir.root).begin()
         model = begin(latent(folders, b), workdir)
-        save(workdir, latent(folders, b), build.abstract_state(latent(folders, b), model))
+        save(workdir, latent(folders, b), experiment.abstract_state(latent(folders, b), model))
         Mirror(address, workdir.root).begin()
         begin(latent(folders, a), other)
         assert Mirror(address, other.root).fetch() == 5
@@ -276,7 +278,7 @@ def test_a_weaker_model_of_other_words_is_refused(folders, trained, tmp_path):
     other = Workdir(tmp_path / "other")
     task = start(captioned(folders, "second"), other)
     save(other, captioned(folders, "second"), task.abstract)
-    asked = {"step": None, "average": True, "overrides": {"guidance": 2.0}}
-    restore(trained.root, **asked, guided_by=GuidedBy(weak=trained.root))
+    sample_request = {"step": None, "average": True, "overrides": {"guidance": 2.0}}
+    restore(trained.root, **sample_request, guided_by=GuideRequest(weak=trained.root))
     with pytest.raises(UserError, match="has another tokenizer than the model"):
-        restore(trained.root, **asked, guided_by=GuidedBy(weak=other.root))
+        restore(trained.root, **sample_request, guided_by=GuideRequest(weak=other.root))

@@ -14,9 +14,9 @@ import pytest
 from random_workdir import write
 
 from diffusion_jax.evals.gathering import Gathered
-from diffusion_jax.runs.evaluate.measured_samples import Interrupted, Subject, Told, gather_samples
-from diffusion_jax.runs.evaluate.feature_extractor import Ruler
-from diffusion_jax.runs.evaluate.partial import Unfinished
+from diffusion_jax.runs.evaluate.feature_extractor import FeatureExtractor
+from diffusion_jax.runs.evaluate.measured_samples import Interrupted, SampleBatch, SampleSource, gather_samples
+from diffusion_jax.runs.evaluate.partial import PartialEvaluation
 from diffusion_jax.train import sharding
 from diffusion_jax.train.faults import stop_on_signal
 
@@ -26,13 +26,13 @@ DRIVER = """
 import time
 import jax
 import numpy as np
-from diffusion_jax import experiment as build
+from diffusion_jax import experiment
 from diffusion_jax.cli.main import entry
 from diffusion_jax.report import pictures
 
 endless = jax.jit(lambda: jax.lax.while_loop(lambda x: x >= 0, lambda x: (x + 1.0) % 7.0, 0.0))
 
-def draw(params, frozen, seeds, told):
+def draw(params, pretrained, seeds, told):
     print("drawing", flush=True)
     return endless() if {phase!r} == "drawing" else np.zeros((len(seeds), 8, 8, 1), np.float32)
 
@@ -41,7 +41,7 @@ def encode(image):
     time.sleep(0.1)
     return b""
 
-build.sample_program = lambda *how: draw
+experiment.sample_program = lambda *how: draw
 pictures.encode_png = encode
 entry()
 """
@@ -93,14 +93,14 @@ def test_an_evaluation_that_is_stopped_in_a_batch_keeps_those_before(tmp_path):
             ended.wait(60)
         return jnp.zeros((8, 2, 2, 1))
 
-    told = lambda first: (Told({}, np.zeros((8, 2, 2, 1), np.float32)) for _ in range(first, 3))  # noqa: E731
-    subject = Subject(sharding.mesh(), (2, 2, 1), draw, told, "", restores=True)
-    unfinished = Unfinished(tmp_path, {})
+    told = lambda first: (SampleBatch({}, np.zeros((8, 2, 2, 1), np.float32)) for _ in range(first, 3))  # noqa: E731
+    sample_source = SampleSource(sharding.mesh(), (2, 2, 1), draw, told, "", restores=True)
+    partial = PartialEvaluation(tmp_path, {})
     begun = time.monotonic()
     with stop_on_signal(), pytest.raises(Interrupted, match="8 of 24 samples"):
-        gather_samples(["psnr"], subject, np.arange(24), 8, Ruler(None, None), unfinished, show=False)
+        gather_samples(["psnr"], sample_source, np.arange(24), 8, FeatureExtractor(None, None), partial, show=False)
     ended.set()
     assert time.monotonic() - begun < 10  # two small programs are compiled in it
-    found = Unfinished(tmp_path, {}).of("samples")[0]
+    found = PartialEvaluation(tmp_path, {}).of("samples")[0]
     assert isinstance(found, Gathered)
     assert found.count == 8

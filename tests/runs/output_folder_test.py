@@ -24,8 +24,8 @@ def fill(folder, files):
 
 
 def write(out, files=NEW, **options):
-    with OutputFolder(out, marker="manifest.json", **options).written() as unfinished:
-        fill(unfinished, files)
+    with OutputFolder(out, marker="manifest.json", **options).written() as partial:
+        fill(partial, files)
 
 
 @pytest.fixture(params=["new", "new below new", "empty", "current", "link", "link to nothing", "mount-like"])
@@ -69,8 +69,8 @@ def test_checking_leaves_nothing(out, tmp_path):
 
 
 def fail(out, error):
-    with OutputFolder(out).written() as unfinished:
-        fill(unfinished, NEW)
+    with OutputFolder(out).written() as partial:
+        fill(partial, NEW)
         raise error
 
 

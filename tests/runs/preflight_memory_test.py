@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from configs.tiny import get_config
-from diffusion_jax import experiment as build
-from diffusion_jax.experiment import plan
+from diffusion_jax import experiment
 from diffusion_jax.errors import UserError
+from diffusion_jax.experiment import plan
 from diffusion_jax.runs.plan import preflight
 from diffusion_jax.train import memory, sharding
 from diffusion_jax.train.checkpoint import abstract_like
@@ -15,7 +15,7 @@ from diffusion_jax.train.checkpoint import abstract_like
 
 @pytest.fixture(scope="module")
 def model():
-    return build.model(get_config())
+    return experiment.model(get_config())
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def check(model, batch_size, **train):
     config = get_config()
     config.train.update(batch_size=batch_size, **train)
     mesh = sharding.mesh()
-    state = build.abstract_state(config, model)
-    preflight.check_memory(config, model, abstract_like(state, build.layout(config, state, mesh)), mesh)
+    state = experiment.abstract_state(config, model)
+    preflight.check_memory(config, model, abstract_like(state, experiment.layout(config, state, mesh)), mesh)
 
 
 @pytest.mark.slow

@@ -15,7 +15,8 @@ import pytest
 from sweep_driver import STUB
 
 from diffusion_jax.cli.main import main
-from diffusion_jax.runs.sweep import local as sweep_local, trials as sweep_trials
+from diffusion_jax.runs.sweep import local as sweep_local
+from diffusion_jax.runs.sweep import trials as sweep_trials
 from diffusion_jax.train.faults import Stop
 
 ROOT = Path(__file__).parents[2]

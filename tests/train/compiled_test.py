@@ -6,8 +6,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusion_jax.runs.plan import compiled
-from diffusion_jax.train import sharding
 from diffusion_jax.runs.plan.compiled import Collective
+from diffusion_jax.train import sharding
 
 
 def program(f, mesh, specs, out, *shapes):

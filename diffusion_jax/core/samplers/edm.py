@@ -10,7 +10,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffusion_jax.core.process import transition
-from diffusion_jax.core.samplers.loop import Sampler, ends_at_data, one_evaluation_a_step, steps_of, two_evaluations_a_step
+from diffusion_jax.core.samplers.loop import (
+    Sampler,
+    ends_at_data,
+    one_evaluation_a_step,
+    steps_of,
+    two_evaluations_a_step,
+)
 from diffusion_jax.core.samplers.trapezoid import trapezoidal_weight
 from diffusion_jax.core.schedules import Level, Schedule
 from diffusion_jax.errors import UserError

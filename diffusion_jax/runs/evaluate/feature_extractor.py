@@ -10,16 +10,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_jax import experiment as build
-from diffusion_jax.models import clip
-from diffusion_jax.models import features as build_features
-from diffusion_jax.models.clip import ClipScore
-from diffusion_jax.models.features import Features
+from diffusion_jax import experiment
 from diffusion_jax.errors import UserError
 from diffusion_jax.evals import moments, sample_metrics
 from diffusion_jax.evals.moments import Statistics
 from diffusion_jax.evals.sample_metrics import METRICS, Options
-from diffusion_jax.runs.workdir import pretrained as frozen
+from diffusion_jax.models import clip
+from diffusion_jax.models import features as build_features
+from diffusion_jax.models.clip import ClipScore
+from diffusion_jax.models.features import Features
+from diffusion_jax.runs.workdir import pretrained as pretrained
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train.checkpoint import Checkpoints
 
@@ -33,7 +33,7 @@ WEIGHTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class MetricRequest:
     """What samples are judged by, as the command's flags say it."""
 
     features: str = ""  # inception, clip, or the workdir of a classifier
@@ -80,11 +80,11 @@ class Judged:
         if self.features not in WEIGHTS and self.weights is not None:
             raise UserError(f"--weights is of --features={' or '.join(WEIGHTS)}; a classifier's are in its workdir")
 
-    def ruler(self, names: Sequence[str], mesh: Mesh, shape: tuple[int, ...], size: int) -> "Ruler":
+    def extractor(self, names: Sequence[str], mesh: Mesh, shape: tuple[int, ...], size: int) -> "FeatureExtractor":
         """What measures batches of size of images of this shape; raises UserError where it does not fit them."""
         score = clip.score(self.clip, mesh) if self.clip is not None else None
         if not sample_metrics.of_features(names):
-            return Ruler(None, self.options, score=score)
+            return FeatureExtractor(None, self.options, score=score)
         features = self._features(mesh)
         images = jax.ShapeDtypeStruct((size, *shape), np.uint8)
         widths = {name: a.shape[-1] for name, a in jax.eval_shape(features.apply, images).items()}
@@ -95,7 +95,7 @@ class Judged:
                 f"{bad} takes {lacking[0]} features, which --features=inception has; {features.name} has none"
             )
         if self.reference is None:
-            return Ruler(features, self.options, score=score)
+            return FeatureExtractor(features, self.options, score=score)
         reference = {}
         for feature in wanted.moments:
             statistics = moments.load_statistics(self.reference, spatial=feature == "spatial")
@@ -106,7 +106,7 @@ class Judged:
                 )
             reference[feature] = statistics
         _check_described(self.reference, features, shape)
-        return Ruler(features, self.options, reference, moments.sha256(self.reference), score)
+        return FeatureExtractor(features, self.options, reference, moments.sha256(self.reference), score)
 
     def _features(self, mesh: Mesh) -> Features:
         if self.features == build_features.INCEPTION:
@@ -122,14 +122,14 @@ class Judged:
             raise UserError(
                 f"{root} has a run of task {config.task}; --features is inception, clip or a classifier's workdir"
             )
-        network = frozen.read_classifier(root, config.schedule, 1.0)
+        network = pretrained.read_classifier(root, config.schedule, 1.0)
         with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
             name = f"classifier {root}, step {checkpoints.latest()}"
-        return build_features.classifier(network, build.schedule(config.schedule), name, mesh)
+        return build_features.classifier(network, experiment.schedule(config.schedule), name, mesh)
 
 
 @dataclasses.dataclass(frozen=True)
-class Ruler:
+class FeatureExtractor:
     """What samples are measured with."""
 
     features: Features | None  # None: nothing is taken in a network's space

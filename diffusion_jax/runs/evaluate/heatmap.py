@@ -16,12 +16,12 @@ from diffusion_jax import ranges
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.report.heatmap import heatmap_png
-from diffusion_jax.runs.evaluate.run import AGAIN, Evaluator, Request, checkpoint_digest
 from diffusion_jax.runs.evaluate.measured_samples import Interrupted
-from diffusion_jax.runs.workdir.output_folder import OutputFolder
 from diffusion_jax.runs.evaluate.results import FORMAT
-from diffusion_jax.runs.workdir.restored import choose_step, weights_name
+from diffusion_jax.runs.evaluate.run import AGAIN, Evaluator, Request, checkpoint_digest
+from diffusion_jax.runs.workdir.output_folder import OutputFolder
 from diffusion_jax.runs.workdir.paths import Workdir
+from diffusion_jax.runs.workdir.restored import choose_step, weights_name
 from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.faults import stop_on_signal
 
@@ -71,14 +71,16 @@ def heatmap(request: Request, over: Sequence[str], out: Path, *, save_seconds: f
     with stop_on_signal() as stop:
         for i, values in enumerate(places):
             at = dict(zip((axis.name for axis in axes), values, strict=True))
-            asked = _at(request, at)
-            file = out / "cells" / f"{_key(asked)}.json"
+            sample_request = _at(request, at)
+            file = out / "cells" / f"{_key(sample_request)}.json"
             result = _read(file, request.root)
             if result is None:
                 said = ", ".join(f"{axis.name} {axis.label(value)}" for axis, value in zip(axes, values, strict=True))
                 print(f"{i + 1} of {len(places)}: {said}", flush=True)
                 try:
-                    result, _ = evaluator.measure(asked, out / "cells", save_seconds, lambda: stop.signal is not None)
+                    result, _ = evaluator.measure(
+                        sample_request, out / "cells", save_seconds, lambda: stop.signal is not None
+                    )
                 except Interrupted as done:
                     print(f"stopped by {stop.signal} after {done} of this; the same command goes on", flush=True)
                     raise SystemExit(AGAIN) from None
@@ -176,6 +178,6 @@ def _read(file: Path, root: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(result, dict) or result.get("format") != FORMAT:
         return None
-    subject = result["subject"]
-    now = checkpoint_digest(root, subject["checkpoint_step"])
-    return result if subject["checkpoint_sha256"] == now else None
+    sample_source = result["subject"]
+    now = checkpoint_digest(root, sample_source["checkpoint_step"])
+    return result if sample_source["checkpoint_sha256"] == now else None

@@ -13,17 +13,17 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from diffusion_jax.models.features import Features
 from diffusion_jax.core import autoencoding
 from diffusion_jax.errors import UserError
 from diffusion_jax.evals import moments, sample_metrics
 from diffusion_jax.evals.gathering import NOTHING, Gathered, Gathering, Wanted
-from diffusion_jax.evals.sample_metrics import METRICS, Suspects
+from diffusion_jax.evals.sample_metrics import METRICS, NearestNeighbors
+from diffusion_jax.models.features import Features
 from diffusion_jax.report import pictures
 from diffusion_jax.report.progress import progress
+from diffusion_jax.runs.evaluate.feature_extractor import PIXELS, FeatureExtractor
+from diffusion_jax.runs.evaluate.partial import PartialEvaluation
 from diffusion_jax.runs.evaluate.real_images import RealImages
-from diffusion_jax.runs.evaluate.feature_extractor import PIXELS, Ruler
-from diffusion_jax.runs.evaluate.partial import Unfinished
 from diffusion_jax.train import sharding
 from diffusion_jax.train.interruptible import Abandoned, interruptible
 
@@ -39,7 +39,7 @@ def no_phase(name: str) -> AbstractContextManager[None]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
+class SampleBatch:
     """What samples are made of, beside their seeds; every array leads with B."""
 
     cond: Mapping[str, np.ndarray]
@@ -48,14 +48,14 @@ class Told:
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class SampleSource:
     """What is measured: a model that draws images of this shape."""
 
     mesh: Mesh
     shape: tuple[int, int, int]
     draw: Callable[[np.ndarray, Mapping[str, np.ndarray]], Array]
     """(seeds int32 [B], cond) -> images [B, H, W, C] in about [-1, 1], on the devices."""
-    told: Callable[[int], Iterator[Told]]
+    told: Callable[[int], Iterator[SampleBatch]]
     """The batches from the given one on."""
     record: Any  # what they are told, as the result says it
     restores: bool = False  # whether its images have originals
@@ -78,21 +78,21 @@ class Reference:
     record: Mapping[str, Any] | None
 
 
-def check(names: Sequence[str], subject: Subject) -> None:
+def check(names: Sequence[str], sample_source: SampleSource) -> None:
     """Raises UserError for a metric that the model cannot have."""
     for name in names:
         needs = METRICS[name].needs
-        if needs == "originals" and not subject.restores:
+        if needs == "originals" and not sample_source.restores:
             raise UserError(
                 f"{name} compares an image with its original: it is of an autoencoder, or of a super-resolution or "
                 "inpainting model that is told of the data's own images; this model has no originals"
             )
-        if needs == "captions" and not subject.captioned:
+        if needs == "captions" and not sample_source.captioned:
             raise UserError(f"{name} compares an image with its caption; this model is told none")
-        if name == "ssim" and min(subject.shape[:2]) < autoencoding.WINDOW:
+        if name == "ssim" and min(sample_source.shape[:2]) < autoencoding.WINDOW:
             side = autoencoding.WINDOW
-            raise UserError(f"ssim looks at {side} x {side} windows; the images are {_size(subject.shape[:2])}")
-        if subject.reconstructs and name in ("memorisation", "inception_score"):
+            raise UserError(f"ssim looks at {side} x {side} windows; the images are {_size(sample_source.shape[:2])}")
+        if sample_source.reconstructs and name in ("memorisation", "inception_score"):
             raise UserError(f"{name} is of samples; an autoencoder draws none")
 
 
@@ -100,21 +100,21 @@ def gather_real(
     names: Sequence[str],
     mesh: Mesh,
     real: RealImages,
-    ruler: Ruler,
-    unfinished: Unfinished | None = None,
+    extractor: FeatureExtractor,
+    partial: PartialEvaluation | None = None,
     phase: Phase = no_phase,
     show: bool = True,
 ) -> Reference:
     """What the metrics take of real images; nothing where none looks at them, or only at a file of statistics."""
-    against = [n for n in names if METRICS[n].real and METRICS[n].moments not in ruler.reference]
+    against = [n for n in names if METRICS[n].real and METRICS[n].moments not in extractor.reference]
     if not against:
         return Reference(None, None)
-    assert ruler.features is not None
-    if unfinished is not None and (found := unfinished.of("real"))[0] is not None:
+    assert extractor.features is not None
+    if partial is not None and (found := partial.of("real"))[0] is not None:
         return Reference(*found)
-    gathered = featurise(ruler.features, mesh, real, sample_metrics.wanted(against), phase, show)
-    if unfinished is not None:
-        unfinished.write("real", gathered, real.record())
+    gathered = featurise(extractor.features, mesh, real, sample_metrics.wanted(against), phase, show)
+    if partial is not None:
+        partial.write("real", gathered, real.record())
     return Reference(gathered, real.record())
 
 
@@ -137,11 +137,11 @@ def _of_real(features: Features, images: np.ndarray) -> Mapping[str, Array]:
 
 def gather_samples(
     names: Sequence[str],
-    subject: Subject,
+    sample_source: SampleSource,
     seeds: np.ndarray,
     size: int,
-    ruler: Ruler,
-    unfinished: Unfinished | None = None,
+    extractor: FeatureExtractor,
+    partial: PartialEvaluation | None = None,
     stopped: Callable[[], bool] = lambda: False,
     phase: Phase = no_phase,
     show: bool = True,
@@ -151,45 +151,49 @@ def gather_samples(
     Raises Interrupted, what there is being saved, where stopped says so between two batches. phase("sample") is entered
     around each batch.
     """
-    start = (unfinished.of("samples")[0] if unfinished else None) or NOTHING
+    start = (partial.of("samples")[0] if partial else None) or NOTHING
     wanted = sample_metrics.wanted(names)
     wanted = dataclasses.replace(wanted, kept=(*wanted.kept, _NAN))
-    gathering = Gathering(wanted, start, everywhere=sharding.replicated(subject.mesh), inspect=_refuse_nan)
+    gathering = Gathering(wanted, start, everywhere=sharding.replicated(sample_source.mesh), inspect=_refuse_nan)
     num = len(seeds)
     first = start.count // size  # a batch is taken in as a whole
     with progress(num, start=start.count, description="samples", unit="samples", show=show) as bar:
-        for i, told in zip(range(first, -(-num // size)), subject.told(first), strict=False):
+        for i, told in zip(range(first, -(-num // size)), sample_source.told(first), strict=False):
             take = np.arange(i * size, (i + 1) * size).clip(max=num - 1)
             done = min((i + 1) * size, num)
             with phase("sample"):
                 try:
                     features = _computed(
-                        functools.partial(_of_samples, subject, seeds[take], told, ruler), gathering.count, num
+                        functools.partial(_of_samples, sample_source, seeds[take], told, extractor),
+                        gathering.count,
+                        num,
                     )
                 except Interrupted:
-                    if unfinished is not None and gathering.count > start.count:
-                        unfinished.write("samples", gathering.so_far())
+                    if partial is not None and gathering.count > start.count:
+                        partial.write("samples", gathering.so_far())
                     raise
                 gathering.add(done - i * size, features)
             bar.update(done)
             halt = stopped()
-            if unfinished is not None and done < num and (halt or unfinished.due()):
-                unfinished.write("samples", gathering.so_far())
+            if partial is not None and done < num and (halt or partial.due()):
+                partial.write("samples", gathering.so_far())
             if halt and done < num:
                 raise Interrupted(done, num)
     return gathering.so_far()
 
 
-def _of_samples(subject: Subject, seeds: np.ndarray, told: Told, ruler: Ruler) -> dict[str, Array]:
+def _of_samples(
+    sample_source: SampleSource, seeds: np.ndarray, told: SampleBatch, extractor: FeatureExtractor
+) -> dict[str, Array]:
     """What is drawn of the seeds as every metric looks at it, by name, each [B, ...]."""
-    drawn = _pixels(subject.draw(seeds, told.cond))
+    drawn = _pixels(sample_source.draw(seeds, told.cond))
     features: dict[str, Array] = {_NAN: drawn[_NAN]}
-    if ruler.features is not None:
-        features |= ruler.features.apply(drawn["pixels"])
+    if extractor.features is not None:
+        features |= extractor.features.apply(drawn["pixels"])
     if told.originals is not None:
         features |= _restoration(drawn["pixels"], told.originals)
-    if ruler.score is not None:
-        features["clip_score"] = ruler.score.apply(drawn["pixels"], told.captions)
+    if extractor.score is not None:
+        features["clip_score"] = extractor.score.apply(drawn["pixels"], told.captions)
     return features
 
 
@@ -202,32 +206,32 @@ def _computed(call: Callable[[], Any], done: int, num: int) -> Any:
 
 
 def scored(
-    names: Sequence[str], subject: Subject, samples: Gathered, real: Reference, ruler: Ruler
-) -> tuple[dict[str, dict[str, Any]], dict[str, Suspects]]:
+    names: Sequence[str], sample_source: SampleSource, samples: Gathered, real: Reference, extractor: FeatureExtractor
+) -> tuple[dict[str, dict[str, Any]], dict[str, NearestNeighbors]]:
     """(each score by name, with its label, spread and how it was taken; the samples that a score picks out)."""
-    features = ruler.features
+    features = extractor.features
     found: dict[str, dict[str, Any]] = {}
-    suspects: dict[str, Suspects] = {}
+    suspects: dict[str, NearestNeighbors] = {}
     for name in names:
         metric = METRICS[name]
         how: dict[str, Any] = {
             "n": samples.count,
             "pixels": PIXELS,
-            "shape": list(subject.shape),
-            "told": subject.record,
+            "shape": list(sample_source.shape),
+            "told": sample_source.record,
         }
-        other, what = _against(name, real, ruler)
+        other, what = _against(name, real, extractor)
         if features is not None and not metric.needs:
             how["features"] = {key: features.record[key] for key in ("sha256", "resize")}
-        if ruler.score is not None and metric.needs == "captions":
-            how["features"] = {key: ruler.score.record[key] for key in ("sha256", "resize")}
+        if extractor.score is not None and metric.needs == "captions":
+            how["features"] = {key: extractor.score.record[key] for key in ("sha256", "resize")}
         if metric.real:
             how["real"] = what
-        for score, result in metric.scores(samples, other, ruler.options).items():
+        for score, result in metric.scores(samples, other, extractor.options).items():
             published = features is not None and features.published
             label = sample_metrics.label(name, score, features.name if features else "", published=published)
             found[score] = {
-                "label": f"reconstruction {label}" if subject.reconstructs and metric.real else label,
+                "label": f"reconstruction {label}" if sample_source.reconstructs and metric.real else label,
                 "value": result.value,
                 "std": result.std,
                 "how": how | dict(result.how),
@@ -239,12 +243,12 @@ def scored(
     return found, suspects
 
 
-def _against(name: str, real: Reference, ruler: Ruler) -> tuple[Any, Any]:
+def _against(name: str, real: Reference, extractor: FeatureExtractor) -> tuple[Any, Any]:
     """(what the metric compares samples with, which that is)."""
     feature = METRICS[name].moments
-    if feature in ruler.reference:
-        statistics = ruler.reference[feature]
-        return statistics, {"statistics_sha256": ruler.reference_sha256, "n": statistics.count}
+    if feature in extractor.reference:
+        statistics = extractor.reference[feature]
+        return statistics, {"statistics_sha256": extractor.reference_sha256, "n": statistics.count}
     if feature and METRICS[name].real:
         assert real.gathered is not None
         return moments.statistics(real.gathered.moments[feature]), real.record

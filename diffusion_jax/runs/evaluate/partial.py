@@ -20,7 +20,7 @@ _COST = 20
 """Saving takes at most one part in so many of the time."""
 
 
-class Unfinished:
+class PartialEvaluation:
     """The sets of images gathered so far for one evaluation, which request describes to the last detail.
 
     The file's name is the request's SHA-256: another evaluation never goes on from it. It is written whole or not at

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import experiment as build
+from diffusion_jax import experiment
 from diffusion_jax.data.sources import Source
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
@@ -28,7 +28,7 @@ class RealImages:
     """The first num examples, in the order of training, of the data of a config; 0: all of them."""
 
     def __init__(
-        self, config: ConfigDict, num: int, model: build.Model | None = None, tokenizer: Tokenizer | None = None
+        self, config: ConfigDict, num: int, model: experiment.Model | None = None, tokenizer: Tokenizer | None = None
     ):
         self.config, self.num, self.size = config, num, config.train.batch_size
         self._model, self._tokenizer = model, tokenizer
@@ -40,9 +40,9 @@ class RealImages:
         """Opened when first looked at; raises UserError where it has fewer than num examples."""
         if self._source is None:
             if self._model is None:  # nobody looks at labels
-                self._source = build.opened(self.config)
+                self._source = experiment.opened(self.config)
             else:
-                self._source = build.source(self.config, self._model.classes)
+                self._source = experiment.source(self.config, self._model.classes)
             self.num = self.num or len(self._source)
             if len(self._source) < self.num:
                 raise UserError(
@@ -57,7 +57,7 @@ class RealImages:
         With a description there is a bar of progress.
         """
         digest = hashlib.sha256()
-        stream = build.batches(self.config, self.source, self._model, self._tokenizer, split=False)
+        stream = experiment.batches(self.config, self.source, self._model, self._tokenizer, split=False)
         with contextlib.closing(stream), progress(self.num, description=description, show=bool(description)) as bar:
             for start in range(0, self.num, self.size):
                 take = min(self.size, self.num - start)

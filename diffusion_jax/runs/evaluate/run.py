@@ -9,24 +9,26 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import experiment as build
 from diffusion_jax import config as configs
-from diffusion_jax.models.likelihood import DRAWS, bits_per_dim_program, conventions, own_conditions
+from diffusion_jax import experiment
 from diffusion_jax.errors import UserError
 from diffusion_jax.evals import sample_metrics
 from diffusion_jax.evals.moments import sha256
+from diffusion_jax.models.likelihood import DRAWS, bits_per_dim_program, conventions, own_conditions
 from diffusion_jax.report.atomic import replace_file
-from diffusion_jax.runs.evaluate import measured_samples, sample_sources as subjects, nearest_neighbors as suspects
-from diffusion_jax.runs.sample.conditions import Asked
+from diffusion_jax.runs.evaluate import measured_samples
+from diffusion_jax.runs.evaluate import nearest_neighbors as suspects
+from diffusion_jax.runs.evaluate import sample_sources as subjects
 from diffusion_jax.runs.evaluate.evaluation import Evaluation
-from diffusion_jax.runs.evaluate.measured_samples import Interrupted, Subject
-from diffusion_jax.runs.workdir.output_folder import check_writable
+from diffusion_jax.runs.evaluate.feature_extractor import MetricRequest
+from diffusion_jax.runs.evaluate.measured_samples import Interrupted, SampleSource
+from diffusion_jax.runs.evaluate.partial import PartialEvaluation
 from diffusion_jax.runs.evaluate.real_images import RealImages
 from diffusion_jax.runs.evaluate.results import line, result_of, write
-from diffusion_jax.runs.evaluate.feature_extractor import Judged
-from diffusion_jax.runs.workdir.restored import UNGUIDED, GuidedBy, Trained, restore, seeds_from, weights_name
-from diffusion_jax.runs.evaluate.partial import Unfinished
+from diffusion_jax.runs.sample.conditions import SampleRequest
+from diffusion_jax.runs.workdir.output_folder import check_writable
 from diffusion_jax.runs.workdir.paths import Workdir
+from diffusion_jax.runs.workdir.restored import NO_GUIDES, GuideRequest, Trained, restore, seeds_from, weights_name
 from diffusion_jax.train import manifest, sharding
 from diffusion_jax.train.faults import stop_on_signal
 from diffusion_jax.train.interruptible import Abandoned, interruptible
@@ -58,15 +60,15 @@ class Request:
     num: int
     seed: int
     batch: int
-    asked: Asked
+    sample_request: SampleRequest
     step: int | None
     average: bool | float
     split: str | None
     likelihood: Likelihood
-    judged: Judged
+    metric_request: MetricRequest
     overrides: Mapping[str, object]
     real: int | None = None  # images that samples are compared with; 0: all, None: num
-    guided_by: GuidedBy = UNGUIDED
+    guided_by: GuideRequest = NO_GUIDES
 
 
 def evaluate(request: Request, *, out: Path | None, save_seconds: float = 60.0) -> Path:
@@ -95,8 +97,8 @@ def evaluate(request: Request, *, out: Path | None, save_seconds: float = 60.0) 
         replace_file(out.with_suffix(".memorisation.png"), picture)
     for entry in result["metrics"].values():
         print(line(entry), *(f"  note: {note}" for note in entry.get("notes", ())), sep="\n")
-    subject = result["subject"]
-    print(f"step {subject['checkpoint_step']}, {subject['weights']}: {out}")
+    sample_source = result["subject"]
+    print(f"step {sample_source['checkpoint_step']}, {sample_source['weights']}: {out}")
     return out
 
 
@@ -115,9 +117,9 @@ class Evaluator:
             raise UserError(f"--real is at least 0, all images; got {first.real}")
         self._of_samples = [name for name in self._names if name != BITS_PER_DIM]
         self._seeds = seeds_from(first.seed, first.num)
-        first.judged.check(self._of_samples, first.num, first.real)
+        first.metric_request.check(self._of_samples, first.num, first.real)
         self._config = Workdir(first.root).read_config()
-        self._programs: dict[build.Sampling | None, Callable[..., Any]] = {}  # None: of an autoencoder
+        self._programs: dict[experiment.Sampling | None, Callable[..., Any]] = {}  # None: of an autoencoder
         self._evaluation: Evaluation | None = None
 
     def measure(
@@ -138,19 +140,19 @@ class Evaluator:
         )
         evaluation = self._shared(request, trained)
         program = self._program(
-            trained.how, lambda: build.sample_program(trained.model, trained.how, trained.mesh, trained.guides)
+            trained.how, lambda: experiment.sample_program(trained.model, trained.how, trained.mesh, trained.guides)
         )
-        subject = evaluation.samples_of(trained, program, request.asked)
+        sample_source = evaluation.samples_of(trained, program, request.sample_request)
         about = self._about(request, trained.step, trained.weights)
         if self._of_samples:
             about |= {"seeds": [int(self._seeds[0]), int(self._seeds[-1])]}
             about |= {"guided_by": subjects.record(request.guided_by), "sampling": dataclasses.asdict(trained.how)}
-        measured_samples.check(self._of_samples, subject)
+        measured_samples.check(self._of_samples, sample_source)
         found: dict[str, dict[str, Any]] = {}
         if BITS_PER_DIM in self._names:
             found[BITS_PER_DIM] = _bits_per_dim(trained, evaluation.own, request.seed, request.likelihood, stopped)
         result = result_of(request.root, evaluation.config, about, found)
-        return self._scored(result, subject, folder, save_seconds, stopped)
+        return self._scored(result, sample_source, folder, save_seconds, stopped)
 
     def _measure_autoencoder(
         self, request: Request, folder: Path, save_seconds: float, stopped: Callable[[], bool]
@@ -159,38 +161,43 @@ class Evaluator:
             raise UserError(f"{BITS_PER_DIM} is of diffusion models; {request.root} has a run of task autoencoder")
         params, step = subjects.restore_autoencoder(self._config, request.root, request.step, request.average)
         evaluation = self._shared(request, None)
-        program = self._program(None, lambda: build.autoencoder.reconstruct_program(self._config))
+        program = self._program(None, lambda: experiment.autoencoder.reconstruct_program(self._config))
         about = self._about(request, step, weights_name(request.average))
         about |= {"seeds": [int(self._seeds[0]), int(self._seeds[-1])]}
         about |= {"guided_by": subjects.record(request.guided_by), "sampling": None}
         result = result_of(request.root, evaluation.config, about, {})
-        subject = evaluation.reconstructions_of(program, params)
-        measured_samples.check(self._of_samples, subject)
-        return self._scored(result, subject, folder, save_seconds, stopped)
+        sample_source = evaluation.reconstructions_of(program, params)
+        measured_samples.check(self._of_samples, sample_source)
+        return self._scored(result, sample_source, folder, save_seconds, stopped)
 
     def _scored(
-        self, result: dict[str, Any], subject: Subject, folder: Path, save_seconds: float, stopped: Callable[[], bool]
+        self,
+        result: dict[str, Any],
+        sample_source: SampleSource,
+        folder: Path,
+        save_seconds: float,
+        stopped: Callable[[], bool],
     ) -> tuple[dict[str, Any], bytes | None]:
         """The result with the scores of the subject's samples, and the suspects' picture."""
         evaluation, names = self._evaluation, self._of_samples
         if not names or evaluation is None:
             return result, None
-        ruler, real = evaluation.ruler, evaluation.real
-        key = {**result, "metrics": names, "size": evaluation.size, "told": subject.record}
+        extractor, real = evaluation.extractor, evaluation.real
+        key = {**result, "metrics": names, "size": evaluation.size, "told": sample_source.record}
         key |= {"config": configs.to_json(evaluation.config), "real": real.num}
-        key |= {"features": ruler.features and dict(ruler.features.record)}
-        key |= {"score": ruler.score and dict(ruler.score.record), "reference": ruler.reference_sha256}
-        key |= {"num": len(self._seeds), "options": dataclasses.asdict(ruler.options)}
-        unfinished = Unfinished(folder, key, seconds=save_seconds)
-        scores, suspected = evaluation.measure(subject, unfinished=unfinished, stopped=stopped)
+        key |= {"features": extractor.features and dict(extractor.features.record)}
+        key |= {"score": extractor.score and dict(extractor.score.record), "reference": extractor.reference_sha256}
+        key |= {"num": len(self._seeds), "options": dataclasses.asdict(extractor.options)}
+        partial = PartialEvaluation(folder, key, seconds=save_seconds)
+        scores, suspected = evaluation.measure(sample_source, partial=partial, stopped=stopped)
         result["metrics"] |= scores
         picture = None
         for each in suspected.values():
             try:
-                picture = suspects.png(each, subject, self._seeds, evaluation.size, real)
+                picture = suspects.png(each, sample_source, self._seeds, evaluation.size, real)
             except Abandoned:
                 raise Interrupted(len(self._seeds), len(self._seeds)) from None
-        unfinished.remove()
+        partial.remove()
         return result, picture
 
     def _shared(self, request: Request, trained: Trained | None) -> Evaluation:
@@ -198,7 +205,7 @@ class Evaluator:
             self._evaluation = Evaluation(
                 self._config,
                 self._of_samples,
-                request.judged,
+                request.metric_request,
                 trained.mesh if trained else sharding.mesh(),
                 seeds=self._seeds,
                 batch=request.batch,
@@ -209,7 +216,9 @@ class Evaluator:
             )
         return self._evaluation
 
-    def _program(self, sampling: build.Sampling | None, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    def _program(
+        self, sampling: experiment.Sampling | None, make: Callable[[], Callable[..., Any]]
+    ) -> Callable[..., Any]:
         if sampling not in self._programs:
             self._programs[sampling] = make()
         return self._programs[sampling]
@@ -250,7 +259,7 @@ def _bits_per_dim(
     for take, examples in real.batches("bits/dim"):
         cond = own_conditions(trained.model, examples)
         index = examples["index"].astype(np.int32)
-        call = functools.partial(program, trained.params, trained.frozen)
+        call = functools.partial(program, trained.params, trained.pretrained)
         try:
             parts = interruptible(functools.partial(_computed, call, examples["image"], np.int32(seed), index, cond))
         except Abandoned:
@@ -291,5 +300,5 @@ def _computed(program: Callable[..., Any], *arguments: Any) -> Any:
     return jax.device_get(program(*arguments))
 
 
-def _all_steps(model: build.Model, method: str) -> int | str:
+def _all_steps(model: experiment.Model, method: str) -> int | str:
     return "adaptive" if method == "ode" else model.schedule.steps or DRAWS

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import experiment as build
+from diffusion_jax import experiment
 from diffusion_jax.config import check
 from diffusion_jax.data import transforms
 from diffusion_jax.data.example import Example
@@ -19,7 +19,7 @@ from diffusion_jax.data.sources import Source
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.progress import progress
-from diffusion_jax.runs.workdir import pretrained as frozen
+from diffusion_jax.runs.workdir import pretrained as pretrained
 from diffusion_jax.runs.workdir.output_folder import OutputFolder
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train.interruptible import interruptible
@@ -40,10 +40,10 @@ def precompute(config: ConfigDict, out: Path, *, batch: int, dtype: str) -> None
     OutputFolder(out).check()
     if jax.process_count() > 1:
         raise UserError("precompute runs in one process; start it on one host")
-    model = frozen.model(config, frozen.origin(config, Workdir(out)))
-    parts = build.precompute.parts(model)
-    source = build.opened(config)  # labels are not precomputed
-    tokenizer = build.tokenizer(model, source) if "text" in parts else None
+    model = pretrained.model(config, pretrained.origin(config, Workdir(out)))
+    parts = experiment.precompute.parts(model)
+    source = experiment.opened(config)  # labels are not precomputed
+    tokenizer = experiment.tokenizer(model, source) if "text" in parts else None
     latents = "autoencoder" in parts
     flip = config.data.flip and latents
     write_precomputed(
@@ -54,8 +54,8 @@ def precompute(config: ConfigDict, out: Path, *, batch: int, dtype: str) -> None
         flip=flip,
         weights={
             part: made
-            for part, made in build.precompute.made_by(model).items()
-            if part in parts or ("text" in parts and part not in model.frozen)
+            for part, made in experiment.precompute.made_by(model).items()
+            if part in parts or ("text" in parts and part not in model.pretrained)
         },
     )
     print(f"precomputed {len(source):,} examples: {out}; train with --config.data.precomputed={out}")
@@ -63,7 +63,7 @@ def precompute(config: ConfigDict, out: Path, *, batch: int, dtype: str) -> None
 
 def _records(
     config: ConfigDict,
-    model: build.Model,
+    model: experiment.Model,
     source: Source,
     tokenizer: Tokenizer | None,
     *,
@@ -73,8 +73,8 @@ def _records(
     dtype: np.dtype,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The arrays of every example in the source's order, then of their mirror images."""
-    weights = jax.device_put(model.frozen)
-    program = build.precompute_program(model)
+    weights = jax.device_put(model.pretrained)
+    program = experiment.precompute_program(model)
     total = len(source) * (2 if flip else 1)
     with progress(total, units_per_step=1) as bar:
         for start in range(0, total, batch):

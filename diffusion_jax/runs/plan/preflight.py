@@ -10,11 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax import experiment as build
-from diffusion_jax.experiment import plan as building
-from diffusion_jax.data.prepared import at_hand
+from diffusion_jax import experiment
+from diffusion_jax.data.prepared import is_prepared
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs.train import preview_pictures as preview
+from diffusion_jax.experiment import plan as building
+from diffusion_jax.runs.sample import examples
 from diffusion_jax.train import memory
 from diffusion_jax.train.state import TrainState
 
@@ -24,7 +24,7 @@ Check = dict[str, str]
 """{"check", "verdict": ok or warning, "says"}."""
 
 
-def checks(config: ConfigDict, model: build.Model | None, mesh: Mesh, checkpoint: int) -> list[Check]:
+def checks(config: ConfigDict, model: experiment.Model | None, mesh: Mesh, checkpoint: int) -> list[Check]:
     """Those of the batch and the mesh, guidance, the disk of the current folder and, where it is at hand, the data."""
     share = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
     found = [_check("batch", True, f"{config.train.batch_size} is {config.train.batch_size // share} a chip at once")]
@@ -37,7 +37,7 @@ def checks(config: ConfigDict, model: build.Model | None, mesh: Mesh, checkpoint
     return found + _data(config, model)
 
 
-def check_memory(config: ConfigDict, model: build.Model | None, state: TrainState, mesh: Mesh) -> None:
+def check_memory(config: ConfigDict, model: experiment.Model | None, state: TrainState, mesh: Mesh) -> None:
     """Raises UserError where the memory is less than a step of training takes at the least; nothing is allocated.
 
     state are the ShapeDtypeStructs of the training state with their layout. Counted are the state, the gradients, the
@@ -70,7 +70,7 @@ def _bytes_a_device(tree: Any) -> int:
     return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
-def _guidance(config: ConfigDict, model: build.Model) -> Check:
+def _guidance(config: ConfigDict, model: experiment.Model) -> Check:
     dropouts = [condition.dropout for condition in model.spatial]
     if model.num_classes or model.text:
         dropouts = [config.condition_dropout]
@@ -79,15 +79,15 @@ def _guidance(config: ConfigDict, model: build.Model) -> Check:
     return _check("guidance", left_out > 0, says if left_out else f"{says}: the model never learns what it leads from")
 
 
-def _data(config: ConfigDict, model: build.Model | None) -> list[Check]:
+def _data(config: ConfigDict, model: experiment.Model | None) -> list[Check]:
     """Of one batch, of at most 256 examples; nothing is downloaded or made for it."""
     n = min(config.train.batch_size, 256)
-    if not at_hand(config.data.source, config.data.data_dir or None):
+    if not is_prepared(config.data.source, config.data.data_dir or None):
         return [_check("data", False, f"not read: {config.data.source} is not prepared on this machine")]
     try:
-        source = build.source(config)
-        tokenizer = None if model is None else build.tokenizer(model, source)
-        batch = preview.first_batch(config, source, model, tokenizer, n)
+        source = experiment.source(config)
+        tokenizer = None if model is None else experiment.tokenizer(model, source)
+        batch = examples.first_batch(config, source, model, tokenizer, n)
     except (UserError, OSError, ImportError) as error:
         return [_check("data", False, f"not read: {error}")]
     found = [_check("data", True, f"{len(source):,} examples in {config.data.source}")]
@@ -99,7 +99,7 @@ def _data(config: ConfigDict, model: build.Model | None) -> list[Check]:
     return found
 
 
-def _range(name: str, config: ConfigDict, model: build.Model | None) -> tuple[float, float]:
+def _range(name: str, config: ConfigDict, model: experiment.Model | None) -> tuple[float, float]:
     """The least and greatest value that an entry of a batch may have."""
     if name == "label":
         return 0, config.model.num_classes - 1

@@ -13,18 +13,18 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as configs
+from diffusion_jax.errors import UserError
 from diffusion_jax.experiment import Model, Trainee, training
 from diffusion_jax.experiment import plan as building
-from diffusion_jax.errors import UserError
+from diffusion_jax.launching import machines
 from diffusion_jax.report import plan as report
 from diffusion_jax.report.atomic import replace_file
-from diffusion_jax.runs.workdir import pretrained as frozen
-from diffusion_jax.runs.plan import preflight
+from diffusion_jax.runs.plan import compiled, flops, preflight
 from diffusion_jax.runs.plan import search as searching
 from diffusion_jax.runs.plan.compiled_once import compiled_once
+from diffusion_jax.runs.workdir import pretrained as pretrained
 from diffusion_jax.runs.workdir.output_folder import check_file
 from diffusion_jax.runs.workdir.paths import Workdir
-from diffusion_jax.runs.plan import compiled, flops, machines
 
 
 def plan(
@@ -119,7 +119,7 @@ def _model(config: ConfigDict, autoencoder: ConfigDict | None) -> Model | None:
             f"there is no run of an autoencoder in latent={config.latent}; plan with the shapes of one by "
             "--autoencoder=ITS_CONFIG"
         )
-    return frozen.model(config, None) if autoencoder is None else building.model(config, configs.check(autoencoder))
+    return pretrained.model(config, None) if autoencoder is None else building.model(config, configs.check(autoencoder))
 
 
 def _step(

@@ -17,7 +17,7 @@ from diffusion_jax.runs.workdir.restored import Trained, labels_for
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class SampleRequest:
     """What samples are to be of, as the command's flags say it; of several, samples take them in turn."""
 
     labels: Sequence[str] = ()
@@ -28,18 +28,18 @@ class Asked:
     map: Path | None = None
 
 
-def conditions(asked: Asked, trained: Trained, seeds: np.ndarray) -> dict[str, np.ndarray]:
+def conditions(sample_request: SampleRequest, trained: Trained, seeds: np.ndarray) -> dict[str, np.ndarray]:
     """An array [N, ...] for each condition of the model, N seeds; raises UserError for what the model is not told.
 
     An inpainting model's are not here: they are made of the image that is edited.
     """
     model = trained.model
     count = trained.num_classes
-    cond = {"label": labels_for(seeds, asked.labels, count, trained.classes)} if count else {}
-    if asked.labels and not trained.num_classes:
+    cond = {"label": labels_for(seeds, sample_request.labels, count, trained.classes)} if count else {}
+    if sample_request.labels and not trained.num_classes:
         raise UserError("--label needs a class-conditional model; this one has no classes")
-    cond |= _captions(asked, trained, len(seeds))
-    given = {"low_resolution": ("--low_res", asked.low_res), "map": ("--map", asked.map)}
+    cond |= _captions(sample_request, trained, len(seeds))
+    given = {"low_resolution": ("--low_res", sample_request.low_res), "map": ("--map", sample_request.map)}
     by_name = {condition.name: condition for condition in model.spatial}
     for name, (flag, path) in given.items():
         if name in by_name and path is None:
@@ -48,10 +48,10 @@ def conditions(asked: Asked, trained: Trained, seeds: np.ndarray) -> dict[str, n
             told = [given[n][0] for n in by_name if n in given]
             raise UserError(f"{flag} is of a model trained with it; this one takes {', '.join(told) or 'no image'}")
     if low := by_name.get("low_resolution"):
-        cond |= _low_resolution(low, asked, model.shape, seeds)
+        cond |= _low_resolution(low, sample_request, model.shape, seeds)
     if semantic := by_name.get("map"):
-        cond |= _map(semantic, asked.map, model.shape, len(seeds))
-    if asked.augment and not (low and low.levels):
+        cond |= _map(semantic, sample_request.map, model.shape, len(seeds))
+    if sample_request.augment and not (low and low.levels):
         raise UserError("--augment is of a super-resolution model trained with noise; this one was not")
     return cond
 
@@ -69,45 +69,54 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def cut_prompts(asked: Asked, trained: Trained) -> list[Cut]:
+def cut_prompts(sample_request: SampleRequest, trained: Trained) -> list[Cut]:
     """What the text encoder does not read of prompts, in turn, and of the negative prompt: those that are too long."""
     text, tokenizer = trained.model.text, trained.tokenizer
     if text is None or tokenizer is None:
         return []
-    negative = [] if asked.negative_prompt is None else [asked.negative_prompt]
-    return tokenizer.encode_and_cut([*dict.fromkeys(asked.prompts), *negative], text.length)[1]
+    negative = [] if sample_request.negative_prompt is None else [sample_request.negative_prompt]
+    return tokenizer.encode_and_cut([*dict.fromkeys(sample_request.prompts), *negative], text.length)[1]
 
 
-def _captions(asked: Asked, trained: Trained, count: int) -> dict[str, np.ndarray]:
+def _captions(sample_request: SampleRequest, trained: Trained, count: int) -> dict[str, np.ndarray]:
     text, tokenizer = trained.model.text, trained.tokenizer
     if text is None or tokenizer is None:
-        if asked.prompts or asked.negative_prompt is not None:
-            flag = "--prompt" if asked.prompts else "--negative_prompt"
+        if sample_request.prompts or sample_request.negative_prompt is not None:
+            flag = "--prompt" if sample_request.prompts else "--negative_prompt"
             raise UserError(f"{flag} needs a model that is told captions; this one has no text encoder")
         return {}
-    if not asked.prompts:
+    if not sample_request.prompts:
         raise UserError("this model is told captions; give --prompt=TEXT, or --prompt= for none")
-    if asked.negative_prompt is not None and trained.how.guidance == 1:
+    if sample_request.negative_prompt is not None and trained.how.guidance == 1:
         raise UserError("--negative_prompt is what guidance leads away from; give a --guidance other than 1")
     # Each text once, so that of those that are too long each is counted once.
-    texts = list(dict.fromkeys([*asked.prompts, *([] if asked.negative_prompt is None else [asked.negative_prompt])]))
+    texts = list(
+        dict.fromkeys(
+            [
+                *sample_request.prompts,
+                *([] if sample_request.negative_prompt is None else [sample_request.negative_prompt]),
+            ]
+        )
+    )
     row, ids = {each: i for i, each in enumerate(texts)}, text.encode(tokenizer, texts)
-    cond = {"tokens": ids[[row[asked.prompts[i % len(asked.prompts)]] for i in range(count)]]}
-    if asked.negative_prompt is not None:
-        cond["negative"] = ids[[row[asked.negative_prompt]] * count]
+    cond = {"tokens": ids[[row[sample_request.prompts[i % len(sample_request.prompts)]] for i in range(count)]]}
+    if sample_request.negative_prompt is not None:
+        cond["negative"] = ids[[row[sample_request.negative_prompt]] * count]
     return cond
 
 
 def _low_resolution(
-    condition: Spatial, asked: Asked, shape: tuple[int, int, int], seeds: np.ndarray
+    condition: Spatial, sample_request: SampleRequest, shape: tuple[int, int, int], seeds: np.ndarray
 ) -> dict[str, np.ndarray]:
-    assert asked.low_res is not None
+    assert sample_request.low_res is not None
     height, width, channels = shape
     factor = condition.factor
-    images = [transforms.decode(f.read_bytes(), channels=channels, name=str(f)) for f in _images(asked.low_res)]
+    images = [
+        transforms.decode(f.read_bytes(), channels=channels, name=str(f)) for f in _images(sample_request.low_res)
+    ]
     if wrong := {a.shape[:2] for a in images} - {(height // factor, width // factor)}:
         raise UserError(
-            f"--low_res {asked.low_res} is {_size(next(iter(wrong)))} pixels; this model enlarges "
+            f"--low_res {sample_request.low_res} is {_size(next(iter(wrong)))} pixels; this model enlarges "
             f"{height // factor} x {width // factor} to {height} x {width}"
         )
     # Repeated pixels, whose mean the condition takes again, are the image itself.
@@ -115,10 +124,10 @@ def _low_resolution(
     parts = condition.parts({"image": jnp.asarray(low)})["low_resolution"]
     cond = {"low_resolution": np.asarray(parts)[np.arange(len(seeds)) % len(low)]}
     if condition.levels:
-        if not 0 <= asked.augment < 1:
-            raise UserError(f"--augment is in [0, 1); got {asked.augment}")
-        level = np.full(len(seeds), asked.augment, np.float32)
-        if asked.augment:
+        if not 0 <= sample_request.augment < 1:
+            raise UserError(f"--augment is in [0, 1); got {sample_request.augment}")
+        level = np.full(len(seeds), sample_request.augment, np.float32)
+        if sample_request.augment:
             keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(jnp.asarray(seeds))
             one = lambda key, x, s: noised(key, x[None], s[None])[0]  # noqa: E731
             cond["low_resolution"] = np.asarray(jax.vmap(one)(keys, cond["low_resolution"], level))

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_jax import experiment as build
+from diffusion_jax import experiment
 from diffusion_jax.data import transforms
 from diffusion_jax.errors import UserError
 from diffusion_jax.train import memory
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class EditRequest:
     """What to edit and how, as the command's flags say it."""
 
     init_image: Path
@@ -25,15 +25,15 @@ class Given:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
+class PreparedEdit:
     """The edit with its pixels."""
 
-    edit: build.Edit
+    edit: experiment.Edit
     image: np.ndarray  # [H, W, C] in [-1, 1], on the canvas
     unknown: np.ndarray  # bool [H, W, 1]: to be painted
 
 
-def prepare(given: Given, shape: tuple[int, int, int]) -> Prepared:
+def prepare(given: EditRequest, shape: tuple[int, int, int]) -> PreparedEdit:
     """Reads what is given for a model of images of shape H W C; raises UserError that says what does not fit.
 
     An image is scaled and cropped to the model's size, and its mask with it; a pixel is painted where any part of it
@@ -62,8 +62,8 @@ def prepare(given: Given, shape: tuple[int, int, int]) -> Prepared:
     strength = given.strength if given.strength is not None else 1.0 if inpaint else 0.6
     if given.invert and inpaint:
         raise UserError("--invert is of an edit of the whole image; give no --mask or --expand with it")
-    edit = build.Edit(strength, inpaint, given.resample, image.shape[:2], given.invert, given.jump)
-    return Prepared(edit, transforms.to_float(image), unknown > 0)
+    edit = experiment.Edit(strength, inpaint, given.resample, image.shape[:2], given.invert, given.jump)
+    return PreparedEdit(edit, transforms.to_float(image), unknown > 0)
 
 
 def _check_canvas(height: int, width: int, channels: int, expand: tuple[int, ...]) -> None:

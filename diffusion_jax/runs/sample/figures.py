@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion_jax import experiment as build
+from diffusion_jax import experiment
 from diffusion_jax.core import process
 from diffusion_jax.core.schedules import Level, Schedule
 from diffusion_jax.data import transforms
@@ -16,10 +16,10 @@ from diffusion_jax.data.classes import NULL
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import figures as drawings
 from diffusion_jax.report.metrics import read_metrics
-from diffusion_jax.runs.sample.conditions import Asked, conditions
+from diffusion_jax.runs.sample.conditions import SampleRequest, conditions
 from diffusion_jax.runs.workdir.output_folder import OutputFolder
-from diffusion_jax.runs.workdir.restored import Trained, restore, seeds_from
 from diffusion_jax.runs.workdir.paths import Workdir
+from diffusion_jax.runs.workdir.restored import Trained, restore, seeds_from
 from diffusion_jax.train.interruptible import interruptible
 from diffusion_jax.train.step import TIME_BINS
 
@@ -29,7 +29,7 @@ DEFAULT_SCHEDULES = ("linear", "cosine")
 
 _FORWARD_TIMES = np.arange(9) / 8
 
-NOTHING = Asked()
+NOTHING = SampleRequest()
 
 _COLUMNS = 11  # of a trajectory
 
@@ -43,7 +43,7 @@ def figures(
     root: Path | None = None,
     num: int = 8,
     seed: int = 0,
-    asked: Asked = NOTHING,
+    sample_request: SampleRequest = NOTHING,
     step: int | None = None,
     average: bool = True,
     overwrite: bool = False,
@@ -60,21 +60,21 @@ def figures(
     workdir = None if root is None else Workdir(root)
     own = [] if workdir is None else [workdir.read_config().schedule]
     texts = schedules or [*own, *DEFAULT_SCHEDULES]
-    chosen = {text: build.schedule(text) for text in texts}
+    chosen = {text: experiment.schedule(text) for text in texts}
     x0 = _image(image or drawings.EXAMPLE_IMAGE, size)
 
     drawn = {"forward.png": _draw_forward(chosen, x0, seed), "schedules.png": _draw_schedules(chosen)}
     if workdir is not None:
         trained = restore(workdir.root, step=step, average=average, overrides=overrides)
-        cond = conditions(asked, trained, seeds)
+        cond = conditions(sample_request, trained, seeds)
         drawn["trajectory.png"] = _draw_trajectory(trained, seeds, cond)
         if loss := _draw_loss_by_time(workdir):
             drawn["loss_by_time.png"] = loss
         else:
             print(f"no loss by time in {workdir.metrics}, so there is no loss_by_time.png")
-    with folder.written() as unfinished:
+    with folder.written() as partial:
         for name, picture in drawn.items():
-            (unfinished / name).write_bytes(picture)
+            (partial / name).write_bytes(picture)
     print(f"figures in {out}: {', '.join(drawn)}")
 
 
@@ -112,10 +112,10 @@ def _draw_schedules(schedules: dict[str, Schedule]) -> bytes:
 
 def _draw_trajectory(trained: Trained, seeds: np.ndarray, cond: Mapping[str, np.ndarray]) -> bytes:
     model, how, num = trained.model, trained.how, len(seeds)
-    program, times = build.trajectory_program(model, how, trained.mesh, columns=_COLUMNS)
+    program, times = experiment.trajectory_program(model, how, trained.mesh, columns=_COLUMNS)
     take = np.arange(-(-num // trained.share) * trained.share).clip(max=num - 1)
     told = {name: a[take] for name, a in cond.items()}
-    drawn = interruptible(lambda: jax.device_get(program(trained.params, trained.frozen, seeds[take], told)))
+    drawn = interruptible(lambda: jax.device_get(program(trained.params, trained.pretrained, seeds[take], told)))
     x, x0 = (part[:, :num].swapaxes(0, 1) for part in drawn)
     scale = np.asarray(unit_scale(model.schedule.level(jnp.asarray(times, jnp.float32))))
     if model.autoencoder is not None:  # decoded pixels have no noise to be shown smaller

@@ -11,16 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import experiment as build
+from diffusion_jax import experiment
 from diffusion_jax.core.editing import count_windows
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import pictures
 from diffusion_jax.report.progress import progress
-from diffusion_jax.runs.sample.conditions import Asked, conditions, cut_prompts
-from diffusion_jax.runs.sample.edit import Given, Prepared, prepare
+from diffusion_jax.runs.sample.conditions import SampleRequest, conditions, cut_prompts
+from diffusion_jax.runs.sample.edit import EditRequest, PreparedEdit, prepare
+from diffusion_jax.runs.sample.examples import picture_of
 from diffusion_jax.runs.workdir.output_folder import OutputFolder
-from diffusion_jax.runs.train.preview_pictures import picture_of
-from diffusion_jax.runs.workdir.restored import UNGUIDED, GuidedBy, Trained, restore, seeds_from
+from diffusion_jax.runs.workdir.restored import NO_GUIDES, GuideRequest, Trained, restore, seeds_from
 from diffusion_jax.train import memory
 from diffusion_jax.train.checkpoint import versions
 from diffusion_jax.train.interruptible import interruptible
@@ -42,13 +42,13 @@ def sample(
     *,
     num: int,
     seed: int,
-    asked: Asked,
+    sample_request: SampleRequest,
     batch: int,
     step: int | None,
     average: bool | float,
     overwrite: bool,
-    given: Given | None = None,
-    guided_by: GuidedBy = UNGUIDED,
+    given: EditRequest | None = None,
+    guided_by: GuideRequest = NO_GUIDES,
     **overrides: object,
 ) -> None:
     """Draws num samples from a checkpoint of the workdir root into the folder out, which appears whole or not at all.
@@ -74,7 +74,7 @@ def sample(
     height, width = trained.model.shape[:2] if prepared is None else prepared.edit.canvas
     folder.check_room(num * height * width * trained.model.shape[2])
     _check_memory(trained, size, (height, width))
-    cond = conditions(asked, trained, seeds)
+    cond = conditions(sample_request, trained, seeds)
     if any(condition.name == "inpaint" for condition in trained.model.spatial) and not (
         prepared and prepared.edit.inpaint
     ):
@@ -95,9 +95,9 @@ def sample(
         "weights": trained.weights,
         "sampling": dataclasses.asdict(trained.how),
         "seeds": [int(seed), int(seed) + num - 1],
-        "asked": _record(asked),
+        "asked": _record(sample_request),
         "labels": trained.label_names(cond["label"]) if "label" in cond else None,  # of each sample
-        "cut": [cut._asdict() for cut in cut_prompts(asked, trained)],
+        "cut": [cut._asdict() for cut in cut_prompts(sample_request, trained)],
         "guided_by": _record(guided_by),
         "shape": list(images[0].shape[1:]),
         "edit": _edit_record(given, prepared, trained),
@@ -106,13 +106,13 @@ def sample(
     }
     drawn = np.concatenate(images)[:num]
     extra = {} if prepared is None else {"edit.png": _compare(prepared, drawn)}
-    if asked.low_res or asked.map:
+    if sample_request.low_res or sample_request.map:
         extra["given.png"] = _beside(cond, drawn)
-    if 1 < len(asked.labels) <= min(num, _COLUMNS):
-        extra["classes.png"] = _by_class(drawn, manifest["labels"][: len(asked.labels)])
+    if 1 < len(sample_request.labels) <= min(num, _COLUMNS):
+        extra["classes.png"] = _by_class(drawn, manifest["labels"][: len(sample_request.labels)])
     shown = {"grid.png": min(num, _GRID)} | dict.fromkeys(extra, min(num, _COMPARED))
     if "classes.png" in extra:
-        shown["classes.png"] = min(num // len(asked.labels), _COMPARED) * len(asked.labels)
+        shown["classes.png"] = min(num // len(sample_request.labels), _COMPARED) * len(sample_request.labels)
     manifest["pictures"] = {name: {"samples": count, "of": num} for name, count in shown.items()}
     _write(folder, drawn, cond.get("label", np.zeros(num, np.int32)), seeds, manifest, extra)
     part = [f"; {name} shows the first {count}" for name, count in shown.items() if count < num]
@@ -151,26 +151,28 @@ def _check_memory(trained: Trained, size: int, canvas: tuple[int, int]) -> None:
 
 def _draw(program: Callable[..., jax.Array], trained: Trained, seeds: np.ndarray, told: dict) -> np.ndarray:
     """Images [B, H, W, C] on the host, once they are drawn."""
-    return np.asarray(program(trained.params, trained.frozen, seeds, told))
+    return np.asarray(program(trained.params, trained.pretrained, seeds, told))
 
 
-def _program(trained: Trained, prepared: Prepared | None) -> Callable[..., jax.Array]:
-    """(params, frozen, seeds, cond) -> images."""
+def _program(trained: Trained, prepared: PreparedEdit | None) -> Callable[..., jax.Array]:
+    """(params, pretrained, seeds, cond) -> images."""
     if prepared is None:
-        return build.sample_program(trained.model, trained.how, trained.mesh, trained.guides)
-    program = build.edit_program(trained.model, trained.how, trained.mesh, prepared.edit, trained.guides)
-    return lambda params, frozen, seeds, cond: program(params, frozen, seeds, cond, prepared.image, prepared.unknown)
+        return experiment.sample_program(trained.model, trained.how, trained.mesh, trained.guides)
+    program = experiment.edit_program(trained.model, trained.how, trained.mesh, prepared.edit, trained.guides)
+    return lambda params, pretrained, seeds, cond: program(
+        params, pretrained, seeds, cond, prepared.image, prepared.unknown
+    )
 
 
-def _record(flags: Asked | GuidedBy) -> dict:
+def _record(flags: SampleRequest | GuideRequest) -> dict:
     return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(flags).items()}
 
 
-def _edit_record(given: Given | None, prepared: Prepared | None, trained: Trained) -> dict | None:
+def _edit_record(given: EditRequest | None, prepared: PreparedEdit | None, trained: Trained) -> dict | None:
     """What is edited and how: with the time that the edit starts at, the noise there, and the steps from there on."""
     if given is None or prepared is None:
         return None
-    times = build.edit_times(trained.model, trained.how, prepared.edit)
+    times = experiment.edit_times(trained.model, trained.how, prepared.edit)
     sigma = float(trained.model.schedule.sigma(jnp.float32(times[0])))
     start = {"start": float(times[0]), "start_sigma": sigma, "steps": len(times) - 1}
     files = {"init_image": str(given.init_image), "mask": given.mask and str(given.mask), "expand": given.expand}
@@ -192,7 +194,7 @@ def _by_class(images: np.ndarray, names: list[str]) -> np.ndarray:
     return pictures.labelled_grid(shown.reshape(rows, len(names), *shown.shape[1:]), columns=names)
 
 
-def _compare(prepared: Prepared, images: np.ndarray) -> np.ndarray:
+def _compare(prepared: PreparedEdit, images: np.ndarray) -> np.ndarray:
     """The image as given, what of it is kept (the rest gray), and the first samples."""
     kept = np.where(prepared.unknown, 0.0, prepared.image)
     before = [prepared.image, kept] if prepared.edit.inpaint else [prepared.image]
@@ -222,11 +224,11 @@ def _write(
     extra: Mapping[str, np.ndarray],
 ) -> None:
     """Writes everything, and the extra pictures; all of it comes into place at once."""
-    with out.written() as unfinished:
+    with out.written() as partial:
         for i, image in enumerate(images):
-            (unfinished / f"{i:06d}.png").write_bytes(pictures.encode_png(image))
-        (unfinished / "grid.png").write_bytes(pictures.encode_png(pictures.grid(images[:_GRID])))
+            (partial / f"{i:06d}.png").write_bytes(pictures.encode_png(image))
+        (partial / "grid.png").write_bytes(pictures.encode_png(pictures.grid(images[:_GRID])))
         for name, picture in extra.items():
-            (unfinished / name).write_bytes(pictures.encode_png(picture))
-        np.savez_compressed(unfinished / "samples.npz", images=images, labels=labels, seeds=seeds)
-        (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=2))
+            (partial / name).write_bytes(pictures.encode_png(picture))
+        np.savez_compressed(partial / "samples.npz", images=images, labels=labels, seeds=seeds)
+        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2))

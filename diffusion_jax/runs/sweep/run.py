@@ -14,7 +14,9 @@ from diffusion_jax import config as configs
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.report.sweep_figures import Row
-from diffusion_jax.runs.sweep import local as sweep_local, reporting as sweep_report, slurm as sweep_slurm
+from diffusion_jax.runs.sweep import local as sweep_local
+from diffusion_jax.runs.sweep import reporting as sweep_report
+from diffusion_jax.runs.sweep import slurm as sweep_slurm
 from diffusion_jax.runs.sweep.trial_source import Source, listed, studied
 from diffusion_jax.runs.sweep.trials import FAILED, Lock, Trial, as_typed, changed, command, locked
 from diffusion_jax.runs.workdir.paths import Workdir, read_json

@@ -11,17 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import experiment as build
 from diffusion_jax import config as configs
-from diffusion_jax.experiment import vectorised
+from diffusion_jax import experiment
 from diffusion_jax.errors import UserError
+from diffusion_jax.experiment import vectorised
 from diffusion_jax.report import pictures
 from diffusion_jax.report.metrics import MetricWriter, read_metrics
 from diffusion_jax.report.progress import progress
-from diffusion_jax.runs.workdir import classes, pretrained as frozen
-from diffusion_jax.runs.train import preview_pictures as preview, training_data
 from diffusion_jax.runs.sweep.trials import FAILED, Outcome, Trial
+from diffusion_jax.runs.train import preview_pictures as preview
+from diffusion_jax.runs.train import training_data
 from diffusion_jax.runs.train.metric_log import MetricLog
+from diffusion_jax.runs.workdir import classes
+from diffusion_jax.runs.workdir import pretrained as pretrained
 from diffusion_jax.runs.workdir.lock import training_in
 from diffusion_jax.train import feed, loop, sharding
 from diffusion_jax.train.checkpoint import Checkpoints, abstract_like
@@ -53,7 +55,7 @@ def check(trials: Sequence[Trial]) -> None:
     vectorised.values([trial.config for trial in trials], list(trials[0].changes))
     if first.init_from:
         raise UserError("--vectorised starts from random parameters; leave init_from out, or --vectorised")
-    build.model(first) if not first.latent else None
+    experiment.model(first) if not first.latent else None
 
 
 def train(trials: Sequence[Trial], stop: Stop, on_diverged: Callable[[Trial, Outcome], None]) -> None:
@@ -68,16 +70,18 @@ def train(trials: Sequence[Trial], stop: Stop, on_diverged: Callable[[Trial, Out
     resumed = _common_step(trials)
     origin = None if resumed is None else trials[0].workdir
     source, known = training_data.opened(config, trials[0].workdir)
-    model = dataclasses.replace(frozen.model(config, origin), classes=known)
-    tokenizer = frozen.tokenizer(model, source, origin)
-    weights = jax.device_put(model.frozen, sharding.replicated(mesh))
+    model = dataclasses.replace(pretrained.model(config, origin), classes=known)
+    tokenizer = pretrained.tokenizer(model, source, origin)
+    weights = jax.device_put(model.pretrained, sharding.replicated(mesh))
     values = vectorised.values([trial.config for trial in trials], keys)
     seeds = jnp.asarray([trial.config.seed for trial in trials], jnp.int32)
     own = "seed" in keys
     with contextlib.ExitStack() as stack:
         for trial in trials:
             stack.enter_context(training_in(trial.workdir.root)).begun = True
-        pipelines = [build.batches(trial.config, source, model, tokenizer) for trial in trials[: None if own else 1]]
+        pipelines = [
+            experiment.batches(trial.config, source, model, tokenizer) for trial in trials[: None if own else 1]
+        ]
         for each in pipelines:
             stack.callback(each.close)
         checkpoints = [stack.enter_context(contextlib.closing(_checkpoints(trial))) for trial in trials]
@@ -88,7 +92,7 @@ def train(trials: Sequence[Trial], stop: Stop, on_diverged: Callable[[Trial, Out
             print(f"all {len(trials)} trials go on from step {resumed}", flush=True)
         for trial in trials:
             trial.workdir.write_config(trial.config)
-            frozen.keep(trial.config, trial.workdir, None if resumed is None else trial.workdir, model, tokenizer)
+            pretrained.keep(trial.config, trial.workdir, None if resumed is None else trial.workdir, model, tokenizer)
             classes.keep(trial.workdir, known)
         writers = [stack.enter_context(MetricWriter(trial.workdir.root, resumed_step=resumed)) for trial in trials]
         bar = stack.enter_context(progress(config.train.steps, resumed or 0, units_per_step=config.train.batch_size))
@@ -148,7 +152,7 @@ def train(trials: Sequence[Trial], stop: Stop, on_diverged: Callable[[Trial, Out
             pictures.curve_png(trial.workdir.loss_curve, records)
 
 
-def _compiled(config: ConfigDict, model: build.Model, mesh: Any, *, own: bool, at_once: bool) -> Any:
+def _compiled(config: ConfigDict, model: experiment.Model, mesh: Any, *, own: bool, at_once: bool) -> Any:
     """The step of all trials; its metrics are those of each under "k/", finite always, and the mean "loss"."""
 
     def step(states: TrainState, batch: Any, seeds: Any, values: Any, weights: Any) -> tuple[TrainState, Any]:
@@ -202,14 +206,14 @@ def _common_step(trials: Sequence[Trial]) -> int | None:
 
 def _restore(
     config: ConfigDict,
-    model: build.Model,
+    model: experiment.Model,
     mesh: Any,
     checkpoints: Sequence[Checkpoints],
     pipelines: Sequence[Any],
     step: int,
 ) -> TrainState:
-    trainee = build.trainee(config, model)
-    layout = abstract_like(build.abstract_state(config, trainee), build.layout(config, trainee, mesh))
+    trainee = experiment.trainee(config, model)
+    layout = abstract_like(experiment.abstract_state(config, trainee), experiment.layout(config, trainee, mesh))
     states = []
     for i, each in enumerate(checkpoints):
         state, position = each.restore(layout, step)

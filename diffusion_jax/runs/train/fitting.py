@@ -11,8 +11,8 @@ from diffusion_jax.runs.train.metric_log import MetricLog
 from diffusion_jax.runs.train.parts import Run
 from diffusion_jax.runs.train.previews import Previews
 from diffusion_jax.runs.train.profiles import Profiles
-from diffusion_jax.runs.train.saving import Saving
 from diffusion_jax.runs.train.records import append_nonfinite, example_log
+from diffusion_jax.runs.train.saving import Saving
 from diffusion_jax.train import feed, loop, sharding
 from diffusion_jax.train.guard import Guard
 from diffusion_jax.train.hooks import Hook

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import jax
 
-from diffusion_jax.models.text import CutNotice, Text
 from diffusion_jax.data.sources import Source
 from diffusion_jax.data.tokens import Tokenizer
+from diffusion_jax.models.text import CutNotice, Text
 
 _LOOKED_AT = 1_000
 """Captions that are read before training. A longer one among the others is said where the first batch holds it."""

@@ -7,8 +7,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax.runs.train.tasks import Task
-from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.runs.workdir.lock import Training
+from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.faults import Stop, Watchdog
 

@@ -8,10 +8,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax import experiment as build
+from diffusion_jax import experiment
 from diffusion_jax.data.sources import Source
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.report import pictures
+from diffusion_jax.runs.sample.examples import first_batch, picture_of
 from diffusion_jax.train import sharding
 from diffusion_jax.train.interruptible import interruptible
 from diffusion_jax.train.state import Params
@@ -24,14 +25,14 @@ _PROMPTS = 8  # rows of a grid by caption, where config gives none
 
 def samples(
     config: ConfigDict,
-    model: build.Model,
+    model: experiment.Model,
     mesh: Mesh,
     source: Source,
     tokenizer: Tokenizer | None,
-    frozen: Mapping[str, Params],
+    pretrained: Mapping[str, Params],
 ) -> Draw:
     """Samples in rows: by caption, by class, or by example where the model is told of an image."""
-    program = build.sample_program(model, build.sampling(config), mesh)
+    program = experiment.sample_program(model, experiment.sampling(config), mesh)
     share = mesh.shape["data"] * mesh.shape["fsdp"]
 
     def draw(params: Params, rows: int, columns: int, cond: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -40,7 +41,7 @@ def samples(
         told = {name: a[take // columns] for name, a in cond.items()}
         split = sharding.batch_sharding(mesh)
         seeds, told = sharding.to_mesh((take.astype(np.int32), told), split)
-        images = interruptible(lambda: sharding.to_host(program(params, frozen, seeds, told)))
+        images = interruptible(lambda: sharding.to_host(program(params, pretrained, seeds, told)))
         return pictures.to_uint8(images[: rows * columns]).reshape(rows, columns, *images.shape[1:])
 
     if model.spatial:
@@ -66,7 +67,11 @@ def samples(
 
 
 def _by_example(
-    config: ConfigDict, model: build.Model, source: Source, tokenizer: Tokenizer | None, draw: Callable[..., np.ndarray]
+    config: ConfigDict,
+    model: experiment.Model,
+    source: Source,
+    tokenizer: Tokenizer | None,
+    draw: Callable[..., np.ndarray],
 ) -> Draw:
     """A row an example: what the model is told, three samples, and the image it is of."""
     columns = 3
@@ -89,31 +94,8 @@ def _by_example(
     return by_example
 
 
-def first_batch(
-    config: ConfigDict, source: Source, model: build.Model | None, tokenizer: Tokenizer | None, count: int
-) -> dict[str, np.ndarray]:
-    """count examples of the training data, not mirrored, with what the model's conditions are made of."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.train.batch_size, config.data.flip, config.data.cache, config.data.workers = count, False, False, 0
-    batches = build.batches(config, source, model, tokenizer, split=False)
-    try:
-        return next(batches)
-    finally:
-        batches.close()
-
-
-def picture_of(name: str, a: np.ndarray, channels: int) -> np.ndarray:
-    """An entry of a spatial condition [B, H, W, C'] as pictures uint8 [B, H, W, channels]: a map's classes as grays."""
-    if a.shape[-1] != channels:
-        classes = a.shape[-1]
-        gray = a if classes == 1 else (a @ np.arange(classes))[..., None] / max(classes - 1, 1)
-        a = np.repeat(2 * gray - 1, channels, axis=-1)
-    return pictures.to_uint8(a)
-
-
 def reconstructions(
-    config: ConfigDict, source: Source, mesh: Mesh, program: Callable[..., build.autoencoder.Reconstruction]
+    config: ConfigDict, source: Source, mesh: Mesh, program: Callable[..., experiment.autoencoder.Reconstruction]
 ) -> tuple[Draw, Callable[[Params], dict[str, float]]]:
     """(a picture of images above what is made of them, their measures), both of averaged parameters."""
     batch = first_batch(config, source, None, None, max(config.sample.num, 2))

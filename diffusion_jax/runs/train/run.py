@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffusion_jax import experiment as build
 from diffusion_jax import config as configs
+from diffusion_jax import experiment
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.plan import preflight
-from diffusion_jax.runs.workdir import snapshots
 from diffusion_jax.runs.train import tasks, training_evaluation
-from diffusion_jax.runs.workdir.mirror import Mirror
 from diffusion_jax.runs.train.fitting import fit
 from diffusion_jax.runs.train.parts import Run
 from diffusion_jax.runs.train.records import print_changes, print_summary
-from diffusion_jax.runs.workdir.paths import Workdir, as_trained
+from diffusion_jax.runs.workdir import snapshots
 from diffusion_jax.runs.workdir.lock import Training, training_in
+from diffusion_jax.runs.workdir.mirror import Mirror
+from diffusion_jax.runs.workdir.paths import Workdir, as_trained
 from diffusion_jax.train import agreement, processes
 from diffusion_jax.train.checkpoint import Checkpoints, source_commit, versions
 from diffusion_jax.train.faults import Stop, Watchdog, stop_on_signal
@@ -54,7 +54,7 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog,
             mirror.catch_up()
         _agree_on_config(config)
         config = as_trained(config, workdir)
-    mesh = build.mesh(config)
+    mesh = experiment.mesh(config)
     task = interruptible(lambda: tasks.task(config, workdir, mesh))
     preflight.check_memory(config, task.model, task.abstract, mesh)
     rating: dict[int, float] = {}

@@ -3,8 +3,8 @@
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax import experiment as build
 from diffusion_jax import config as configs
+from diffusion_jax import experiment
 from diffusion_jax.data import description
 from diffusion_jax.data.classes import Classes, shown
 from diffusion_jax.data.sources import Source
@@ -21,12 +21,12 @@ def opened(config: ConfigDict, workdir: Workdir) -> tuple[Source, Classes | None
 
     The first process prints what the data holds. Raises UserError where it does not fit the config.
     """
-    data = build.opened(config)
+    data = experiment.opened(config)
     found = classes.of_training(config, workdir, data)
     names = found.names if found is not None and config.init_from else None  # the other's may be more than the data's
     if names is None or len(names) != config.model.num_classes:
-        build.source(config, data=data)  # raises where the data has more or fewer classes than the model
-    source = build.source(config, found, data)
+        experiment.source(config, data=data)  # raises where the data has more or fewer classes than the model
+    source = experiment.source(config, found, data)
     lines = _described(config, source, found)
     if jax.process_index() == 0:
         print(*lines, sep="\n", flush=True)

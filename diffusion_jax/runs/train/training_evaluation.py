@@ -9,15 +9,15 @@ from typing import Any, Protocol
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax import experiment as build
+from diffusion_jax import experiment
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
 from diffusion_jax.evals.sample_metrics import METRICS, score_names
-from diffusion_jax.runs.sample.conditions import Asked
 from diffusion_jax.runs.evaluate.evaluation import Evaluation
-from diffusion_jax.runs.evaluate.measured_samples import Phase, Subject
+from diffusion_jax.runs.evaluate.feature_extractor import MetricRequest
+from diffusion_jax.runs.evaluate.measured_samples import Phase, SampleSource
 from diffusion_jax.runs.evaluate.results import result_of
-from diffusion_jax.runs.evaluate.feature_extractor import Judged
+from diffusion_jax.runs.sample.conditions import SampleRequest
 from diffusion_jax.runs.workdir.restored import Trained, seeds_from
 from diffusion_jax.train.state import Params
 
@@ -42,22 +42,22 @@ def of_diffusion(
     config: ConfigDict,
     root: Path,
     mesh: Mesh,
-    model: build.Model,
+    model: experiment.Model,
     tokenizer: Tokenizer | None,
-    frozen: dict[str, Params],
+    pretrained: dict[str, Params],
 ) -> Evaluate | None:
     """Of samples drawn as config.sample says; None where config asks for none."""
     if not config.evaluate.every:
         return None
-    how = build.sampling(config)
-    program = build.sample_program(model, how, mesh)
+    how = experiment.sampling(config)
+    program = experiment.sample_program(model, how, mesh)
     evaluation = _evaluation(config, mesh, model, tokenizer)
 
-    def subject(params: Params) -> Subject:
-        trained = Trained(model, how, mesh, params, frozen, 0, "ema", tokenizer, build.Guides())
-        return evaluation.samples_of(trained, program, Asked())
+    def sample_source(params: Params) -> SampleSource:
+        trained = Trained(model, how, mesh, params, pretrained, 0, "ema", tokenizer, experiment.Guides())
+        return evaluation.samples_of(trained, program, SampleRequest())
 
-    return _evaluate(evaluation, root, subject, dataclasses.asdict(how))
+    return _evaluate(evaluation, root, sample_source, dataclasses.asdict(how))
 
 
 def of_autoencoder(config: ConfigDict, root: Path, mesh: Mesh, program: Callable[..., Any]) -> Evaluate | None:
@@ -69,7 +69,7 @@ def of_autoencoder(config: ConfigDict, root: Path, mesh: Mesh, program: Callable
 
 
 def _evaluation(
-    config: ConfigDict, mesh: Mesh, model: build.Model | None = None, tokenizer: Tokenizer | None = None
+    config: ConfigDict, mesh: Mesh, model: experiment.Model | None = None, tokenizer: Tokenizer | None = None
 ) -> Evaluation:
     """The evaluation that config.evaluate describes."""
     options = config.evaluate
@@ -77,7 +77,7 @@ def _evaluation(
     evaluation = Evaluation(
         config,
         check_metrics(options.metrics),
-        Judged(options.features, weights, reference, options.kid_size, options.kid_subsets, clip),
+        MetricRequest(options.features, weights, reference, options.kid_size, options.kid_subsets, clip),
         mesh,
         seeds=seeds_from(options.seed, options.num),
         batch=options.batch,
@@ -86,18 +86,18 @@ def _evaluation(
         model=model,
         tokenizer=tokenizer,
     )
-    _ = evaluation.ruler  # raises before the run begins for what does not fit
+    _ = evaluation.extractor  # raises before the run begins for what does not fit
     return evaluation
 
 
 def _evaluate(
     evaluation: Evaluation,
     root: Path,
-    subject: Callable[[Params], Subject],
+    sample_source: Callable[[Params], SampleSource],
     sampling: Mapping[str, Any] | None,
 ) -> Evaluate:
     def evaluate(params: Params, step: int, *, stopped: Callable[[], bool], phase: Phase) -> dict[str, Any]:
-        found, _ = evaluation.measure(subject(params), stopped=stopped, phase=phase, show=False)
+        found, _ = evaluation.measure(sample_source(params), stopped=stopped, phase=phase, show=False)
         seeds = [int(evaluation.seeds[0]), int(evaluation.seeds[-1])]
         about = {"checkpoint_step": step, "weights": "ema", "seed": seeds[0], "seeds": seeds, "sampling": sampling}
         return result_of(root, evaluation.config, about, found)

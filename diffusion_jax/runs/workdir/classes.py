@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffusion_jax import experiment as build
+from diffusion_jax import experiment
 from diffusion_jax.data import classes
 from diffusion_jax.data.classes import Classes
 from diffusion_jax.data.image_folder import ImageFolder
@@ -32,7 +32,7 @@ def of_workdir(config: ConfigDict, workdir: Workdir) -> Classes | None:
         return None
     if workdir.classes.is_file():
         return classes.known(_read(workdir), count)
-    return Classes(count, False, lambda: _in_earlier_order(build.opened(config)))
+    return Classes(count, False, lambda: _in_earlier_order(experiment.opened(config)))
 
 
 def of_training(config: ConfigDict, workdir: Workdir, source: Source) -> Classes | None:

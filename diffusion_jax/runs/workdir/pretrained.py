@@ -16,12 +16,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import experiment as build
-from diffusion_jax.models.text import published_folder
+from diffusion_jax import experiment
 from diffusion_jax.data.sources import Source
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop import huggingface_text
+from diffusion_jax.models.text import published_folder
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import sharding
@@ -59,14 +59,14 @@ def origin(config: ConfigDict, workdir: Workdir) -> Workdir | None:
     return other
 
 
-def model(config: ConfigDict, origin: Workdir | None) -> build.Model:
+def model(config: ConfigDict, origin: Workdir | None) -> experiment.Model:
     """The model of config, its autoencoder and published text encoder of the workdir that its parameters come from or,
     where they come from none, of where config says.
 
     Raises UserError where config says another autoencoder or text encoder than that workdir's.
     """
     if origin is None:
-        return build.model(config, read_autoencoder(Path(config.latent)) if config.latent else None)
+        return experiment.model(config, read_autoencoder(Path(config.latent)) if config.latent else None)
     before = origin.read_config(quiet=True)
     autoencoder = _autoencoder_of(origin, before.latent, config.latent)
     old, new = published_folder(before.text), published_folder(config.text)
@@ -75,20 +75,20 @@ def model(config: ConfigDict, origin: Workdir | None) -> build.Model:
     if new and new != old:
         instead = f"text=\"huggingface(folder='{_given(old, origin.text_encoder)}')\""
         _check_same(origin, f"text={config.text}", lambda: _holds_same(origin.text_encoder, Path(new)), instead)
-    return build.model(config, autoencoder, str(origin.text_encoder) if new else "")
+    return experiment.model(config, autoencoder, str(origin.text_encoder) if new else "")
 
 
-def tokenizer(model: build.Model, source: Source, origin: Workdir | None) -> Tokenizer | None:
+def tokenizer(model: experiment.Model, source: Source, origin: Workdir | None) -> Tokenizer | None:
     """The tokenizer of the workdir that the model's parameters come from or, where they come from none, the published
     one or one learned from the captions; None for a model without text.
     """
     if model.text is None or origin is None:
-        return build.tokenizer(model, source)
+        return experiment.tokenizer(model, source)
     return read_tokenizer(origin)
 
 
 def keep(
-    config: ConfigDict, workdir: Workdir, origin: Workdir | None, model: build.Model, tokenizer: Tokenizer | None
+    config: ConfigDict, workdir: Workdir, origin: Workdir | None, model: experiment.Model, tokenizer: Tokenizer | None
 ) -> None:
     """Copies into the workdir of a run that starts what its model needs, in place of what was there.
 
@@ -117,7 +117,7 @@ def read_tokenizer(workdir: Workdir) -> Tokenizer:
     return Tokenizer.from_json(workdir.tokenizer.read_text(encoding="utf-8"))
 
 
-def read_autoencoder(root: Path) -> build.Autoencoder:
+def read_autoencoder(root: Path) -> experiment.Autoencoder:
     """The autoencoder of a workdir, its averaged parameters on the host, at its newest checkpoint."""
     workdir = Workdir(root)
     config = workdir.read_config()
@@ -126,21 +126,21 @@ def read_autoencoder(root: Path) -> build.Autoencoder:
     step = _newest(workdir)
     mesh = sharding.mesh(devices=jax.local_devices()[:1])
     with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
-        abstract = build.autoencoder.trainee(config).abstract
+        abstract = experiment.autoencoder.trainee(config).abstract
         average = checkpoints.restore_tree("ema", whole(abstract, mesh), step)
         std = checkpoints.meta(step)["measured"]["latent_std"]
     params = jax.tree.map(np.asarray, average["autoencoder"])
-    return build.Autoencoder(build.autoencoder.network(config), params, 1 / std)
+    return experiment.Autoencoder(experiment.autoencoder.network(config), params, 1 / std)
 
 
-def same_autoencoder(a: build.Autoencoder | None, b: build.Autoencoder | None) -> bool:
+def same_autoencoder(a: experiment.Autoencoder | None, b: experiment.Autoencoder | None) -> bool:
     """Whether the latents of both are the same."""
     if a is None or b is None:
         return a is b
-    return (a.network, a.scale) == (b.network, b.scale) and build.digest(a.params) == build.digest(b.params)
+    return (a.network, a.scale) == (b.network, b.scale) and experiment.digest(a.params) == experiment.digest(b.params)
 
 
-def read_classifier(root: Path, schedule: str, scale: float) -> build.Classifier:
+def read_classifier(root: Path, schedule: str, scale: float) -> experiment.Classifier:
     """The classifier of a workdir, to guide a model of this schedule; its averaged parameters on the host."""
     workdir = Workdir(root)
     config = workdir.read_config()
@@ -154,11 +154,11 @@ def read_classifier(root: Path, schedule: str, scale: float) -> build.Classifier
     mesh = sharding.mesh(devices=jax.local_devices()[:1])
     step = _newest(workdir)
     with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
-        average = checkpoints.restore_tree("ema", whole(build.classifier.trainee(config).abstract, mesh), step)
-    return build.classifier.trained(config, jax.tree.map(np.asarray, average), scale)
+        average = checkpoints.restore_tree("ema", whole(experiment.classifier.trainee(config).abstract, mesh), step)
+    return experiment.classifier.trained(config, jax.tree.map(np.asarray, average), scale)
 
 
-def _autoencoder_of(origin: Workdir, old: str, new: str) -> build.Autoencoder | None:
+def _autoencoder_of(origin: Workdir, old: str, new: str) -> experiment.Autoencoder | None:
     """The autoencoder that a workdir keeps; old is the key `latent` of its config, new that of the config asked for."""
     if not new and not old:
         return None

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax import experiment as build
+from diffusion_jax import experiment
 from diffusion_jax.data.classes import NULL, Classes, known
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
@@ -23,7 +23,7 @@ from diffusion_jax.train.state import Params
 
 
 @dataclasses.dataclass(frozen=True)
-class GuidedBy:
+class GuideRequest:
     """Workdirs of networks that guide a model, as the command's flags say it."""
 
     classifier: Path | None = None
@@ -32,22 +32,22 @@ class GuidedBy:
     weak_step: int | None = None
 
 
-UNGUIDED = GuidedBy()
+NO_GUIDES = GuideRequest()
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
     """A model with the parameters of one checkpoint, on every device of this machine."""
 
-    model: build.Model
-    how: build.Sampling
+    model: experiment.Model
+    how: experiment.Sampling
     mesh: Mesh
     params: Params
-    frozen: dict[str, Params]
+    pretrained: dict[str, Params]
     step: int
     weights: str  # `weights_name`
     tokenizer: Tokenizer | None
-    guides: build.Guides
+    guides: experiment.Guides
 
     @property
     def share(self) -> int:
@@ -78,7 +78,7 @@ def restore(
     step: int | None,
     average: bool | float,
     overrides: Mapping[str, object],
-    guided_by: GuidedBy = UNGUIDED,
+    guided_by: GuideRequest = NO_GUIDES,
 ) -> Trained:
     """The model of the workdir root at step (None: the newest), averaged or not, and the networks that guide it.
 
@@ -93,7 +93,7 @@ def restore(
     # Of its own copies.
     model = dataclasses.replace(found.model(config, workdir), classes=classes.of_workdir(config, workdir))
     chosen = {name: value for name, value in overrides.items() if value is not None}
-    how = build.sampling(config, chosen)
+    how = experiment.sampling(config, chosen)
     tokenizer = None if model.text is None else found.read_tokenizer(workdir)
     classifier, weak = None, None
     if guided_by.classifier is not None:
@@ -102,17 +102,17 @@ def restore(
     if guided_by.weak is not None:
         weak = _weak(guided_by.weak, guided_by.weak_step, config, model, average=bool(average))
         _check_told_alike(guided_by.weak, weak, model, tokenizer)
-    guides = build.Guides(classifier, weak.model if weak else None)
-    build.sample_program(model, how, mesh, guides)  # raises for what cannot be sampled
+    guides = experiment.Guides(classifier, weak.model if weak else None)
+    experiment.sample_program(model, how, mesh, guides)  # raises for what cannot be sampled
     with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
         step = choose_step(checkpoints, step)
         params = restore_weights(checkpoints, config, model.abstract, mesh, average, step)
-    frozen = model.frozen | ({"classifier": classifier.params} if classifier else {})
-    frozen = jax.device_put(frozen, sharding.replicated(mesh)) | ({"weak": weak.params} if weak else {})
-    return Trained(model.bind(params), how, mesh, params, frozen, step, weights_name(average), tokenizer, guides)
+    pretrained = model.pretrained | ({"classifier": classifier.params} if classifier else {})
+    pretrained = jax.device_put(pretrained, sharding.replicated(mesh)) | ({"weak": weak.params} if weak else {})
+    return Trained(model.bind(params), how, mesh, params, pretrained, step, weights_name(average), tokenizer, guides)
 
 
-def _with_classes(classifier: build.Classifier, root: Path, model: build.Model) -> build.Classifier:
+def _with_classes(classifier: experiment.Classifier, root: Path, model: experiment.Model) -> experiment.Classifier:
     """The classifier of the workdir root with its classes, and the model's numbers for them."""
     workdir = Workdir(root)
     own = classes.of_workdir(workdir.read_config(), workdir)
@@ -141,7 +141,7 @@ def restore_weights(
     return snapshots.reconstruct(checkpoints.directory.parent, config, abstract, mesh, average, step)
 
 
-def _weak(root: Path, step: int | None, config: ConfigDict, model: build.Model, *, average: bool) -> Trained:
+def _weak(root: Path, step: int | None, config: ConfigDict, model: experiment.Model, *, average: bool) -> Trained:
     """The weaker model of autoguidance; raises UserError unless it is told and draws the same as model, of config."""
     other = Workdir(root).read_config()
     same = ("schedule", "text", "spatial")
@@ -160,15 +160,15 @@ def _weak(root: Path, step: int | None, config: ConfigDict, model: build.Model, 
     return restore(root, step=step, average=average, overrides=alone)
 
 
-def _check_told_alike(root: Path, weak: Trained, model: build.Model, tokenizer: Tokenizer | None) -> None:
+def _check_told_alike(root: Path, weak: Trained, model: experiment.Model, tokenizer: Tokenizer | None) -> None:
     """Raises UserError where the weaker model of root has another tokenizer, text encoder or autoencoder than model:
     both are handed the same tokens, features and latents.
     """
     own, others = ("" if each is None else each.to_json() for each in (tokenizer, weak.tokenizer))
-    texts = [m.frozen.get("text") for m in (model, weak.model)]
+    texts = [m.pretrained.get("text") for m in (model, weak.model)]
     differ = {
         "tokenizer": own != others,
-        "text encoder": None not in texts and build.digest(texts[0]) != build.digest(texts[1]),
+        "text encoder": None not in texts and experiment.digest(texts[0]) != experiment.digest(texts[1]),
         "autoencoder": not found.same_autoencoder(model.autoencoder, weak.model.autoencoder),
     }
     if wrong := [name for name, is_so in differ.items() if is_so]:
