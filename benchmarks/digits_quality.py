@@ -60,7 +60,7 @@ def main() -> None:
             Path(folder, "out"),
             num=arguments.num,
             seed=10_000,
-            asked=SampleRequest([str(label) for label in range(10)]),
+            sample_request=SampleRequest([str(label) for label in range(10)]),
             batch=250,
             step=None,
             average=True,
