@@ -1,6 +1,6 @@
 """The keys of a config, their types and defaults; a config as JSON.
 
-`base()` is the whole schema: a config file starts from it and changes values. `build` is the only reader.
+`base()` is the whole schema: a config file starts from it and changes values. `experiment` turns it into objects.
 """
 
 import json
