@@ -96,6 +96,14 @@ class Network(nn.Module):
                 raise UserError(f"cond[{name!r}] must have shape ({wanted}); got {got}")
 
 
+def check_shapes(x: Array, t: Array) -> None:
+    """Raises UserError unless x is [B, *S, C] with one to three spatial axes, and t [B]."""
+    if not 3 <= x.ndim <= 5:
+        raise UserError(f"x is [B, *spatial, C] with one to three spatial axes; got shape {x.shape}")
+    if t.shape != x.shape[:1]:
+        raise UserError(f"t holds one value for each of {x.shape[0]} examples, shape {x.shape[:1]}; got {t.shape}")
+
+
 _OF_FLAX = {"parent", "name"}
 
 
