@@ -45,6 +45,9 @@ class Network(nn.Module):
     """How parameters are split over `tensor`; the first pattern that matches counts, others are not split."""
     outer_layers: ClassVar[tuple[str, ...]] = ("embedding",)
     """Names in the paths of first and last layers, which Muon leaves to Adam."""
+    stacked_layers: ClassVar[tuple[str, ...]] = ()
+    """Names in the paths of layers that are scanned: the first axis of their parameters counts layers, as `nn.scan`
+    stacks them, and to Muon each layer has matrices of its own. Axes of tensor rules, from the end, do not change."""
 
     @property
     def pools_text(self) -> bool:
