@@ -88,9 +88,8 @@ class Classifier(nn.Module):
             return layers.attention_heads(channels, 1, self.head_channels)
 
         last = len(self.multipliers) - 1
-        emb = embed_level(
-            t, EmbeddingSizes(4 * self.channels, self.channels, "adm"), self.dtype, "time"
-        )  # [B, 4 channels]
+        sizes = EmbeddingSizes(4 * self.channels, self.channels, "adm")
+        emb = embed_level(t, sizes, self.dtype, "time")  # [B, 4 channels]
         x = Conv(self.channels, dtype=self.dtype, name="conv_in")(x)
         for i, multiplier in enumerate(self.multipliers):
             channels = self.channels * multiplier

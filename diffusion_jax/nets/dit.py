@@ -174,26 +174,25 @@ class DiT(Network):
         emb = embed_vectors(self, t, cond, EmbeddingSizes(self.width, self.waves, self.sinusoids))  # [B, D]
         x = Dense(self.width, dtype=self.dtype, name="patch_in")(x).reshape(batch, -1, self.width)  # [B, N, D]
         x += jnp.asarray(positions(size, self.width), self.dtype)
-        stack = nn.scan(
-            nn.remat(Layer, prevent_cse=False) if self.remat else Layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
-            length=self.depth,
-            unroll=self.unroll,
-        )(
-            self.heads,
-            hidden=int(self.mlp_ratio * self.width),
-            dropout=self.dropout if train else 0.0,
-            dtype=self.dtype,
-            name="layers",
-        )
-        x, _ = stack(x, emb, cond.get("text"), cond.get("text_mask"))
+        x, _ = self._stack(train)(x, emb, cond.get("text"), cond.get("text_mask"))
         shift, scale = modulation(emb, 2, self.dtype, "modulation_out")
         x = normalize(x) * (1 + scale) + shift
         pixels = self.patch ** len(size)
         x = Dense(pixels * self.out_channels, dtype=jnp.float32, kernel_init=ZERO, name="patch_out")(x)
         return layers.from_patches(x.reshape(batch, *size, -1), self.patch)
+
+    def _stack(self, train: bool) -> nn.Module:
+        """The layers one after another, of which each has its own parameters and randomness."""
+        scanned = nn.scan(
+            nn.remat(Layer, prevent_cse=False) if self.remat else Layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,  # every layer is given the same embedding and text
+            length=self.depth,
+            unroll=self.unroll,
+        )
+        hidden, dropout = int(self.mlp_ratio * self.width), self.dropout if train else 0.0
+        return scanned(self.heads, hidden, dropout, dtype=self.dtype, name="layers")
 
     def _check(self, x: Array, t: Array, cond: Mapping[str, Array]) -> None:
         """Raises UserError where x, t, cond or the options do not fit the net."""

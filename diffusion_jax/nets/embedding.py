@@ -18,11 +18,14 @@ from diffusion_jax.nets.network import Network
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingSizes:
-    """The sizes of an embedding: `width` is its own, `waves` the number of sinusoids, form as `time_embedding`."""
+    """The sizes of the embeddings of one network."""
 
     width: int
+    """Of an embedding."""
     waves: int
+    """Sinusoids of a time or level, of which the embedding is made."""
     form: str
+    """Of the sinusoids, as `layers.time_embedding`."""
 
 
 def embed_level(level: Array, sizes: EmbeddingSizes, dtype: DTypeLike, name: str) -> Array:

@@ -157,9 +157,8 @@ class UNet(Network):
         text = () if self.text_features is None else (cond["text"], cond.get("text_mask"))
         last = len(self.multipliers) - 1
 
-        emb = embed_vectors(
-            self, t, cond, EmbeddingSizes(4 * self.channels, self.channels, self.sinusoids)
-        )  # [B, 4 channels]
+        sizes = EmbeddingSizes(4 * self.channels, self.channels, self.sinusoids)
+        emb = embed_vectors(self, t, cond, sizes)  # [B, 4 channels]
         x = Conv(self.channels, dtype=self.dtype, name="conv_in")(joined)
         skips = [x]
         for i, multiplier in enumerate(self.multipliers):
