@@ -18,8 +18,13 @@ from diffusion_jax.train import sharding
 # float32 rounding, which guidance and a random network amplify over the steps; another seed differs by 0.1 and more.
 ROUNDING = 3e-4
 
-# Parameters of published networks: DDPM's, Stable Diffusion 1.5's and its autoencoder's.
-PUBLISHED = {"ddpm_cifar10": 35_746_307, "ldm_sd15": 859_520_964, "ldm_sd15_autoencoder": 83_653_863}
+# Parameters of published networks: DDPM's, Stable Diffusion 1.5's and its autoencoder's, DiT-XL/2's that are trained.
+PUBLISHED = {
+    "ddpm_cifar10": 35_746_307,
+    "ldm_sd15": 859_520_964,
+    "ldm_sd15_autoencoder": 83_653_863,
+    "dit_imagenet256": 675_129_632 - 256 * 1152,  # without its table of positions
+}
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
 

@@ -40,6 +40,8 @@ class Trainee:
     tensor_rules: sharding.TensorRules = ()
     outer_layers: tuple[str, ...] = ()
     """Names in the paths of first and last layers, which Muon leaves to Adam."""
+    stacked_layers: tuple[str, ...] = ()
+    """Names in the paths of parameters whose first axis counts layers."""
     players: tuple[str, ...] = ()
     """Names of networks in params that have an optimizer each, which clips by its own gradients; (): one for all."""
 
@@ -64,28 +66,31 @@ def of_model(config: ConfigDict, model: Model) -> Trainee:
         trained,
         model.tensor_rules,
         model.outer_layers,
+        model.stacked_layers,
     )
 
 
 def optimizer(config: ConfigDict, trainee: Trainee) -> optax.GradientTransformation:
     """The optimizer with its learning rate."""
     if not trainee.players:
-        return _one_optimizer(config, trainee.outer_layers)
-    each = {name: _one_optimizer(config, trainee.outer_layers) for name in trainee.players}
+        return _one_optimizer(config, trainee.outer_layers, trainee.stacked_layers)
+    each = {name: _one_optimizer(config, trainee.outer_layers, trainee.stacked_layers) for name in trainee.players}
     return optax.multi_transform(each, lambda params: jax.tree_util.tree_map_with_path(lambda p, _: p[0].key, params))
 
 
 def check_optimizer(config: ConfigDict) -> None:
     """Raises UserError for what an optimizer cannot be."""
-    _one_optimizer(config, ())
+    _one_optimizer(config)
 
 
-def _one_optimizer(config: ConfigDict, outer: tuple[str, ...]) -> optax.GradientTransformation:
+def _one_optimizer(
+    config: ConfigDict, outer: tuple[str, ...] = (), stacked: tuple[str, ...] = ()
+) -> optax.GradientTransformation:
     options = config.optimizer.to_dict()
     rate = optimizers.learning_rate(
         options.pop("learning_rate"), warmup=options.pop("warmup"), decay=options.pop("decay"), steps=config.train.steps
     )
-    return optimizers.optimizer(options.pop("name"), rate, outer=outer, **options)
+    return optimizers.optimizer(options.pop("name"), rate, outer=outer, stacked=stacked, **options)
 
 
 def mesh(config: ConfigDict) -> Mesh:

@@ -64,6 +64,11 @@ class Model:
         return self.network.outer_layers + (TEXT_OUTER if self.text is not None and self.text.trained else ())
 
     @property
+    def stacked_layers(self) -> tuple[str, ...]:
+        """Names in the paths of parameters whose first axis counts layers."""
+        return self.network.stacked_layers
+
+    @property
     def pretrained(self) -> dict[str, Params]:
         """The weights that training leaves as they are, on the host."""
         weights = {} if self.autoencoder is None else {"autoencoder": self.autoencoder.params}

@@ -15,7 +15,7 @@ def check_network(net: Network, size: tuple[int, ...] = (8, 8), channels: int = 
 
     net is made for x [B, *size, channels] and for whatever its own fields ask of cond. Its output and gradient are
     float32 and finite, depend on each example alone and differ with every condition once the parameters are random; its
-    tensor rules and outer layers name parameters that it has.
+    tensor rules, outer and stacked layers name parameters that it has.
     """
     for name, default in options(type(net)).items():
         one = default[0] if isinstance(default, tuple) and default else default
@@ -48,6 +48,9 @@ def check_network(net: Network, size: tuple[int, ...] = (8, 8), channels: int = 
     for part in net.outer_layers:
         if part != "embedding":  # of a net that has classes or text
             assert any(part in path for path in paths), f"outer layer {part!r} is in no parameter's path"
+    for part in net.stacked_layers:
+        counts = {leaf.shape[:1] for path, leaf in zip(paths, jax.tree.leaves(params), strict=True) if part in path}
+        assert len(counts) == 1, f"parameters of the stacked layers {part!r} have one first axis; got {counts}"
     split = [path for path in paths if any(re.search(pattern, path) for pattern, _ in net.tensor_rules)]
     assert split or not net.tensor_rules, "a tensor rule matches a parameter"
 

@@ -18,7 +18,7 @@ from diffusion_jax import experiment
 from diffusion_jax.data import tokens
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.train import tasks
-from diffusion_jax.runs.workdir import pretrained as pretrained
+from diffusion_jax.runs.workdir import pretrained
 from diffusion_jax.runs.workdir.mirror import Mirror
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.runs.workdir.restored import GuideRequest, restore

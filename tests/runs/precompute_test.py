@@ -15,7 +15,7 @@ from diffusion_jax.data.precomputed import open_precomputed
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets.autoencoder import AutoencoderKL
 from diffusion_jax.runs.interchange import precompute
-from diffusion_jax.runs.workdir import pretrained as pretrained
+from diffusion_jax.runs.workdir import pretrained
 
 TEXT = "transformer(length=20, vocabulary=300, width=16, layers=1, heads=2)"
 

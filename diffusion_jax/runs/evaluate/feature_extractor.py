@@ -19,7 +19,7 @@ from diffusion_jax.models import clip
 from diffusion_jax.models import features as build_features
 from diffusion_jax.models.clip import ClipScore
 from diffusion_jax.models.features import Features
-from diffusion_jax.runs.workdir import pretrained as pretrained
+from diffusion_jax.runs.workdir import pretrained
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train.checkpoint import Checkpoints
 

@@ -22,7 +22,7 @@ from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.runs.plan import compiled, flops, preflight
 from diffusion_jax.runs.plan import search as searching
 from diffusion_jax.runs.plan.compiled_once import compiled_once
-from diffusion_jax.runs.workdir import pretrained as pretrained
+from diffusion_jax.runs.workdir import pretrained
 from diffusion_jax.runs.workdir.output_folder import check_file
 from diffusion_jax.runs.workdir.paths import Workdir
 

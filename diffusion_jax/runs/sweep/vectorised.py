@@ -22,8 +22,7 @@ from diffusion_jax.runs.sweep.trials import FAILED, Outcome, Trial
 from diffusion_jax.runs.train import preview_pictures as preview
 from diffusion_jax.runs.train import training_data
 from diffusion_jax.runs.train.metric_log import MetricLog
-from diffusion_jax.runs.workdir import classes
-from diffusion_jax.runs.workdir import pretrained as pretrained
+from diffusion_jax.runs.workdir import classes, pretrained
 from diffusion_jax.runs.workdir.lock import training_in
 from diffusion_jax.train import feed, loop, sharding
 from diffusion_jax.train.checkpoint import Checkpoints, abstract_like

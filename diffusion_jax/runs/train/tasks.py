@@ -16,8 +16,7 @@ from diffusion_jax.runs.sample.examples import first_batch
 from diffusion_jax.runs.train import long_captions, training_data, training_evaluation
 from diffusion_jax.runs.train import preview_pictures as preview
 from diffusion_jax.runs.train.training_evaluation import Evaluate
-from diffusion_jax.runs.workdir import classes
-from diffusion_jax.runs.workdir import pretrained as pretrained
+from diffusion_jax.runs.workdir import classes, pretrained
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import sharding
 from diffusion_jax.train.checkpoint import abstract_like
