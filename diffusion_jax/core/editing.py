@@ -11,7 +11,7 @@ from diffusion_jax.core.denoisers import Denoiser
 from diffusion_jax.core.predictions import Prediction
 from diffusion_jax.core.process import diffuse, transition
 from diffusion_jax.core.samplers.ancestral import ddim_inversion
-from diffusion_jax.core.samplers.loop import Plan, Sampler, integrate, steps_of
+from diffusion_jax.core.samplers.loop import Plan, Sampler, Times, integrate, steps_of
 from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.errors import UserError
 
@@ -28,7 +28,7 @@ def from_strength(times: np.ndarray, strength: float) -> np.ndarray:
 
 
 def sample_from(
-    denoise: Denoiser, sampler: Sampler, schedule: Schedule, times: Array, seeds: Array, x0: Array
+    denoise: Denoiser, sampler: Sampler, schedule: Schedule, times: Times, seeds: Array, x0: Array
 ) -> Array:
     """SDEdit (arXiv:2108.01073): diffuses x0 [B, ...] to times[0] and integrates back along times; [B, ...].
 
@@ -46,7 +46,7 @@ def step_keys(seeds: Array) -> Array:
     return jax.vmap(jax.random.split, out_axes=1)(jax.vmap(jax.random.key)(seeds))[1]
 
 
-def invert(denoise: Denoiser, schedule: Schedule, times: Array, x0: Array) -> Array:
+def invert(denoise: Denoiser, schedule: Schedule, times: Times, x0: Array) -> Array:
     """The x at times[0] from which DDIM over times leads to x0 [B, ...], to first order (`ddim_inversion`)."""
     keys = jax.vmap(jax.random.key)(jnp.zeros(len(x0), jnp.int32))  # nothing is drawn
     return integrate(denoise, ddim_inversion(), schedule, times[::-1], x0, keys)
