@@ -100,10 +100,10 @@ def edit_program(model: Model, how: Sampling, mesh: Mesh, edit: Edit, guides: Gu
         if edit.invert:
             silent = dict(model.null(cond)) if {"label", "tokens"} & set(cond) else dict(cond)
             silent.pop("negative", None)
-            noise = editing.invert(denoiser(plain, params, pretrained, silent), schedule, jnp.asarray(times), x0)
-            x = editing.integrate(denoise, sampler, schedule, jnp.asarray(times), noise, editing.step_keys(seeds))
+            noise = editing.invert(denoiser(plain, params, pretrained, silent), schedule, times, x0)
+            x = editing.integrate(denoise, sampler, schedule, times, noise, editing.step_keys(seeds))
         else:
-            x = editing.sample_from(denoise, method, schedule, jnp.asarray(times), seeds, x0)
+            x = editing.sample_from(denoise, method, schedule, times, seeds, x0)
         drawn = model.decode(pretrained, x, how.decode_tile)
         return editing.blend(images, drawn, unknown, border=0 if factor == 1 else factor) if edit.inpaint else drawn
 

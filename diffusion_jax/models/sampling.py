@@ -72,7 +72,7 @@ def sample_program(model: Model, how: Sampling, mesh: Mesh, guides: Guides = ALO
 
     def program(params: Params, pretrained: Mapping[str, Params], seeds: Array, cond: Condition) -> Array:
         denoise = guide(params, pretrained, cond)
-        x = sample(denoise, sampler, model.bind(params).schedule, jnp.asarray(times), seeds, model.x_shape)
+        x = sample(denoise, sampler, model.bind(params).schedule, times, seeds, model.x_shape)
         return model.decode(pretrained, x, how.decode_tile)
 
     split = sharding.batch_sharding(mesh)
@@ -95,7 +95,7 @@ def trajectory_program(model: Model, how: Sampling, mesh: Mesh, *, columns: int)
     def program(params: Params, pretrained: Mapping[str, Params], seeds: Array, cond: Condition) -> tuple[Array, Array]:
         denoise = guide(params, pretrained, cond)
         schedule = model.bind(params).schedule
-        path = sample(denoise, sampler, schedule, jnp.asarray(grid), seeds, model.x_shape, trajectory=True)
+        path = sample(denoise, sampler, schedule, grid, seeds, model.x_shape, trajectory=True)
         x = path[shown]
 
         def predict(inputs: tuple[Array, Array]) -> Array:

@@ -12,6 +12,10 @@ from diffusion_jax.core.denoisers import Denoiser
 from diffusion_jax.core.schedules import Level, Schedule
 from diffusion_jax.errors import UserError
 
+Times = Array | np.ndarray
+"""A time grid [N + 1]. As numbers, which a numpy array is in a program that is traced too, rather than as a traced
+array, it tells a sampler whether it ends at the data."""
+
 Noise = Callable[..., Array]
 """noise(draw=0): standard normal noise of x's shape, the step's independent draw of that number.
 
@@ -89,7 +93,7 @@ def is_concrete(a: Array) -> bool:
     return not isinstance(a, jax.core.Tracer)
 
 
-def evaluations(sampler: Sampler | AdaptiveSampler, schedule: Schedule, times: Array) -> int | None:
+def evaluations(sampler: Sampler | AdaptiveSampler, schedule: Schedule, times: Times) -> int | None:
     """How often the sampler calls the denoiser over times, its NFE; None where that depends on the data."""
     if isinstance(sampler, AdaptiveSampler):
         return None
@@ -110,7 +114,7 @@ def integrate(
     denoise: Denoiser,
     sampler: Sampler | AdaptiveSampler,
     schedule: Schedule,
-    times: Array,
+    times: Times,
     x: Array,
     keys: Array,
     *,
@@ -140,7 +144,7 @@ def integrate(
     return jnp.concatenate([x[None], path[step_ends]])
 
 
-def _as_times(times: Array, dtype: Any) -> Array:
+def _as_times(times: Times, dtype: Any) -> Array:
     """times in float32 or better, as a concrete array where it can be."""
     if np.ndim(times) != 1 or len(times) < 2:
         raise UserError(f"a time grid holds at least 2 times; got shape {np.shape(times)}")
@@ -155,7 +159,7 @@ def sample(
     denoise: Denoiser,
     sampler: Sampler | AdaptiveSampler,
     schedule: Schedule,
-    times: Array,
+    times: Times,
     seeds: Array,
     shape: tuple[int, ...],
     *,
@@ -174,7 +178,7 @@ def sample(
     return integrate(denoise, sampler, schedule, times, x, step_keys, trajectory=trajectory)
 
 
-def _check_start(schedule: Schedule, times: Array) -> None:
+def _check_start(schedule: Schedule, times: Times) -> None:
     with jax.ensure_compile_time_eval():
         start = jnp.asarray(times, jnp.float32)[0]
         levels = schedule.level(start)
