@@ -134,11 +134,11 @@ def test_bad_sampling_is_refused_before_anything_is_traced(change, message):
 
 def test_the_program_knows_the_times_of_its_grid():
     """What a sampler says of its grid, it says while it is traced; a traced grid once passed as one that ends at 0."""
-    model = build.model(tiny.get_config())
-    how = dataclasses.replace(build.sampling(tiny.get_config()), grid="leading", steps=1)
+    model = experiment.model(tiny.get_config())
+    how = dataclasses.replace(experiment.sampling(tiny.get_config()), grid="leading", steps=1)
     params, seeds = jax.eval_shape(model.init, jax.random.key(1)), jax.ShapeDtypeStruct((2,), np.int32)
     with pytest.raises(UserError, match=r"starts at t = .* take more steps, or time grid 'trailing'"):
-        jax.eval_shape(build.sample_program(model, how, sharding.mesh()), params, {}, seeds, {"label": seeds})
+        jax.eval_shape(experiment.sample_program(model, how, sharding.mesh()), params, {}, seeds, {"label": seeds})
 
 
 def test_guidance_needs_classes():
