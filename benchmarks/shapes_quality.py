@@ -19,7 +19,7 @@ from diffusion_jax import experiment
 from diffusion_jax.core.autoencoding import psnr, ssim
 from diffusion_jax.data import shapes
 from diffusion_jax.report import pictures
-from diffusion_jax.runs.train.preview_pictures import first_batch
+from diffusion_jax.runs.sample.examples import first_batch
 from diffusion_jax.runs.workdir import pretrained
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.runs.workdir.restored import restore
