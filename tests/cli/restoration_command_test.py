@@ -29,7 +29,7 @@ def write(root, task, **changes):
     if task == "diffusion":
         abstract = experiment.abstract_state(config, experiment.trainee(config, experiment.model(config)))
     else:
-        abstract = getattr(experiment, task).abstract_state(config)
+        abstract = experiment.abstract_state(config, getattr(experiment, task).trainee(config))
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda a: np.asarray(0.2 * rng.standard_normal(a.shape), a.dtype), abstract)
     with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:
