@@ -148,9 +148,9 @@ def latent(folders, autoencoder, **changes):
 def traced_once():
     """The autoencoders here are of one shape, which is traced again at every reading."""
     with pytest.MonkeyPatch.context() as patch:
-        once = functools.cache(lambda text: trace(configs.from_json(text)))
-        trace = experiment.autoencoder.abstract_state
-        patch.setattr(experiment.autoencoder, "abstract_state", lambda config: once(configs.to_json(config)))
+        once = functools.cache(lambda text: make(configs.from_json(text)))
+        make = experiment.autoencoder.trainee
+        patch.setattr(experiment.autoencoder, "trainee", lambda config: once(configs.to_json(config)))
         yield
 
 
