@@ -19,7 +19,7 @@ from sklearn.metrics import pairwise_distances
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import SVC
 
-from diffusion_jax.runs.conditions import Asked
+from diffusion_jax.runs.conditions import SampleRequest
 from diffusion_jax.runs.sample import sample
 from diffusion_jax.runs.trained import GuidedBy
 
@@ -60,7 +60,7 @@ def main() -> None:
             Path(folder, "out"),
             num=arguments.num,
             seed=10_000,
-            asked=Asked([str(label) for label in range(10)]),
+            request=SampleRequest([str(label) for label in range(10)]),
             batch=250,
             step=None,
             average=True,

@@ -22,7 +22,7 @@ ROOMS = {
     "evals": {"core"},
     "interop": set(),
     "build": {"spec", "config", "core", "nets", "data", "train", "evals", "interop"},
-    "testing": {"core", "nets"},
+    "testing": {"core", "nets", "data", "build"},
     "launching": {"train"},
     "runs": {"sweeps", "build", "config", "core", "data", "train", "evals", "report", "interop", "launching"},
     "cli": {"runs", "train", "config", "launching", "extensions"},

@@ -12,6 +12,7 @@ import pytest
 from configs import tiny
 from diffusion_jax import build
 from diffusion_jax import config as configs
+from diffusion_jax.build import plan
 from diffusion_jax.errors import UserError
 from diffusion_jax.train import sharding
 
@@ -30,23 +31,15 @@ def test_every_config_builds(name):
     config = configs.check(importlib.import_module(f"configs.{name}").get_config())
     assert importlib.import_module(f"configs.{name}").__doc__
     mesh = sharding.mesh(devices=jax.devices()[:1])
-    n, size = config.train.batch_size, (config.data.height, config.data.width)
-    batch = {
-        "image": jax.ShapeDtypeStruct((n, *size, config.data.channels), np.float32),
-        "label": jax.ShapeDtypeStruct((n,), np.int32),
-        "map": jax.ShapeDtypeStruct((n, *size), np.int32),
-        "mask": jax.ShapeDtypeStruct((n, *size), bool),
-    }
     if config.task == "diffusion":
         model = build.model(config, *autoencoder_of(config))
         frozen = model.frozen
-        if model.text is not None:
-            batch["tokens"] = jax.ShapeDtypeStruct((n, model.text.length), np.int32)
         trainee = build.trainee(config, model)
         build.sample_program(model, build.sampling(config), mesh)
     else:
         part = {"autoencoder": build.autoencoder, "classifier": build.classifier}[config.task]
-        trainee, frozen = part.trainee(config), {}
+        model, trainee, frozen = None, part.trainee(config), {}
+    batch = plan.abstract_batch(config, model)
     state = build.abstract_state(config, trainee)
     step = lambda *args: build.train_step(config, trainee, mesh, args[3])(*args[:3])  # noqa: E731
     after, metrics = jax.eval_shape(step, state, batch, jax.random.key(0), frozen)

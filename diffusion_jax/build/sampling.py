@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax.build.classifier import Classifier
+from diffusion_jax.build.conditions import NEGATIVE
 from diffusion_jax.build.model import Model
 from diffusion_jax.core import denoisers
 from diffusion_jax.core.denoisers import Condition, Denoiser
@@ -75,10 +76,11 @@ ALONE = Guides()
 def sample_program(model: Model, how: Sampling, mesh: Mesh, guides: Guides = ALONE) -> Any:
     """(params, frozen, seeds [B], cond) -> images [B, H, W, C] in about [-1, 1], one compiled program for all of it.
 
-    cond holds, of what the model is told, "label" [B] (num_classes is the null class), "tokens" [B, N] and, if guidance
-    is to lead away from another than the empty caption, "negative" [B, N]; and the entries of spatial conditions at the
-    image's size. frozen is the model's on the devices, and "classifier" and "weak" of the guides. B is a multiple of
-    the mesh's data x fsdp. Raises UserError, before anything is traced, for what the model cannot do.
+    cond holds the entries of the model's conditions as their `entries` and `request` give them, such as "label" [B]
+    (num_classes is the null class) and "tokens" [B, N], images at their size; an entry "negative_tokens" is what
+    guidance leads away from in place of the condition's `null`. frozen is the model's on the devices, and "classifier"
+    and "weak" of the guides. B is a multiple of the mesh's data x fsdp. Raises UserError, before anything is traced,
+    for what the model cannot do.
     """
     sampler = from_spec(how.sampler, SAMPLERS, "sampler")
     times = from_spec(how.grid, GRIDS, "time grid")(model.schedule, how.steps)
@@ -127,7 +129,7 @@ def trajectory_program(model: Model, how: Sampling, mesh: Mesh, *, columns: int)
 def guided(model: Model, how: Sampling, guides: Guides = ALONE) -> Guided:
     """What makes the denoiser that is sampled, wrapped in the order that `core.denoisers` documents."""
     classifier, weak = guides
-    if how.guidance != 1 and weak is None and not (model.num_classes or model.text or model.spatial):
+    if how.guidance != 1 and weak is None and not model.conditions:
         raise UserError(f"guidance {how.guidance} needs a conditional model; this one has no conditions")
     if weak is not None and how.guidance == 1:
         raise UserError("a weaker model is what guidance leads away from; give a guidance other than 1")
@@ -158,18 +160,16 @@ def guided(model: Model, how: Sampling, guides: Guides = ALONE) -> Guided:
         schedule = model.bind(params).schedule
         scale, rescale = wrappers(schedule)
         cond = dict(cond)
-        negative = cond.pop("negative", None)
+        away = {name.removeprefix(NEGATIVE): cond.pop(name) for name in list(cond) if name.startswith(NEGATIVE)}
         label = cond.get("label") if model.num_classes else cond.pop("label", None)
         cond = dict(model.encode_images(frozen, cond))
         if weak is None:
-            null = dict(model.null(cond))
-            if negative is not None:
-                null["tokens"] = negative
-            told, silent = (_told(model, params, frozen, c) for c in (cond, null))
+            null = {**model.null(cond), **away}
+            told, silent = (model.encode(params, frozen, c) for c in (cond, null))
             denoise = denoisers.classifier_free(model.denoiser(params), told, silent, scale, rescale)
         else:
             both = [
-                denoisers.condition(m.denoiser(p), _told(m, p, frozen, cond))
+                denoisers.condition(m.denoiser(p), m.encode(p, frozen, cond))
                 for m, p in ((model, params), (weak, frozen["weak"]))
             ]
             denoise = denoisers.autoguidance(both[0], both[1], scale, rescale)
@@ -179,10 +179,3 @@ def guided(model: Model, how: Sampling, guides: Guides = ALONE) -> Guided:
         return threshold(denoise, schedule)
 
     return guide
-
-
-def _told(model: Model, params: Params, frozen: Mapping[str, Params], cond: Condition) -> Condition:
-    """cond with its caption encoded, by the model's own text encoder or the published one."""
-    if model.text is None:
-        return cond
-    return model.encode_text(params["text"] if model.text.trained else frozen["text"], cond)

@@ -91,6 +91,7 @@ def request(values: flags.FlagValues, **more: Any) -> Any:
         judged=Judged(values.features, weights, reference, values.kid_size, values.kid_subsets, clip),
         real=values.real,
         overrides=overrides,
+        samples=said.pop("request"),
         **said,
         **more,
     )

@@ -15,7 +15,7 @@ from diffusion_jax.evals import sample_metrics
 from diffusion_jax.evals.moments import sha256
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.runs import measured_samples, subjects, suspects
-from diffusion_jax.runs.conditions import Asked
+from diffusion_jax.runs.conditions import SampleRequest
 from diffusion_jax.runs.evaluation import Evaluation
 from diffusion_jax.runs.measured_samples import Interrupted, Subject
 from diffusion_jax.runs.real_images import RealImages
@@ -54,7 +54,7 @@ class Request:
     num: int
     seed: int
     batch: int
-    asked: Asked
+    samples: SampleRequest
     step: int | None
     average: bool | float
     split: str | None
@@ -134,7 +134,7 @@ class Evaluator:
         program = self._program(
             trained.how, lambda: build.sample_program(trained.model, trained.how, trained.mesh, trained.guides)
         )
-        subject = evaluation.samples_of(trained, program, request.asked)
+        subject = evaluation.samples_of(trained, program, request.samples)
         about = self._about(request, trained.step, trained.weights)
         if self._of_samples:
             about |= {"seeds": [int(self._seeds[0]), int(self._seeds[-1])]}

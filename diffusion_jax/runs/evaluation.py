@@ -12,7 +12,7 @@ from diffusion_jax import build
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.evals.sample_metrics import Suspects
 from diffusion_jax.runs import measured_samples, subjects
-from diffusion_jax.runs.conditions import Asked
+from diffusion_jax.runs.conditions import SampleRequest
 from diffusion_jax.runs.measured_samples import Phase, Reference, Subject
 from diffusion_jax.runs.real_images import RealImages, plain
 from diffusion_jax.runs.ruler import Judged, Ruler
@@ -60,10 +60,10 @@ class Evaluation:
         data = self.config.data
         return self._judged.ruler(self.names, self.mesh, (data.height, data.width, data.channels), self.size)
 
-    def samples_of(self, trained: Trained, program: Callable[..., Any], asked: Asked) -> Subject:
+    def samples_of(self, trained: Trained, program: Callable[..., Any], request: SampleRequest) -> Subject:
         """The samples of a model by its `sample_program`."""
         captions = "clip_score" in self.names
-        return subjects.of_samples(trained, program, asked, self.seeds, self.size, self.own, captions)
+        return subjects.of_samples(trained, program, request, self.seeds, self.size, self.own, captions)
 
     def reconstructions_of(self, program: Callable[..., Any], params: Params) -> Subject:
         """What an autoencoder makes of the real images, by its `reconstruct_program`."""

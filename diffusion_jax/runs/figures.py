@@ -16,7 +16,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.report import figures as drawings
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.report.metrics import read_metrics
-from diffusion_jax.runs.conditions import Asked, conditions
+from diffusion_jax.runs.conditions import SampleRequest, conditions
 from diffusion_jax.runs.trained import Trained, restore, seeds_from
 from diffusion_jax.runs.workdir import Workdir
 from diffusion_jax.train.step import TIME_BINS
@@ -27,7 +27,7 @@ DEFAULT_SCHEDULES = ("linear", "cosine")
 
 _FORWARD_TIMES = np.arange(9) / 8
 
-NOTHING = Asked()
+NOTHING = SampleRequest()
 
 _COLUMNS = 11  # of a trajectory
 
@@ -41,7 +41,7 @@ def figures(
     root: Path | None = None,
     num: int = 8,
     seed: int = 0,
-    asked: Asked = NOTHING,
+    request: SampleRequest = NOTHING,
     step: int | None = None,
     average: bool = True,
     overwrite: bool = False,
@@ -50,7 +50,7 @@ def figures(
     """Writes the figures of `NAMES` into the folder out, the last two if there is a workdir root.
 
     schedules default to the workdir's and `DEFAULT_SCHEDULES`. image is cropped to size x size pixels; its noise is
-    drawn from seed. num, seed, asked, step, average and overrides are `sample`'s. What a user can get wrong raises
+    drawn from seed. num, seed, request, step, average and overrides are `sample`'s. What a user can get wrong raises
     UserError before anything is written.
     """
     _check(out, overwrite, size)
@@ -64,7 +64,7 @@ def figures(
     drawn = {"forward.png": _draw_forward(chosen, x0, seed), "schedules.png": _draw_schedules(chosen)}
     if workdir is not None:
         trained = restore(workdir.root, step=step, average=average, overrides=overrides)
-        cond = conditions(asked, trained, seeds)
+        cond = conditions(request, trained, seeds)
         drawn["trajectory.png"] = _draw_trajectory(trained, seeds, cond)
         if loss := _draw_loss_by_time(workdir):
             drawn["loss_by_time.png"] = loss

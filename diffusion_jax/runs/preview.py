@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Mapping
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import build
+from diffusion_jax.build.likelihood import own_conditions
 from diffusion_jax.data.sources import Source
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.report import pictures
@@ -42,7 +41,7 @@ def samples(
         images = sharding.to_host(program(params, frozen, seeds, told))
         return pictures.to_uint8(images[: rows * columns]).reshape(rows, columns, *images.shape[1:])
 
-    if model.spatial:
+    if any(condition.shown_by_example for condition in model.conditions):
         return _by_example(config, model, source, tokenizer, draw)
     num = config.sample.num
     if model.text is not None and tokenizer is not None:
@@ -71,18 +70,12 @@ def _by_example(
     columns = 3
     rows = max(config.sample.num // columns, 1)
     batch = first_batch(config, source, model, tokenizer, rows)
-    cond = {"label": batch["label"]} if model.num_classes else {}
-    cond |= {"tokens": batch["tokens"]} if model.text else {}
-    shown = []
-    for condition in model.spatial:
-        parts = {name: np.asarray(a) for name, a in condition.parts(jax.tree.map(jnp.asarray, batch)).items()}
-        cond |= parts | {level: np.zeros(rows, np.float32) for level in condition.levels}
-        shown += [picture_of(name, a, model.shape[2]) for name, a in parts.items()]
+    cond = own_conditions(model, batch)
+    given = [picture[:, None] for each in model.conditions for picture in each.pictures(cond, model.shape[2])]
 
     def by_example(params: Params) -> np.ndarray:
-        given = np.stack([*shown], axis=1)
         real = pictures.to_uint8(batch["image"])[:, None]
-        pixels = np.concatenate([given, draw(params, rows, columns, cond), real], axis=1)
+        pixels = np.concatenate([*given, draw(params, rows, columns, cond), real], axis=1)
         return pictures.labelled_grid(pixels, rows=[f"example {i}" for i in batch["index"]])
 
     return by_example
@@ -100,15 +93,6 @@ def first_batch(
         return next(batches)
     finally:
         batches.close()
-
-
-def picture_of(name: str, a: np.ndarray, channels: int) -> np.ndarray:
-    """An entry of a spatial condition [B, H, W, C'] as pictures uint8 [B, H, W, channels]: a map's classes as grays."""
-    if a.shape[-1] != channels:
-        classes = a.shape[-1]
-        gray = a if classes == 1 else (a @ np.arange(classes))[..., None] / max(classes - 1, 1)
-        a = np.repeat(2 * gray - 1, channels, axis=-1)
-    return pictures.to_uint8(a)
 
 
 def reconstructions(

@@ -16,9 +16,8 @@ from diffusion_jax import build
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import pictures
 from diffusion_jax.report.progress import progress
-from diffusion_jax.runs.conditions import Asked, conditions
+from diffusion_jax.runs.conditions import SampleRequest, conditions, record
 from diffusion_jax.runs.edit import Given, Prepared, prepare
-from diffusion_jax.runs.preview import picture_of
 from diffusion_jax.runs.trained import UNGUIDED, GuidedBy, Trained, restore, seeds_from
 from diffusion_jax.train.checkpoint import versions
 
@@ -37,7 +36,7 @@ def sample(
     *,
     num: int,
     seed: int,
-    asked: Asked,
+    request: SampleRequest,
     batch: int,
     step: int | None,
     average: bool | float,
@@ -50,7 +49,7 @@ def sample(
 
     With an image given each sample is an edit of it, and edit.png shows them beside it.
 
-    Sample i has seed `seed` + i and is of what `asked` says; without labels, its class is drawn from its seed. step
+    Sample i has seed `seed` + i and is of what `request` says; without labels, its class is drawn from its seed. step
     None is the newest checkpoint. overrides replace fields of the config's `Sampling` where not None.
     """
     if batch < 1:
@@ -64,12 +63,8 @@ def sample(
         overrides=overrides,
         guided_by=guided_by,
     )
-    cond = conditions(asked, trained, seeds)
     prepared = None if given is None else prepare(given, trained.model.shape)
-    if any(condition.name == "inpaint" for condition in trained.model.spatial) and not (
-        prepared and prepared.edit.inpaint
-    ):
-        raise UserError("this model paints what is unknown of an image; give --init_image with --mask or --expand")
+    cond = conditions(request, trained, seeds, painted=prepared is not None and prepared.edit.inpaint)
     program = _program(trained, prepared)
     size = -(-min(batch, num) // trained.share) * trained.share
     images = []
@@ -85,9 +80,9 @@ def sample(
         "weights": trained.weights,
         "sampling": dataclasses.asdict(trained.how),
         "seeds": [int(seed), int(seed) + num - 1],
-        "asked": _record(asked),
+        "asked": record(request),
         "labels": trained.label_names(cond["label"]) if "label" in cond else None,  # of each sample
-        "guided_by": _record(guided_by),
+        "guided_by": record(guided_by),
         "shape": list(images[0].shape[1:]),
         "edit": _edit_record(given, prepared, trained),
         "device": jax.devices()[0].device_kind,
@@ -95,13 +90,13 @@ def sample(
     }
     drawn = np.concatenate(images)[:num]
     extra = {} if prepared is None else {"edit.png": _compare(prepared, drawn)}
-    if asked.low_res or asked.map:
-        extra["given.png"] = _beside(cond, drawn)
-    if 1 < len(asked.labels) <= min(num, _COLUMNS):
-        extra["classes.png"] = _by_class(drawn, manifest["labels"][: len(asked.labels)])
+    if told_pictures := _pictures(trained, cond, drawn.shape[-1]):
+        extra["given.png"] = _beside(told_pictures, drawn)
+    if 1 < len(request.labels) <= min(num, _COLUMNS):
+        extra["classes.png"] = _by_class(drawn, manifest["labels"][: len(request.labels)])
     shown = {"grid.png": min(num, _GRID)} | dict.fromkeys(extra, min(num, _COMPARED))
     if "classes.png" in extra:
-        shown["classes.png"] = min(num // len(asked.labels), _COMPARED) * len(asked.labels)
+        shown["classes.png"] = min(num // len(request.labels), _COMPARED) * len(request.labels)
     _write(out, drawn, cond.get("label", np.zeros(num, np.int32)), seeds, manifest, extra)
     part = [f"; {name} shows the first {count}" for name, count in shown.items() if count < num]
     print(f"{num} samples of step {trained.step}: {out / 'grid.png'}{''.join(part)}")
@@ -115,10 +110,6 @@ def _program(trained: Trained, prepared: Prepared | None) -> Callable[..., jax.A
     return lambda params, frozen, seeds, cond: program(params, frozen, seeds, cond, prepared.image, prepared.unknown)
 
 
-def _record(flags: Asked | GuidedBy) -> dict:
-    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(flags).items()}
-
-
 def _edit_record(given: Given | None, prepared: Prepared | None, trained: Trained) -> dict | None:
     """What is edited and how: with the time that the edit starts at, the noise there, and the steps from there on."""
     if given is None or prepared is None:
@@ -130,12 +121,17 @@ def _edit_record(given: Given | None, prepared: Prepared | None, trained: Traine
     return files | dataclasses.asdict(prepared.edit) | start
 
 
-def _beside(cond: Mapping[str, np.ndarray], images: np.ndarray) -> np.ndarray:
-    """What the samples were told of an image, beside the first of them."""
-    name = "low_resolution" if "low_resolution" in cond else "map"
-    rows = min(len(images), _COMPARED)
-    given = picture_of(name, cond[name][:rows], images.shape[-1])
-    return pictures.grid(np.stack([given, images[:rows]], axis=1).reshape(2 * rows, *images.shape[1:]), columns=2)
+def _pictures(trained: Trained, cond: Mapping[str, np.ndarray], channels: int) -> list[np.ndarray]:
+    """What the first samples were told that can be seen, each uint8 [K, H, W, channels]."""
+    first = {name: a[:_COMPARED] for name, a in cond.items()}
+    return [shown for condition in trained.model.conditions for shown in condition.pictures(first, channels)]
+
+
+def _beside(given: list[np.ndarray], images: np.ndarray) -> np.ndarray:
+    """Pictures of what the samples were told, beside the first of them."""
+    rows, columns = len(given[0]), len(given) + 1
+    shown = np.stack([*given, images[:rows]], axis=1).reshape(columns * rows, *images.shape[1:])
+    return pictures.grid(shown, columns=columns)
 
 
 def _by_class(images: np.ndarray, names: list[str]) -> np.ndarray:

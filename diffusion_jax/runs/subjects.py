@@ -1,7 +1,6 @@
 """What an evaluation measures: the samples of a diffusion model, or what an autoencoder makes of images."""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import build
 from diffusion_jax.build.likelihood import own_conditions
-from diffusion_jax.runs.conditions import Asked, conditions
+from diffusion_jax.runs.conditions import SampleRequest, conditions, record
 from diffusion_jax.runs.measured_samples import Subject, Told
 from diffusion_jax.runs.real_images import RealImages
 from diffusion_jax.runs.trained import Trained, choose_step, restore_weights
@@ -21,27 +20,24 @@ from diffusion_jax.train import sharding
 from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.state import Params
 
-RESTORED = {"low_resolution", "inpaint"}
-"""Spatial conditions made of an image that the sample is to look like."""
-
 
 def of_samples(
     trained: Trained,
     program: Callable[..., jax.Array],
-    asked: Asked,
+    request: SampleRequest,
     seeds: np.ndarray,
     size: int,
     own: RealImages,
     captions: bool = False,
 ) -> Subject:
-    """Samples of a model, by its `sample_program`: told what asked says or, where the model needs more than a class and
-    asked says nothing, sample i what image i of own is. captions: they are handed over as text too.
+    """Samples of a model, by its `sample_program`: told what request says or, where the model needs a request and
+    there is none, sample i what image i of own is. captions: they are handed over as text too.
     """
     model = trained.model
-    as_images = bool(model.text or model.spatial) and not any(dataclasses.asdict(asked).values())
+    as_images = any(condition.needs_request for condition in model.conditions) and not request.anything
     captions = captions and model.text is not None
-    restores = as_images and any(condition.name in RESTORED for condition in model.spatial)
-    cond = {} if as_images else conditions(asked, trained, seeds)
+    restores = as_images and any(condition.restores for condition in model.conditions)
+    cond = {} if as_images else conditions(request, trained, seeds)
 
     def told(first: int) -> Iterator[Told]:
         if as_images:
@@ -52,7 +48,7 @@ def of_samples(
             return
         for start in range(first * size, len(seeds), size):
             take = np.arange(start, start + size).clip(max=len(seeds) - 1)
-            said = [asked.prompts[k % len(asked.prompts)] for k in take] if captions else []
+            said = [request.prompts[k % len(request.prompts)] for k in take] if captions else []
             yield Told({name: a[take] for name, a in cond.items()}, captions=said)
 
     return Subject(
@@ -60,7 +56,7 @@ def of_samples(
         model.shape,
         lambda seeds, cond: program(trained.params, trained.frozen, seeds, dict(cond)),
         told,
-        "what the real images are told" if as_images else _told(asked, trained, cond),
+        "what the real images are told" if as_images else _told(request, trained, cond),
         restores,
         captioned=model.text is not None,
     )
@@ -88,12 +84,7 @@ def restore_autoencoder(config: ConfigDict, root: Path, step: int | None, averag
         return restore_weights(checkpoints, config, abstract, sharding.mesh(), average, step), step
 
 
-def _told(asked: Asked, trained: Trained, cond: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+def _told(request: SampleRequest, trained: Trained, cond: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
     """What samples are told as JSON takes it, classes by name."""
-    labels = {"labels": trained.label_names(cond["label"][: len(asked.labels)])} if asked.labels else {}
-    return {**record(asked), **labels}
-
-
-def record(asked: Any) -> Mapping[str, Any]:
-    """A dataclass of flags as JSON takes it."""
-    return {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(asked).items()}
+    labels = {"labels": trained.label_names(cond["label"][: len(request.labels)])} if request.labels else {}
+    return {**record(request), **labels}

@@ -13,7 +13,7 @@ from diffusion_jax import build
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
 from diffusion_jax.evals.sample_metrics import METRICS, score_names
-from diffusion_jax.runs.conditions import Asked
+from diffusion_jax.runs.conditions import SampleRequest
 from diffusion_jax.runs.evaluation import Evaluation
 from diffusion_jax.runs.measured_samples import Phase, Subject
 from diffusion_jax.runs.results import result_of
@@ -55,7 +55,7 @@ def of_diffusion(
 
     def subject(params: Params) -> Subject:
         trained = Trained(model, how, mesh, params, frozen, 0, "ema", tokenizer, build.Guides())
-        return evaluation.samples_of(trained, program, Asked())
+        return evaluation.samples_of(trained, program, SampleRequest())
 
     return _evaluate(evaluation, root, subject, dataclasses.asdict(how))
 

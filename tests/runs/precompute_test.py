@@ -40,7 +40,9 @@ def model(config):
     built = build.model(config, build.Autoencoder(network, jax.device_get(params), 0.7))
     tokens = jnp.zeros((1, built.text.length), jnp.int32)
     text = jax.device_get(jax.jit(built.text.network.init)(jax.random.key(3), tokens)["params"])
-    return dataclasses.replace(built, text=dataclasses.replace(built.text, params=text))
+    (caption,) = built.conditions
+    published = dataclasses.replace(caption, encoder=dataclasses.replace(built.text, params=text))
+    return dataclasses.replace(built, conditions=(published,))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def test_another_autoencoder_or_size_is_refused(config, model, folder):
         build.batches(
             config,
             build.source(config),
-            dataclasses.replace(model, spatial=build.model(config, model.autoencoder).spatial),
+            build.model(config, model.autoencoder),
             precomputed=open_precomputed(str(folder)),
         )
 

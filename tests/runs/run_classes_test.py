@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from diffusion_jax import build
+from diffusion_jax.build.conditions.label import labels_for
 from diffusion_jax.config import base
 from diffusion_jax.data.classes import Classes, known
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs import classes, training_data
 from diffusion_jax.runs.mirror import Mirror
 from diffusion_jax.runs.real_images import RealImages, plain
-from diffusion_jax.runs.trained import labels_for
 from diffusion_jax.runs.workdir import Workdir
 
 NUMBERS = tuple(map(str, range(1, 13)))
