@@ -26,10 +26,10 @@ def write(root, task, **changes):
     config.update(changes)
     workdir = Workdir(root)
     workdir.write_config(config)
-    if task == "diffusion":
-        abstract = build.abstract_state(config, build.trainee(config, build.model(config)))
-    else:
-        abstract = getattr(build, task).abstract_state(config)
+    trainee = (
+        build.trainee(config, build.model(config)) if task == "diffusion" else getattr(build, task).trainee(config)
+    )
+    abstract = build.abstract_state(config, trainee)
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda a: np.asarray(0.2 * rng.standard_normal(a.shape), a.dtype), abstract)
     with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:
