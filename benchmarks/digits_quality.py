@@ -19,9 +19,9 @@ from sklearn.metrics import pairwise_distances
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import SVC
 
-from diffusion_jax.runs.conditions import SampleRequest
-from diffusion_jax.runs.sample import sample
-from diffusion_jax.runs.trained import GuidedBy
+from diffusion_jax.runs.sample.conditions import SampleRequest
+from diffusion_jax.runs.sample.run import sample
+from diffusion_jax.runs.workdir.restored import GuideRequest
 
 
 def quality(images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -53,14 +53,14 @@ def main() -> None:
     parser.add_argument("--classifier", type=Path, default=None)
     parser.add_argument("--scale", type=float, default=1.0)
     arguments = parser.parse_args()
-    guided_by = GuidedBy(arguments.classifier, arguments.scale)
+    guided_by = GuideRequest(arguments.classifier, arguments.scale)
     with tempfile.TemporaryDirectory() as folder:
         sample(
             arguments.workdir,
             Path(folder, "out"),
             num=arguments.num,
             seed=10_000,
-            request=SampleRequest([str(label) for label in range(10)]),
+            sample_request=SampleRequest([str(label) for label in range(10)]),
             batch=250,
             step=None,
             average=True,

@@ -14,35 +14,35 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from diffusion_jax import build
-from diffusion_jax.build.likelihood import own_conditions
+from diffusion_jax import experiment
 from diffusion_jax.core.autoencoding import psnr, ssim
 from diffusion_jax.data import shapes
+from diffusion_jax.models.likelihood import own_conditions
 from diffusion_jax.report import pictures
-from diffusion_jax.runs import frozen
-from diffusion_jax.runs.preview import first_batch
-from diffusion_jax.runs.trained import restore
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.sample.examples import first_batch
+from diffusion_jax.runs.workdir import pretrained
+from diffusion_jax.runs.workdir.paths import Workdir
+from diffusion_jax.runs.workdir.restored import restore
 
 
 def measure(root: Path, num: int, out: Path | None, overrides: dict) -> dict[str, float]:
     workdir = Workdir(root)
     config = workdir.read_config()
     config.data.split = "test"
-    source = build.source(config)
+    source = experiment.source(config)
     if config.task == "autoencoder":
         return autoencoder(root, config, source, num)
     trained = restore(root, step=None, average=True, overrides=overrides)
     model = trained.model
     batch = first_batch(config, source, model, trained.tokenizer, num)
     cond = own_conditions(model, batch)
-    program = build.sample_program(model, trained.how, trained.mesh)
+    program = experiment.sample_program(model, trained.how, trained.mesh)
     size = 50
     drawn = []
     for start in range(0, num, size):
         take = np.arange(start, start + size).clip(max=num - 1)
         told = {name: a[take] for name, a in cond.items()}
-        drawn.append(np.asarray(program(trained.params, trained.frozen, take.astype(np.int32), told)))
+        drawn.append(np.asarray(program(trained.params, trained.pretrained, take.astype(np.int32), told)))
     images = np.concatenate(drawn)[:num]
     pixels = pictures.to_uint8(images)
     if out:
@@ -81,7 +81,7 @@ def mean_iou(pixels: np.ndarray, maps: np.ndarray) -> float:
 
 
 def autoencoder(root: Path, config, source, num: int) -> dict[str, float]:
-    trained = frozen.read_autoencoder(root)
+    trained = pretrained.read_autoencoder(root)
     x = first_batch(config, source, None, None, num)["image"]
     run = jax.jit(lambda x: trained.network.apply({"params": trained.params}, x))
     parts = [run(x[i : i + 50]) for i in range(0, num, 50)]

@@ -22,9 +22,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import build
-from diffusion_jax.build import vectorised
-from diffusion_jax.runs.sweep_trials import changed
+from diffusion_jax import experiment
+from diffusion_jax.experiment import vectorised
+from diffusion_jax.runs.sweep.trials import changed
 from diffusion_jax.sweeps import log_grid
 from diffusion_jax.train import sharding
 
@@ -44,7 +44,7 @@ def steps(rates: tuple[float, ...], batch_size: int, turns: int) -> None:
 
     trials = [changed(digits.get_config(), {KEY: rate, "train.batch_size": batch_size}) for rate in rates]
     config, mesh = trials[0], sharding.mesh(devices=jax.devices()[:1])
-    model = build.model(config)
+    model = experiment.model(config)
     rng = np.random.default_rng(0)
     shape = (batch_size, *model.shape)
     batch = {"image": rng.uniform(-1, 1, shape).astype(np.float32), "label": rng.integers(0, 10, batch_size, np.int32)}
@@ -53,8 +53,8 @@ def steps(rates: tuple[float, ...], batch_size: int, turns: int) -> None:
     seeds = jax.numpy.zeros(len(trials), jax.numpy.int32)
     keys = jax.vmap(jax.random.key)(seeds)
     single, state = (
-        build.compiled_step(config, build.trainee(config, model), mesh),
-        build.initial_state(config, build.trainee(config, model), mesh),
+        experiment.compiled_step(config, experiment.trainee(config, model), mesh),
+        experiment.initial_state(config, experiment.trainee(config, model), mesh),
     )
     programs = {
         name: jax.jit(

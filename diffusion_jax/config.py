@@ -1,6 +1,6 @@
 """The keys of a config, their types and defaults; a config as JSON.
 
-`base()` is the whole schema: a config file starts from it and changes values. `build` is the only reader.
+`base()` is the whole schema: a config file starts from it and changes values. `experiment` turns it into objects.
 """
 
 import json
@@ -10,9 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.errors import UserError
-from diffusion_jax.nets.families import family
-from diffusion_jax.nets.network import options
+from diffusion_jax import ranges
+from diffusion_jax.errors import UserError, did_you_mean
 
 
 def base(network: str = "unet") -> ConfigDict:
@@ -20,6 +19,9 @@ def base(network: str = "unet") -> ConfigDict:
 
     The keys of `model` are the options of the network family, with its defaults: `base("dit")` is for another one.
     """
+    from diffusion_jax.nets.families import family  # imports jax, which no word on the command line needs
+    from diffusion_jax.nets.network import options
+
     config = ConfigDict(
         {
             "task": "diffusion",  # diffusion | autoencoder | classifier: what is trained
@@ -55,7 +57,7 @@ def base(network: str = "unet") -> ConfigDict:
                 "dtype": "float32",  # of the computation; parameters are float32 always
                 **options(family(network)),
             },
-            "text": "",  # spec, build/text.py: transformer(...), trained along, or huggingface(folder=...), frozen
+            "text": "",  # spec, models/text.py: transformer(...), trained along, or huggingface(folder=...), pretrained
             "spatial": (),  # specs, core/conditions.py: low_resolution(...), inpaint(...), map(...)
             "level_scale": 1000.0,  # times a level of noise augmentation in [0, 1), as sinusoids are made for 0 .. 1000
             "condition_dropout": 0.1,  # probability of no class and no caption in training, for guidance
@@ -175,13 +177,14 @@ def from_json(text: str) -> ConfigDict:
     """The config that `to_json` wrote, with the types of `base()`: JSON's lists become tuples again.
 
     Keys that the version which wrote it did not have, of which `newer` tells, take what leaves everything as it was:
-    their defaults, but for those in `EARLIER`.
+    their defaults, but for those in `EARLIER`. Ranges are not looked at: an earlier version took numbers that `check`
+    refuses, and what it trained with them can still be sampled.
     """
     values = json.loads(text)
-    earlier = base(_network(values)).to_dict()
+    defaults = base(_network(values)).to_dict()
     for key, value in EARLIER.items():
-        _set(earlier, key, value)
-    return check(_completed(earlier, values))
+        _set(defaults, key, value)
+    return _typed(_completed(defaults, values))
 
 
 def newer(text: str) -> list[str]:
@@ -196,9 +199,15 @@ def as_trained(config: ConfigDict, text: str) -> ConfigDict:
     The keys in `EARLIER` that text lacks are as that run had them.
     """
     values = config.to_dict()
-    for key in set(EARLIER) & set(newer(text)):
-        _set(values, key, EARLIER[key])
+    for key, value in earlier(text).items():
+        _set(values, key, value)
     return check(values)
+
+
+def earlier(text: str) -> dict[str, Any]:
+    """{dotted key: value} of what the version that wrote the config in text did otherwise than today's defaults."""
+    lacking = set(newer(text))
+    return {key: value for key, value in EARLIER.items() if key in lacking}
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
@@ -222,10 +231,20 @@ def _missing(defaults: dict[str, Any], values: Any, prefix: str = "") -> Iterato
 
 
 def check(values: Any) -> ConfigDict:
-    """values (a ConfigDict or nested dict) as a locked config that has exactly the keys and types of `base()`.
+    """values (a ConfigDict or nested dict) as a locked config: keys and types of `base()`, numbers in their `ranges`.
 
-    Raises UserError that names the first key that is unknown, missing or of another type.
+    Raises UserError that names the first key that is unknown, missing, of another type or out of its range.
     """
+    from diffusion_jax.nets.families import family
+
+    config = _typed(values)
+    own = {f"model.{name}": allowed for name, allowed in family(config.model.name).ranges.items()}
+    ranges.check_config(flat(config.to_dict()), own)
+    return config
+
+
+def _typed(values: Any) -> ConfigDict:
+    """`check` without the ranges."""
     values = values.to_dict() if isinstance(values, ConfigDict) else values
     config = base(_network(values))
     _fill(config, values, "config")
@@ -243,7 +262,8 @@ def _fill(config: ConfigDict, values: dict[str, Any], path: str) -> None:
     unknown, missing = set(values) - set(config), set(config) - set(values)
     if unknown:
         of = f" of the network {config.name}" if path == "config.model" else ""
-        raise UserError(f"unknown key {path}.{min(unknown)}{of}; {path} has {', '.join(config)}")
+        near = did_you_mean(min(unknown), config)
+        raise UserError(f"unknown key {path}.{min(unknown)}{of}; {path} has {', '.join(config)}{near}")
     if missing:
         raise UserError(f"missing key {path}.{min(missing)}; start a config from diffusion_jax.config.base()")
     for key, value in values.items():

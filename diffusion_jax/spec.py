@@ -7,11 +7,12 @@ value of another type is an error that says what would do.
 
 import ast
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from diffusion_jax import extensions
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 
@@ -29,16 +30,22 @@ def from_spec(
     for key, value in arguments.items():
         if key not in known:
             takes = f"takes {', '.join(known)}" if known else "takes no arguments"
-            raise UserError(f"{kind} {name!r} has no argument {key!r}; it {takes}")
+            raise UserError(f"{kind} {name!r} has no argument {key!r}; it {takes}{did_you_mean(key, known)}")
         default = known[key].default
+        if not _finite(value) and value != default:
+            raise UserError(f"{kind} {name!r}: {key} is finite; got {key}={value!r}")
         if default is not inspect.Parameter.empty and not _same_type(value, default):
             raise UserError(
                 f"{kind} {name!r}: {key} is {_type_name(default)}, as in {key}={default!r}; got {key}={value!r}"
             )
     arguments = {key: value for key, value in (offered or {}).items() if key in known} | arguments
-    if lacking := [key for key, each in known.items() if _required(each) and key not in arguments]:
-        raise UserError(f"{kind} {name!r} needs {', '.join(lacking)}, as in {name}({lacking[0]}=...)")
+    needed = [key for key, one in known.items() if one.default is one.empty and one.kind not in _OPTIONAL]
+    if missing := [key for key in needed if key not in arguments]:
+        raise UserError(f"{kind} {name!r} needs {', '.join(missing)}; write {name}({missing[0]}=...)")
     return make(**arguments)
+
+
+_OPTIONAL = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
 def chosen(name: str, table: Mapping[str, T], kind: str) -> T:
@@ -48,13 +55,9 @@ def chosen(name: str, table: Mapping[str, T], kind: str) -> T:
     if name not in table:
         raise UserError(
             f"unknown {kind} {name!r}; choose from {', '.join(sorted(table))}, or give yours as package.module.name"
+            f"{did_you_mean(name, table)}"
         )
     return table[name]
-
-
-def _required(parameter: inspect.Parameter) -> bool:
-    positional = parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return positional and parameter.default is inspect.Parameter.empty
 
 
 def _parse(text: str, kind: str) -> tuple[str, dict[str, Any]]:
@@ -78,6 +81,13 @@ def _name(node: ast.expr) -> str:
     if isinstance(node, ast.Attribute) and (before := _name(node.value)):
         return f"{before}.{node.attr}"
     return ""
+
+
+def _finite(value: Any) -> bool:
+    """Whether no number in value is infinite, as the literal 1e999 is."""
+    if isinstance(value, list | tuple | set):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _same_type(value: Any, default: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The direction of imports: cli -> runs -> build -> rooms -> core, and which libraries a room may use."""
+"""The direction of imports: cli -> runs -> experiment -> models, ... -> core, and which libraries a room may use."""
 
 import ast
 from pathlib import Path
@@ -12,35 +12,44 @@ ROOMS = {
     "errors": set(),
     "extensions": set(),
     "spec": {"extensions"},
-    "config": {"nets"},
+    "ranges": set(),
+    "config": {"ranges", "nets"},
+    "config_file": set(),
     "core": set(),
-    "nets": {"core", "spec"},
+    "nets": {"core", "spec", "ranges"},
     "data": {"spec", "extensions"},
     "report": set(),
     "sweeps": {"spec"},
     "train": {"core"},
     "evals": {"core"},
     "interop": set(),
-    "build": {"spec", "config", "core", "nets", "data", "train", "evals", "interop"},
-    "testing": {"core", "nets", "data", "build"},
-    "launching": {"train"},
-    "runs": {"sweeps", "build", "config", "core", "data", "train", "evals", "report", "interop", "launching"},
-    "cli": {"runs", "train", "config", "launching", "extensions"},
+    "models": {"spec", "core", "nets", "data", "train", "evals", "interop"},
+    "experiment": {"spec", "config", "core", "nets", "data", "train", "evals", "interop", "models"},
+    "testing": {"core", "nets", "ranges", "data", "models"},
+    "launching": set(),
+    "runs": {"config", "extensions", "ranges", "core", "data", "train", "evals", "interop", "models", "experiment"}
+    | {"report", "sweeps", "launching"},
+    "cli": {"runs", "train", "config", "config_file", "ranges", "launching", "extensions"},
     "__init__": set(),
     "__main__": {"cli"},
 }
 
+# rooms of `runs`, a folder a feature, each of which may import those before it
+FEATURES = ("workdir", "sample", "evaluate", "plan", "train", "sweep")
+# ... and those that import `workdir` alone
+APART = ("interchange", "launch")
+
 # library: rooms that may import it
 LIBRARIES = {
-    "flax": {"nets", "build"},
-    "optax": {"train", "build"},
+    "flax": {"nets", "models", "experiment"},
+    "optax": {"train", "experiment"},
     "orbax": {"train"},
-    "jax": {"core", "nets", "train", "evals", "interop", "build", "runs", "testing"},
-    "chex": {"core", "nets", "build", "testing"},
+    "jax": {"core", "nets", "train", "evals", "interop", "models", "experiment", "runs", "launching", "testing"},
+    "chex": {"core", "nets", "models", "testing"},
     "grain": {"data"},
     "tensorflow_datasets": {"data"},
     "sklearn": {"data"},
-    "ml_collections": {"config", "build", "runs", "cli"},
+    "ml_collections": {"config", "experiment", "runs", "cli"},  # who reads a config
     "absl": {"cli", "data"},
     "matplotlib": {"report"},
     "tensorboardX": {"report"},
@@ -81,6 +90,19 @@ def test_rooms_import_only_what_lies_below_them():
         for where, room, name in imports()
         if name[0] == "diffusion_jax" and name[1] not in ROOMS[room] | {room, "errors", "__version__"}
     ]
+    assert not wrong
+
+
+def test_features_import_only_those_before_them():
+    order = {room: i for i, room in enumerate(FEATURES)}
+    wrong = []
+    for where, room, name in imports():
+        if room != "runs" or name[:2] != ["diffusion_jax", "runs"]:
+            continue
+        mine, other = where.split("/")[1], name[2]
+        below = other == "workdir" if mine in APART else order.get(other, len(order)) <= order[mine]
+        if mine != other and not below:
+            wrong.append(f"{where} imports {'.'.join(name)}")
     assert not wrong
 
 

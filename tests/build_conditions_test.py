@@ -10,8 +10,12 @@ import pytest
 from PIL import Image
 
 from configs import tiny
-from diffusion_jax import build
-from diffusion_jax.build.conditions import (
+from diffusion_jax import experiment
+from diffusion_jax.data import tokens
+from diffusion_jax.data.pipeline import train_batches
+from diffusion_jax.data.readers import Field
+from diffusion_jax.errors import UserError
+from diffusion_jax.models.conditions import (
     CONDITIONS,
     BatchEntry,
     Caption,
@@ -21,14 +25,10 @@ from diffusion_jax.build.conditions import (
     SampleRequest,
     requested,
 )
-from diffusion_jax.build.conditions.inpaint import Inpaint
-from diffusion_jax.build.conditions.low_resolution import LowResolution
-from diffusion_jax.build.conditions.semantic_map import SemanticMap
-from diffusion_jax.build.text import transformer
-from diffusion_jax.data import tokens
-from diffusion_jax.data.pipeline import train_batches
-from diffusion_jax.data.readers import Field
-from diffusion_jax.errors import UserError
+from diffusion_jax.models.conditions.inpaint import Inpaint
+from diffusion_jax.models.conditions.low_resolution import LowResolution
+from diffusion_jax.models.conditions.semantic_map import SemanticMap
+from diffusion_jax.models.text import transformer
 from diffusion_jax.testing import check_condition
 from diffusion_jax.train import sharding
 
@@ -167,11 +167,11 @@ def test_fields_of_ones_own_come_as_entries_and_wrong_ones_are_said():
 def test_an_entry_of_a_batch_that_nothing_reads_is_named():
     config = tiny.get_config()
     config.model.update(multipliers=(1,), attention=())
-    model = build.model(config)
+    model = experiment.model(config)
     mesh = sharding.mesh(devices=jax.devices()[:1])
-    trainee = build.trainee(config, model)
-    state = build.abstract_state(config, trainee)
-    step = build.train_step(config, trainee, mesh)
+    trainee = experiment.trainee(config, model)
+    state = experiment.abstract_state(config, trainee)
+    step = experiment.train_step(config, trainee, mesh)
     batch = {"image": jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.float32), "label": jax.ShapeDtypeStruct((8,), jnp.int32)}
     jax.eval_shape(step, state, batch, jax.random.key(0))
     with pytest.raises(
@@ -189,7 +189,7 @@ def test_label_and_caption_are_left_out_together_and_another_by_itself():
         ("map(classes=2)",),
     )
     config.model.update(multipliers=(1,), attention=())
-    model = build.model(config)
+    model = experiment.model(config)
     n, key = 64, jax.random.key(5)
     batch = {"label": jnp.arange(n) % 10, "tokens": jnp.full((n, 4), 7), "map": jnp.zeros((n, 8, 8), jnp.int32)}
     cond = model.draw_cond(key, batch, {}, 0.5)
@@ -274,14 +274,14 @@ def test_values_of_a_condition_are_taken_in_turn():
     [
         (("map(classes=3)", "map(classes=2)"), "each spatial condition is given once"),
         (("nothing()",), "unknown condition .* choose from inpaint, low_resolution, map"),
-        (("diffusion_jax.data.readers.Field(name='x')",), "gives no diffusion_jax.build.conditions.Condition"),
+        (("diffusion_jax.data.readers.Field(name='x')",), "gives no diffusion_jax.models.conditions.Condition"),
     ],
 )
 def test_conditions_that_a_config_cannot_have_are_said(spatial, said):
     config = tiny.get_config()
     config.spatial = spatial
     with pytest.raises(UserError, match=said):
-        build.model(config)
+        experiment.model(config)
 
 
 def test_conditions_of_one_entry_are_refused(monkeypatch):
@@ -292,4 +292,4 @@ def test_conditions_of_one_entry_are_refused(monkeypatch):
     config = tiny.get_config()
     config.spatial = ("other()",)
     with pytest.raises(UserError, match="condition 'label' has the name 'label', which is label's; rename it"):
-        build.model(config)
+        experiment.model(config)

@@ -1,12 +1,13 @@
 """The text that chooses a function, and a config's JSON."""
 
 import json
+import math
 
 import pytest
 
 from diffusion_jax import config as configs
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs.workdir import Workdir, as_trained
+from diffusion_jax.runs.workdir.paths import Workdir, as_trained
 from diffusion_jax.spec import from_spec
 
 
@@ -14,7 +15,16 @@ def scale(by: float = 1.0, times: int = 1, name: str = "x", up: bool = True):
     return by, times, name, up
 
 
-TABLE = {"scale": scale, "plain": lambda: "plain"}
+TABLE = {
+    "scale": scale,
+    "plain": lambda: "plain",
+    "open_end": lambda up_to=math.inf: up_to,
+    "needed": lambda size: size,
+}
+
+
+def test_infinity_is_an_argument_where_it_is_the_default():
+    assert from_spec("open_end(up_to=1e999)", TABLE, "thing") == math.inf
 
 
 def test_a_name_is_a_call_with_defaults():
@@ -30,12 +40,19 @@ def test_arguments_are_literals():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("shrink", "unknown thing 'shrink'; choose from plain, scale"),
+        ("shrink", "unknown thing 'shrink'; choose from needed, open_end, plain, scale"),
         ("scale(size=2)", "thing 'scale' has no argument 'size'; it takes by, times, name, up"),
         ("plain(size=2)", "it takes no arguments"),
         ("scale(times=0.5)", "times is an integer, as in times=1; got times=0.5"),
         ("scale(by='much')", "by is a number"),
         ("scale(times=True)", "times is an integer"),
+        ("scale(by=1e999)", "thing 'scale': by is finite; got by=inf"),
+        ("scale(by=-1e999)", "by is finite; got by=-inf"),
+        ("scale(by=nan)", "cannot read thing"),
+        ("open_end(up_to=-1e999)", "up_to is finite"),
+        ("needed()", r"thing 'needed' needs size; write needed\(size=...\)"),
+        ("Plian", r"choose from .*\. Did you mean 'plain'\?"),
+        ("scale(tims=2)", r"it takes by, times, name, up\. Did you mean 'times'\?"),
         ("scale(up=1)", "up is True or False"),
         ("scale(2)", "cannot read thing 'scale\\(2\\)'"),
         ("scale(by=__import__('os'))", "cannot read thing"),

@@ -21,6 +21,6 @@ def run(values: flags.FlagValues) -> None:
     """Verifies."""
     if not values.workdir:
         raise UserError("checkpoint verify needs --workdir=FOLDER")
-    from diffusion_jax.runs.checkpoint import verify
+    from diffusion_jax.runs.workdir.verification import verify
 
     verify(Path(values.workdir), step=values.step)

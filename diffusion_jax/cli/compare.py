@@ -21,6 +21,6 @@ def run(values: flags.FlagValues) -> None:
     """Compares."""
     if not values.a or not values.b:
         raise UserError("evaluate compare needs --a=A.json and --b=B.json")
-    from diffusion_jax.runs.compare import compare
+    from diffusion_jax.runs.evaluate.comparison import compare
 
     compare(Path(values.a), Path(values.b))

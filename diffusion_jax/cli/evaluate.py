@@ -69,15 +69,15 @@ def run(values: flags.FlagValues) -> None:
     """Evaluates."""
     if not values.workdir:
         raise UserError("evaluate needs --workdir=FOLDER and --metrics=NAME,...")
-    from diffusion_jax.runs.evaluate import evaluate
+    from diffusion_jax.runs.evaluate.run import evaluate
 
     out = Path(values.out) if values.out else None
     evaluate(request(values, guided_by=sampling.guided_by(values)), out=out, save_seconds=values.save_seconds)
 
 
 def request(values: flags.FlagValues, **more: Any) -> Any:
-    """What the flags ask for, as a `runs.evaluate.Request`."""
-    from diffusion_jax.runs.evaluate import Judged, Likelihood, Request
+    """What the flags ask for, as a `runs.evaluate.run.Request`."""
+    from diffusion_jax.runs.evaluate.run import Likelihood, MetricRequest, Request
 
     weights, reference, clip = (Path(p) if p else None for p in (values.weights, values.reference, values.clip))
     said = sampling.arguments(values)
@@ -88,10 +88,9 @@ def request(values: flags.FlagValues, **more: Any) -> Any:
         batch=values.batch,
         split=values.split,
         likelihood=Likelihood(values.method, values.likelihood_steps),
-        judged=Judged(values.features, weights, reference, values.kid_size, values.kid_subsets, clip),
+        metric_request=MetricRequest(values.features, weights, reference, values.kid_size, values.kid_subsets, clip),
         real=values.real,
         overrides=overrides,
-        samples=said.pop("request"),
         **said,
         **more,
     )

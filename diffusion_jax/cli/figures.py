@@ -36,7 +36,7 @@ def run(values: flags.FlagValues) -> None:
     alone = [name for name in sampling.FLAGS if name != "seed" and values[name].present]  # noise has a seed too
     if alone and not values.workdir:
         raise UserError(f"--{alone[0]} is of a trained model; give its --workdir=FOLDER too")
-    from diffusion_jax.runs.figures import figures
+    from diffusion_jax.runs.sample.figures import figures
 
     figures(
         Path(values.out),

@@ -67,7 +67,7 @@ def run(values: flags.FlagValues, words: Sequence[str] = ()) -> int:
     if target == "worker":
         return _worker(line, Path(train.workdir), train.config.train.steps)
     from diffusion_jax.launching.job import Job
-    from diffusion_jax.runs.launch import launch
+    from diffusion_jax.runs.launch.run import launch
 
     config = Path(config_flags.get_config_filename(train["config"]).partition(":")[0]).stem
     job = Job(
@@ -98,7 +98,7 @@ def _checked(line: Sequence[str]) -> flags.FlagValues:
 
 def _worker(line: Sequence[str], workdir: Path, steps: int) -> int:
     from diffusion_jax.cli.main import main
-    from diffusion_jax.runs.launch import finished
+    from diffusion_jax.runs.launch.run import finished
     from diffusion_jax.train.faults import HANG
 
     status = main(line)

@@ -1,17 +1,25 @@
 """`diffusion-jax COMMAND --flags`: finds the command, and turns what a user can mend into one sentence and a status."""
 
+import contextlib
 import importlib
+import os
+import select
 import sys
 import traceback
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 from absl import flags, logging
+from ml_collections import ConfigDict
 
-from diffusion_jax import extensions
+from diffusion_jax import config as configs
+from diffusion_jax import config_file, extensions, ranges
+from diffusion_jax.cli import interrupts
 from diffusion_jax.cli.memory import ask_for_huge_pages
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, did_you_mean
 
 COMMANDS = {
     "train": "train a config, or go on with it: --config=configs/digits.py --workdir=runs/digits",
@@ -31,34 +39,48 @@ COMMANDS = {
 MODULES = {"evaluate compare": "compare", "evaluate heatmap": "heatmap", "evaluate reference": "reference"}
 """Of commands of two words whose module is not the first."""
 
-DONE, BAD_INPUT, NON_FINITE = 0, 2, 3
+DONE, BAD_INPUT, NON_FINITE, UNREAD = 0, 2, 3, 141
 
 
 def entry() -> None:
-    """The console script."""
+    """The console script; a signal that no command notes itself ends it within 5 s, with status 128 + its number."""
     ask_for_huge_pages()
+    sys.excepthook = _print_uncaught
     try:
-        status = main(sys.argv[1:])
+        with interrupts.ending_on_signal():
+            status = main(sys.argv[1:])
+            sys.stdout.flush()
+    except BrokenPipeError:
+        status = _unread()
+    except KeyboardInterrupt as interrupt:
+        status = interrupts.stopped(interrupt)
     except Exception:
         traceback.print_exc()
         status = 1
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
     if status and (processes := sys.modules.get("diffusion_jax.train.processes")):
         processes.leave(status)
-    sys.exit(status)
+    interrupts.end(status)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one command; returns its exit status: 0 done, 2 bad input, 3 a loss that is not finite or jumped."""
+    """Runs one command; returns its exit status: 0 done, 2 bad input, 3 a loss that is not finite or jumped; a command
+    may have its own, which the README lists.
+    """
     name, *rest = arguments or ["--help"]
     if rest and f"{name} {rest[0]}" in COMMANDS:
         name, rest = f"{name} {rest[0]}", rest[1:]
     if name in ("--help", "-h", "help"):
-        print(__doc__, *(f"  {command:18} {text}" for command, text in COMMANDS.items()), sep="\n")
+        print(__doc__, *_lines(COMMANDS), sep="\n")
         return DONE
     if name not in COMMANDS:
-        return _fail(f"unknown command {name!r}; choose from {', '.join(COMMANDS)}")
-    from diffusion_jax.train.guard import DivergedError  # imports jax: not for --help
-
+        within = [command for command in COMMANDS if command.startswith(f"{name} ")]
+        if within and {"--help", "-h"} & set(rest):
+            print(*_lines(within), sep="\n")
+            return DONE
+        said = " ".join([name, *rest[:1]]) if within else name
+        return _fail(f"unknown command {said!r}; choose from {', '.join(COMMANDS)}{did_you_mean(said, COMMANDS)}")
     command = importlib.import_module(f"diffusion_jax.cli.{MODULES.get(name, name.partition(' ')[0])}")
     logging.set_verbosity(logging.ERROR)  # orbax explains its defaults in warnings
     values = flags.FlagValues()
@@ -74,55 +96,124 @@ def main(arguments: Sequence[str]) -> int:
         if {"--help", "-h"} & set(rest):
             print(command.__doc__, values.main_module_help() or values.get_help(), sep="\n")
             return DONE
+        given = {argument.lstrip("-").partition("=")[0] for argument in rest if argument.startswith("-")}
+        _check_needed(name, command, given)  # before a config file is run, which takes seconds
         words = parse(values, name, rest)
+        _check_needed(name, command, {flag for flag in values if values[flag].value})
         for flag in ("workdir", "out"):
             if flag in values and values[flag].value:
                 values[flag].value = _local(flag, str(values[flag].value))
         if words and not getattr(command, "TAKES_WORDS", False):
-            raise UserError(f"unexpected argument {words[0]!r}; every option is written --flag=value")
+            near = did_you_mean(f"{name} {words[0]}", [one for one in COMMANDS if one.startswith(f"{name} ")])
+            raise UserError(f"unexpected argument {words[0]!r}; every option is written --flag=value{near}")
         status = command.run(values, words) if words else command.run(values)
     except (UserError, flags.Error) as error:
         return _fail(str(error))
+    except BrokenPipeError as error:
+        if not _output_is_closed():
+            return _fail(str(error))
+        raise
     except OSError as error:  # a full disk, a folder that cannot be written: the system's own sentence, with the path
         return _fail(str(error))
-    except DivergedError as error:
+    except _diverged() as error:
         _fail(str(error))
         return NON_FINITE
     return status or DONE
 
 
+def _print_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As Python does it, but for what Orbax's threads throw once their event loop is closed, after a failed save."""
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _lines(commands: Iterable[str]) -> list[str]:
+    return [f"  {command:18} {COMMANDS[command]}" for command in commands]
+
+
+def _diverged() -> tuple[type[Exception], ...]:
+    """What a loss that is not finite raises; nothing where training was not imported, with all of jax."""
+    guard = sys.modules.get("diffusion_jax.train.guard")
+    return (guard.DivergedError,) if guard else ()
+
+
+def _output_is_closed() -> bool:
+    """Whether what reads the output or the errors is gone, as `| head` is after its lines."""
+    pipes = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or no file
+            pipes.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in pipes.poll(0))
+
+
+def _unread() -> int:
+    """The status where nothing reads the output any more: that of a program which SIGPIPE ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):  # Python writes what is left of them as it ends
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(nowhere, stream.fileno())
+    return UNREAD
+
+
 def parse(values: flags.FlagValues, name: str, arguments: Sequence[str]) -> list[str]:
     """Reads the flags and returns what is none; a config file is Python and runs here, its overrides checked against
-    its keys and types.
+    its keys and types, and every number against its range.
     """
-    for argument in arguments:
-        flag, _, path = argument.partition(":")[0].partition("=")
-        if flag in ("--config", "--autoencoder") and not Path(path).is_file():
-            raise UserError(f"no config file {path}; give the path of one, as in --config=configs/digits.py")
-        if flag in ("--config", "--autoencoder"):
-            _importable(Path(path).resolve().parent.parent)
+    files = _config_files(arguments)
+    for flag, path in files.items():
+        if not Path(path).is_file():
+            missing = f"no config file {path}" if path else f"--{flag} names no file"
+            raise UserError(f"{missing}; give the path of one, as in --{flag}=configs/digits.py")
+        _importable(Path(path).resolve().parent.parent)
+    for flag in files:
+        sys.modules.pop(f"{flag}_config", None)  # or the file would find what another one has defined
     try:
         words = values([f"diffusion-jax {name}", *arguments])[1:]
-        for flag in ("config", "autoencoder"):
-            if flag in values and (given := values[flag].value) is not None:
-                given.keys()  # what its loading raised is raised at the first access
-    except (KeyError, AttributeError) as error:
-        said, hint = _said(error)
+        for flag in files:
+            if flag in values:
+                values[flag].value = _config(values[flag].value, files[flag])
+    except Exception as error:
+        for path in files.values():
+            if failed := config_file.failure(path, error):
+                raise failed from error
+        if isinstance(error, UserError | flags.Error):
+            raise
+        said = config_file.said(error)
         overridden = [key for key in (argument.partition("=")[0].partition(".")[2] for argument in arguments) if key]
         if unknown := [key for key in overridden if any(f"'{part}'" in said for part in key.split("."))]:
-            raise UserError(f"unknown config key: {unknown[0]} {hint}".strip()) from error
-        raise UserError(f"cannot read the config: {said} {hint}".strip()) from error
-    except (OSError, TypeError, ValueError, ImportError, SyntaxError) as error:
-        raise UserError(f"cannot read the config: {error}") from error
+            near = did_you_mean(unknown[0], configs.flat(configs.base().to_dict()))
+            raise UserError(f"unknown config key: {unknown[0]}{near}") from error
+        raise UserError(f"cannot read the config: {said}") from error
+    for flag in values:
+        ranges.check_flag(name, flag, values[flag].value)
     return words
 
 
-def _said(error: Exception) -> tuple[str, str]:
-    """What ml_collections says of a key, without all its neighbours and an error's quotes; and its suggestion."""
-    text = str(error.args[0] if error.args else error).replace("\\'", "'").replace("\\n", " ").strip('"')
-    said, _, hint = text.partition("Did you mean")
-    said = said.partition("Other fields present")[0].strip()
-    return (said[1:] if said.count("'") % 2 else said), f"Did you mean{hint}".rstrip("'") if hint else ""
+def _config_files(arguments: Sequence[str]) -> dict[str, str]:
+    """{flag: path} of the config files that the arguments name."""
+    files = {}
+    for i, argument in enumerate(arguments):
+        flag, equals, path = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and flag in ("config", "autoencoder"):
+            files[flag] = (path if equals else "".join(arguments[i + 1 : i + 2])).partition(":")[0]
+    return files
+
+
+def _config(given: Any, path: str) -> ConfigDict:
+    """What get_config() of the file at path returned, checked; raises UserError where it is no config."""
+    if given is not None:
+        getattr(given, "keys", None)  # ml_collections raises here what reading the file raised
+    if not isinstance(given, ConfigDict | Mapping):
+        raise UserError(f"get_config() of {path} returned {given!r}; it returns a config, made by config.base()")
+    return configs.check(given)
+
+
+def _check_needed(name: str, command: Any, given: Collection[str]) -> None:
+    """Raises UserError unless the flags in the command's NEEDS are among those given."""
+    needs = getattr(command, "NEEDS", ())
+    if any(need.partition("=")[0] not in given for need in needs):
+        listed = [f"--{need}" for need in needs]
+        raise UserError(f"{name} needs {', '.join(listed[:-1])}{' and ' if len(listed) > 1 else ''}{listed[-1]}")
 
 
 def _trust(arguments: Sequence[str]) -> None:

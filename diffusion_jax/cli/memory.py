@@ -1,5 +1,6 @@
 """How the process gets its memory, which can only be said as it starts."""
 
+import contextlib
 import os
 import platform
 import sys
@@ -15,8 +16,13 @@ def ask_for_huge_pages() -> None:
 
     Who sets GLIBC_TUNABLES, to whatever, keeps it. A process that is not a script or this package run with its present
     words stays as it is: one that forks, calls commands by itself or reads its program from a pipe could not be started
-    again.
+    again. So does one that the system does not start anew, for whatever reason.
     """
     as_started = sys.orig_argv[1:] in (sys.argv, ["-m", "diffusion_jax", *sys.argv[1:]]) and os.path.isfile(sys.argv[0])
     if as_started and platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES})
+        with contextlib.suppress(
+            OSError, TypeError, ValueError
+        ):  # an interpreter that cannot be started anew runs as it is, a bit slower
+            os.execve(
+                sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES}
+            )

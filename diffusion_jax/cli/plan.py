@@ -16,7 +16,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from diffusion_jax.errors import UserError
+NEEDS = ("config=FILE",)
+"""Flags without which the command is an error."""
 
 
 def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -56,10 +57,8 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Plans."""
-    if not values.config:
-        raise UserError("plan needs --config=FILE")
-    from diffusion_jax.runs import compiled_once
-    from diffusion_jax.runs.plan import plan
+    from diffusion_jax.runs.plan import compiled_once
+    from diffusion_jax.runs.plan.run import plan
 
     kept = compiled_once.folder() if values.cache is None else Path(values.cache) if values.cache else None
     plan(

@@ -10,7 +10,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from diffusion_jax.errors import UserError
+NEEDS = ("config=FILE", "out=FOLDER")
+"""Flags without which the command is an error."""
 
 
 def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -25,8 +26,6 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Writes the folder."""
-    if not values.config or not values.out:
-        raise UserError("precompute needs --config=FILE and --out=FOLDER")
-    from diffusion_jax.runs.precompute import precompute
+    from diffusion_jax.runs.interchange.precompute import precompute
 
     precompute(values.config, Path(values.out), batch=values.batch, dtype=values.dtype)

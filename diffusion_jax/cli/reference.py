@@ -10,7 +10,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from diffusion_jax.errors import UserError
+NEEDS = ("config=FILE", "features=NAME", "out=FILE.npz")
+"""Flags without which the command is an error."""
 
 
 def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -28,11 +29,9 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Writes the statistics."""
-    if not values.config or not values.out:
-        raise UserError("evaluate reference needs --config=FILE, --features=NAME and --out=FILE.npz")
-    from diffusion_jax.runs.reference import reference
-    from diffusion_jax.runs.ruler import Judged
+    from diffusion_jax.runs.evaluate.feature_extractor import MetricRequest
+    from diffusion_jax.runs.evaluate.reference import reference
 
-    judged = Judged(values.features, Path(values.weights) if values.weights else None)
+    metric_request = MetricRequest(values.features, Path(values.weights) if values.weights else None)
     out, num, batch = Path(values.out), values.num, values.batch
-    reference(values.config, out, judged=judged, split=values.split, num=num, batch=batch)
+    reference(values.config, out, metric_request=metric_request, split=values.split, num=num, batch=batch)

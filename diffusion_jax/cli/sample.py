@@ -44,15 +44,13 @@ def run(values: flags.FlagValues) -> None:
     """Samples."""
     if not values.workdir or not values.out:
         raise UserError("sample needs --workdir=FOLDER and --out=FOLDER")
-    from diffusion_jax.runs.sample import sample
+    options = {"given": _given(values), "guided_by": sampling.guided_by(values)} | sampling.arguments(values)
+    from diffusion_jax.runs.sample.run import sample
 
-    options = sampling.arguments(values) | {"given": _given(values), "guided_by": sampling.guided_by(values)}
     sample(Path(values.workdir), Path(values.out), batch=values.batch, overwrite=values.overwrite, **options)
 
 
 def _given(values: flags.FlagValues) -> Any:
-    from diffusion_jax.runs.edit import Given
-
     if not values.init_image:
         of_edits = ("strength", "mask", "expand", "resample", "jump", "invert")
         if alone := [name for name in of_edits if values[name].present]:
@@ -64,6 +62,8 @@ def _given(values: flags.FlagValues) -> Any:
         expand = ()
     if len(expand) != 4:
         raise UserError(f"--expand is left,top,right,bottom in pixels, as in 8,0,8,0; got {','.join(values.expand)}")
+    from diffusion_jax.runs.sample.edit import EditRequest
+
     mask = Path(values.mask) if values.mask else None
     options = (values.strength, values.resample, values.invert, values.jump)
-    return Given(Path(values.init_image), mask, expand, *options)
+    return EditRequest(Path(values.init_image), mask, expand, *options)

@@ -88,7 +88,7 @@ def arguments(values: flags.FlagValues) -> dict[str, Any]:
     rest = {
         "num": values.num,
         "seed": values.seed,
-        "request": _request(values),
+        "sample_request": _request(values),
         "step": values.step,
         "average": average(values),
     }
@@ -97,13 +97,13 @@ def arguments(values: flags.FlagValues) -> dict[str, Any]:
 
 def guided_by(values: flags.FlagValues) -> Any:
     """What the flags of `define_guides` say."""
-    from diffusion_jax.runs.trained import GuidedBy
-
     for name, of in (("classifier_scale", "classifier"), ("weak_step", "weak")):
         if values[name].present and not values[of].value:
             raise UserError(f"--{name} needs its --{of}=WORKDIR too")
+    from diffusion_jax.runs.workdir.restored import GuideRequest
+
     classifier, weak = (Path(folder) if folder else None for folder in (values.classifier, values.weak))
-    return GuidedBy(classifier, values.classifier_scale, weak, values.weak_step)
+    return GuideRequest(classifier, values.classifier_scale, weak, values.weak_step)
 
 
 def average(values: flags.FlagValues) -> bool | float:
@@ -119,14 +119,9 @@ def average(values: flags.FlagValues) -> bool | float:
 
 
 def _request(values: flags.FlagValues) -> Any:
-    from diffusion_jax.runs.conditions import SampleRequest
+    from diffusion_jax.runs.sample.conditions import SampleRequest, read_prompts
 
-    prompts = list(values.prompt)
-    if values.prompts:
-        if not Path(values.prompts).is_file():
-            raise UserError(f"there is no file {values.prompts}; check --prompts")
-        lines = Path(values.prompts).read_text(encoding="utf-8").splitlines()
-        prompts += [line.strip() for line in lines if line.strip()]
+    prompts = list(values.prompt) + (read_prompts(Path(values.prompts)) if values.prompts else [])
     low_res, semantic = (Path(path) if path else None for path in (values.low_res, values.map))
     given: dict[str, list[str]] = {}
     for text in values.condition:

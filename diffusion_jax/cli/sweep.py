@@ -11,7 +11,11 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from diffusion_jax.errors import UserError
+NEEDS = ("config=FILE", "sweep=FILE", "workdir=FOLDER")
+"""Flags without which the command is an error."""
+
+SOME_FAILED = 4
+"""The exit status of a sweep that came to its end, of whose trials some failed."""
 
 
 def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -30,11 +34,9 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     flags.DEFINE_integer("worker", None, "Of a job that --launcher=slurm started: its trial.", flag_values=values)
 
 
-def run(values: flags.FlagValues) -> None:
-    """Sweeps."""
-    if not values.config or not values.workdir or not values.sweep:
-        raise UserError("sweep needs --config=FILE, --sweep=FILE and --workdir=FOLDER")
-    from diffusion_jax.runs.sweep import How, sweep
+def run(values: flags.FlagValues) -> int:
+    """Sweeps; returns the exit status."""
+    from diffusion_jax.runs.sweep.run import How, sweep
 
     how = How(
         values.launcher,
@@ -45,7 +47,7 @@ def run(values: flags.FlagValues) -> None:
         values.worker,
         values.slurm,
     )
-    sweep(
+    failed = sweep(
         values.config,
         config_flags.get_config_filename(values["config"]),
         dict(config_flags.get_override_values(values["config"])),
@@ -53,3 +55,4 @@ def run(values: flags.FlagValues) -> None:
         Path(values.workdir),
         how,
     )
+    return SOME_FAILED if failed else 0

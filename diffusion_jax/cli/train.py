@@ -12,7 +12,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from diffusion_jax.errors import UserError
+NEEDS = ("config=FILE", "workdir=FOLDER")
+"""Flags without which the command is an error."""
 
 
 def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -31,8 +32,6 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Trains."""
-    if not values.config or not values.workdir:
-        raise UserError("train needs --config=FILE and --workdir=FOLDER")
     from diffusion_jax.train import processes
 
     processes.join(

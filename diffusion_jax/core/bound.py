@@ -48,9 +48,18 @@ def variational_bound(
     times [N + 1] are a time grid that falls from 1 to 0; without it, the whole chain of a discrete schedule. variance
     "small" and "large" are DDPM's beta tilde and beta, "learned" interpolates between them by the prediction's
     `fraction`. keys [B]: example i's noise depends on keys[i] and the step alone.
+
+    For a perfect model of smooth data the bound with "small" does not tend to the entropy as T grows. Near the data x0
+    is known no better than x_t tells it, and the reverse step's variance there is beta, not beta tilde. The ratio r of
+    sigma^2 of neighbouring steps makes a gap of (r - 1 - log r) / 2 nats a step. With r = k / (k - 1), the limit of
+    every schedule whose betas near the data are alike, the sum is gamma / 2 for Euler's gamma = 0.577: a gap of
+    gamma / (2 ln 2) = 0.416 bits per dimension. DDPM's linear betas have 0.65 at T = 1000 and 0.50 at 4000, and
+    "large" 0.003 and 0.001; the decoder's own gap comes on top.
     """
     check_variance(variance)
     grid = _grid(schedule) if times is None else np.asarray(times, np.float32)
+    if (np.diff(grid) >= 0).any():
+        raise UserError("the bound's times fall at every step, in float32 too; give fewer or others")
     if not schedule.t_min or len(grid) < 3 or grid[0] != 1 or grid[-1] != 0:
         raise UserError(
             "L_vlb needs at least 2 steps from t = 1 to t = 0 and a schedule that starts at the image itself; "

@@ -11,7 +11,7 @@ from diffusion_jax.core.denoisers import Denoiser
 from diffusion_jax.core.predictions import Prediction
 from diffusion_jax.core.process import diffuse, transition
 from diffusion_jax.core.samplers.ancestral import ddim_inversion
-from diffusion_jax.core.samplers.loop import AdaptiveSampler, Plan, Sampler, integrate
+from diffusion_jax.core.samplers.loop import AdaptiveSampler, Plan, Sampler, Times, integrate
 from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.errors import UserError
 
@@ -41,7 +41,7 @@ def sample_from(
     denoise: Denoiser,
     sampler: Sampler | AdaptiveSampler,
     schedule: Schedule,
-    times: Array,
+    times: Times,
     seeds: Array,
     x0: Array,
 ) -> Array:
@@ -61,7 +61,7 @@ def step_keys(seeds: Array) -> Array:
     return jax.vmap(jax.random.split, out_axes=1)(jax.vmap(jax.random.key)(seeds))[1]
 
 
-def invert(denoise: Denoiser, schedule: Schedule, times: Array, x0: Array) -> Array:
+def invert(denoise: Denoiser, schedule: Schedule, times: Times, x0: Array) -> Array:
     """The x at times[0] from which DDIM over times leads to x0 [B, ...], to first order (`ddim_inversion`)."""
     keys = jax.vmap(jax.random.key)(jnp.zeros(len(x0), jnp.int32))  # nothing is drawn
     return integrate(denoise, ddim_inversion(), schedule, times[::-1], x0, keys)

@@ -1,4 +1,14 @@
-"""Time grids: the N + 1 times, falling from noise to t = 0, on which a sampler takes its N steps."""
+"""Time grids: the N + 1 times, falling from noise to t = 0, on which a sampler takes its N steps.
+
+What diffusers' schedulers call timestep_spacing, with steps_offset where it is not 0:
+
+    DDIM, DDPM, PLMS, Euler, Heun   trailing, leading, leading(offset=1), linspace
+    DPM-Solver++, UniPC             trailing, leading(skip_first=True), leading(offset=1, skip_first=True),
+                                    linspace(skip_first=True)
+
+with whole=False in linspace for Euler and Heun; and with last="t_min" for set_alpha_to_one=False of DDIM and PLMS and
+for final_sigmas_type="sigma_min" of the others.
+"""
 
 import math
 from collections.abc import Callable
@@ -18,29 +28,69 @@ def uniform() -> Grid:
     return lambda schedule, steps: np.linspace(1.0, 0.0, _positive(steps) + 1)
 
 
-def trailing() -> Grid:
+def trailing(last: str = "data") -> Grid:
     """Every (T / N)-th step of a discrete chain counted from its noisy end, inclusive; table 2 of arXiv:2305.08891.
 
-    With N = T it is the paper's whole chain. On a continuous schedule it is `uniform`.
+    With N = T it is the paper's whole chain. On a continuous schedule it is `uniform`. last "t_min" puts the schedule's
+    t_min, 1 / T on a chain, in the place of the data: diffusers' final_sigmas_type "sigma_min".
     """
+    _check_last("trailing", last)
 
     def grid(schedule: Schedule, steps: int) -> np.ndarray:
-        times = np.linspace(1.0, 0.0, _positive(steps) + 1)
-        if schedule.steps is None:
-            return times
-        return np.round(times * _at_least(schedule.steps, steps)) / schedule.steps
+        times = np.linspace(1.0, 0.0, _positive(steps) + 1)[:-1]
+        if schedule.steps is not None:
+            times = np.round(times * _at_least(schedule.steps, steps)) / schedule.steps
+        return _with_last("trailing", times, schedule, last)
 
     return grid
 
 
-def leading() -> Grid:
-    """Every floor(T / N)-th step of a discrete chain from its first, as DDIM's code does; misses the noisy end."""
+def leading(offset: int = 0, skip_first: bool = False, last: str = "data") -> Grid:
+    """Every floor(T / N)-th step of a discrete chain from its first, as DDIM's code does; misses the noisy end.
+
+    offset moves all of them towards the noise: 1 is Stable Diffusion's steps_offset. With skip_first the stride is
+    floor(T / (N + 1)) and the first step is left out: diffusers' spacing "leading" for DPM-Solver++ and UniPC. last
+    "t_min" ends at 1 / T in the place of the data: set_alpha_to_one=False in diffusers, as Stable Diffusion has with
+    DDIM and PLMS.
+    """
+    if offset < 0:
+        raise UserError(f"time grid 'leading' takes offset >= 0; got {offset}")
+    _check_last("leading", last)
 
     def grid(schedule: Schedule, steps: int) -> np.ndarray:
         if schedule.steps is None:
             raise UserError("time grid 'leading' needs a discrete schedule; use 'uniform'")
-        stride = _at_least(schedule.steps, _positive(steps)) // steps
-        return np.append((np.arange(steps)[::-1] * stride + 1) / schedule.steps, 0.0)
+        points = _positive(steps) + skip_first
+        stride = _at_least(schedule.steps, steps, skip_first) // points
+        index = np.arange(skip_first, points)[::-1] * stride + offset
+        if index[0] >= schedule.steps:
+            most = schedule.steps - 1 - (points - 1) * stride
+            raise UserError(
+                f"time grid 'leading' of {steps} steps takes offset up to {most} on a chain of {schedule.steps} steps; "
+                f"got {offset}"
+            )
+        return _with_last("leading", (index + 1) / schedule.steps, schedule, last)
+
+    return grid
+
+
+def linspace(skip_first: bool = False, whole: bool = True, last: str = "data") -> Grid:
+    """N times equally spaced from 1 to t_min, both inclusive, and then the data; table 2 of arXiv:2305.08891.
+
+    The chain's indices are rounded to whole ones as DDIM's and PLMS's are in diffusers; whole=False leaves them, as for
+    Euler and Heun. With skip_first t_min is left out of N + 1 such times: diffusers' for DPM-Solver++ and UniPC. A
+    single step starts at 1, where diffusers has it start at 1 / T. On a continuous schedule the times are those of
+    score-SDE (arXiv:2011.13456). last is as in `leading`.
+    """
+    _check_last("linspace", last)
+
+    def grid(schedule: Schedule, steps: int) -> np.ndarray:
+        points = _positive(steps) + skip_first
+        if schedule.steps is None:
+            return _with_last("linspace", np.linspace(1.0, schedule.t_min, points)[:steps], schedule, last)
+        top = _at_least(schedule.steps, steps, skip_first) - 1
+        index = np.linspace(0, top, points)[::-1][:steps] if points > 1 else np.array([top])
+        return _with_last("linspace", ((index.round() if whole else index) + 1) / schedule.steps, schedule, last)
 
     return grid
 
@@ -107,8 +157,14 @@ def _over_noise(
                     f"the schedule has no signal at t = 1, so time grid {name!r} needs an end, as in "
                     f"{name}(sigma_max=80.0); or use 'trailing'"
                 )
-            low, high = np.asarray(sigma, np.float64) / np.maximum(np.asarray(alpha, np.float64), 1e-12)
-            low, high = max(low, sigma_min), min(high, sigma_max)
+            ends = np.asarray(sigma, np.float64) / np.maximum(np.asarray(alpha, np.float64), 1e-12)
+            low, high = max(ends[0], sigma_min), min(ends[1], sigma_max)
+            if steps > 1 and not low < high:
+                raise UserError(
+                    f"time grid {name!r} spreads {steps} steps over the noise levels sigma / alpha of the schedule, "
+                    f"{ends[0]:.4g} to {ends[1]:.4g}, that lie between sigma_min and sigma_max, {sigma_min} and "
+                    f"{sigma_max}; there are none, so change these or take 1 step"
+                )
             levels = inverse(np.linspace(forward(high), forward(low), steps))
             times = np.asarray(schedule.time(jnp.asarray(-2 * np.log(levels))), np.float64)
         times[0] = 1.0
@@ -117,13 +173,35 @@ def _over_noise(
     return grid
 
 
+def _check_last(name: str, last: str) -> None:
+    if last not in ("data", "t_min"):
+        raise UserError(f"time grid {name!r} takes last 'data' or 't_min'; got {last!r}")
+
+
+def _with_last(name: str, times: np.ndarray, schedule: Schedule, last: str) -> np.ndarray:
+    """The N times and the one at which the last step ends."""
+    if last == "data":
+        return np.append(times, 0.0)
+    if times[-1] <= schedule.t_min * (1 + 1e-9):
+        raise UserError(
+            f"time grid {name!r} starts its last step at the schedule's t_min, {schedule.t_min:.4g}, where "
+            f"last='t_min' has it end; use fewer steps, an offset or skip_first=True, or last='data'"
+        )
+    return np.append(times, schedule.t_min)
+
+
 def _positive(steps: int) -> int:
     if steps < 1:
         raise UserError(f"sampling takes at least 1 step; got {steps}")
     return steps
 
 
-def _at_least(total: int, steps: int) -> int:
+def _at_least(total: int, steps: int, skip_first: bool = False) -> int:
+    if skip_first and steps >= total:
+        raise UserError(
+            f"the schedule has {total} steps and skip_first=True leaves one out, so sampling takes at most "
+            f"{total - 1}; got {steps}"
+        )
     if steps > total:
         raise UserError(f"the schedule has {total} steps, so sampling takes at most that many; got {steps}")
     return total
@@ -133,6 +211,7 @@ GRIDS: dict[str, Callable[..., Grid]] = {
     "uniform": uniform,
     "trailing": trailing,
     "leading": leading,
+    "linspace": linspace,
     "quadratic": quadratic,
     "karras": karras,
     "logsnr": logsnr,

@@ -1,9 +1,12 @@
 """Exact likelihood by the probability-flow ODE: appendix D.2 of score-SDE (Song et al. 2021, arXiv:2011.13456).
 
 In the variables of `Flow`, dy/dphi = v(y, phi), and log p(y) changes by -div v dphi on the way from data to prior.
-A density of 8-bit data needs `dequantize`; `bits_per_dim` makes it bits per dimension of the 256 values.
+It is the density of x with the noise of the first time. A bound on the probability of 8-bit data comes of it by
+`reconstruction`, or by `dequantize` for a model that was trained on data dequantized so: a model of 8-bit data itself
+may know that no value lies between two others.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,10 +38,11 @@ def log_likelihood(
 ) -> Array:
     """log p(x) in nats [B] of x [B, ...] at times[0], whose flow ends in N(0, prior_std^2 I) at times[-1] = 1.
 
-    times [N + 1] rises from a time greater than 0, schedule.t_min as a rule; x is taken for a sample of that time's
-    marginal. A grid turned round without its data end is such times: `logsnr()(schedule, N + 1)[-2::-1]`.
+    times [N + 1] rises from a time at which there is noise, as `rising` does; x is taken for a sample of that time's
+    marginal.
     """
-    if not isinstance(times, jax.core.Tracer) and (np.any(np.diff(times) <= 0) or times[0] <= 0):
+    noiseless = 0.0 if schedule.t_min else -1.0  # a learned schedule has noise at t = 0
+    if not isinstance(times, jax.core.Tracer) and (np.any(np.diff(times) <= 0) or times[0] <= noiseless):
         raise UserError("the likelihood's times rise from a time greater than 0; turn the time grid round")
     times = jnp.asarray(times, jnp.promote_types(x.dtype, jnp.float32))
     flow = Flow(denoise, schedule)
@@ -52,6 +56,18 @@ def log_likelihood(
     square = jnp.sum((last * y / schedule.prior_std) ** 2, axis=tuple(range(1, x.ndim)))
     log_prior = -0.5 * (square + dims * jnp.log(2 * jnp.pi * schedule.prior_std**2))
     return log_prior + gained + dims * (jnp.log(last) - jnp.log(first))
+
+
+def rising(schedule: Schedule, start: float | Array, steps: int, sigma_max: float | None = None) -> Array:
+    """steps + 1 times from start to 1, evenly spaced in log-SNR.
+
+    The last but one is no later than sigma / alpha = sigma_max, which a schedule needs that ends without signal.
+    """
+    first, last = schedule.logsnr(jnp.asarray(start, jnp.float32)), schedule.logsnr(jnp.float32(1.0))
+    if sigma_max is not None:
+        last = jnp.maximum(last, -2 * math.log(sigma_max))
+    times = schedule.time(first + (last - first) * jnp.linspace(0.0, 1.0, steps + 1))
+    return times.at[0].set(start).at[-1].set(1.0)
 
 
 def hutchinson(keys: Array, noise: str = "rademacher") -> Divergence:
@@ -109,7 +125,14 @@ def fixed(method: str = "rk4") -> Solver:
 
 
 def adaptive(rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 1000) -> Solver:
-    """`dormand_prince` from the first node to the last, the log-density under its error control too."""
+    """`dormand_prince` from the first node to the last, the log-density under its error control too.
+
+    Raises UserError unless rtol and atol are above 0 and max_steps is at least 1.
+    """
+    if rtol <= 0 or atol <= 0 or max_steps < 1:
+        raise UserError(
+            f"the adaptive likelihood takes rtol, atol > 0 and max_steps >= 1; got {rtol}, {atol}, {max_steps}"
+        )
 
     def solve(field: Field, y: Any, nodes: Array) -> Any:
         return dormand_prince(field, y, nodes[0], nodes[-1], rtol=rtol, atol=atol, max_steps=max_steps)[0]

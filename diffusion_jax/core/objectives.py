@@ -51,7 +51,7 @@ class Trained(NamedTuple):
     """What is trained, as an objective sees it inside the loss."""
 
     params: Tree  # all parameters, for an objective of several networks
-    frozen: Mapping[str, Tree]  # weights that are not trained: a teacher, a perceptual network
+    pretrained: Mapping[str, Tree]  # weights that are not trained: a teacher, a perceptual network
     apply: Network = _no_network  # (network input [B, ...], conditioning [B], cond) -> output, with dropout
     schedule: Schedule = None  # type: ignore[assignment]  # as learned so far; None for an objective without noise
     own: Tree = ()  # the objective's own parameters, `Memory.params`

@@ -111,7 +111,10 @@ def loss_second_moment(history: int = 10, uniform: float = 0.001, bins: int = 10
 
     def probabilities(state: LossHistory) -> Array:
         size = state.counts.shape[0]
-        rms = jnp.sqrt(jnp.mean(state.losses**2, axis=-1))
+        # In units of a power of two near the largest, which changes no bit of p: the square of a loss above 1e19 is
+        # infinite in float32.
+        exponent = jnp.frexp(jnp.max(jnp.abs(state.losses)))[1]
+        rms = jnp.sqrt(jnp.mean(jnp.ldexp(state.losses, -exponent) ** 2, axis=-1))
         total = jnp.sum(rms)
         p = (1 - uniform) * rms / jnp.where(total > 0, total, 1.0) + uniform / size
         warm = jnp.all(state.counts >= history) & (total > 0)

@@ -69,15 +69,18 @@ def open_precomputed(folder: str) -> Precomputed:
     root = Path(folder)
     if not (root / META).is_file():
         raise UserError(f"no precomputed arrays in {folder}; make them with diffusion-jax precompute --out={folder}")
-    meta = json.loads((root / META).read_text())
-    found = Precomputed(
-        folder,
-        meta["fingerprint"],
-        meta["count"],
-        meta["flip"],
-        tuple((name, tuple(shape), kind) for name, shape, kind in meta["arrays"]),
-        tuple(sorted(meta["weights"].items())),
-    )
+    try:
+        meta = json.loads((root / META).read_text())
+        found = Precomputed(
+            folder,
+            meta["fingerprint"],
+            meta["count"],
+            meta["flip"],
+            tuple((name, tuple(shape), kind) for name, shape, kind in meta["arrays"]),
+            tuple(sorted(meta["weights"].items())),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{root / META} is damaged: {error}; precompute the folder again") from error
     wanted = found.count * (2 if found.flip else 1)
     if not (root / RECORDS).is_file() or len(found._records) != wanted:
         raise UserError(f"{folder} does not hold the {wanted} records that its {META} tells of; precompute them again")

@@ -7,12 +7,13 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from diffusion_jax.data.text_file import decode_text
 from diffusion_jax.errors import UserError
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
@@ -20,6 +21,13 @@ SPECIAL = ("<pad>", "<bos>", "<eos>")
 
 CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """What OpenAI's CLIP counts as a word: `simple_tokenizer.py` of its code."""
+
+
+class Cut(NamedTuple):
+    """A text that is longer than its ids, and the end of it that these leave out."""
+
+    text: str
+    lost: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,19 +49,27 @@ class Tokenizer:
 
         The empty text, bos eos pad ..., is the null prompt. Raises UserError where length < 2 or texts is one string.
         """
+        return self.encode_and_cut(texts, length)[0]
+
+    def encode_and_cut(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, list[Cut]]:
+        """(ids as of `encode`, the texts that are too long for them, in order)."""
         if length < 2:
             raise UserError(f"a text takes at least 2 tokens, its beginning and its end; got a length of {length}")
         if isinstance(texts, str):
             raise UserError(f"encode takes a list of texts; got one text, {texts!r}; write [text]")
         ids = np.full((len(texts), length), self.pad, np.int32)
+        cut = []
         for row, text in zip(ids, texts, strict=True):
             # One at a time: encode_batch starts threads, which a process that forks later would lose.
             try:
-                words = self.model.encode(text, add_special_tokens=False).ids[: length - 2]
+                found = self.model.encode(text, add_special_tokens=False)
             except TypeError:
                 raise UserError(f"a text is a string of Unicode characters; got {text!r}") from None
+            words = found.ids[: length - 2]
+            if len(found.ids) > len(words):
+                cut.append(Cut(text, text[found.offsets[length - 2][0] :].strip()))
             row[: len(words) + 2] = [self.bos, *words, self.eos]
-        return ids
+        return ids, cut
 
     def mask(self, ids: np.ndarray) -> np.ndarray:
         """True up to the eos that ends the text, False on the padding after it: [B, N] -> bool [B, N].
@@ -251,7 +267,8 @@ def _content(token: str | Mapping[str, Any]) -> str:
 def _json(path: Path, absent: Any) -> Any:
     if not path.is_file():
         return absent
+    text = decode_text(path.read_bytes(), str(path))
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(text)
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); fetch it anew") from None

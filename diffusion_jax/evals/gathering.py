@@ -60,6 +60,11 @@ class Gathering:
         self._waiting: tuple[int, dict[str, Array]] | None = None
         self._fold = jax.jit(_fold, out_shardings=everywhere, static_argnames=("empty",))
 
+    @property
+    def count(self) -> int:
+        """Of how many images."""
+        return self._count
+
     def add(self, count: int, features: Mapping[str, Array]) -> None:
         """Of a batch the first count images; the others stand there so that one program fits all batches."""
         if missing := set(self._wanted.moments + self._wanted.kept) - set(features):

@@ -28,7 +28,7 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class Suspects:
+class NearestNeighbors:
     """The samples that lie nearest to training images, nearest first."""
 
     samples: np.ndarray  # [n] places among the samples
@@ -44,7 +44,7 @@ class Score:
     std: float | None = None
     how: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    suspects: Suspects | None = None
+    suspects: NearestNeighbors | None = None
 
 
 Compare = Callable[[Gathered, Any, Options], dict[str, Score]]
@@ -104,7 +104,7 @@ def _memorisation(samples: Gathered, real: Gathered, options: Options) -> dict[s
         samples.kept["pooled"], real.kept["pooled"], k=min(SHOWN_NEIGHBOURS, real.count), threshold=options.copied
     )
     first = np.argsort(found.ratio, kind="stable")[:SHOWN]
-    shown = Suspects(first, found.ratio[first], found.neighbours.index[first])
+    shown = NearestNeighbors(first, found.ratio[first], found.neighbours.index[first])
     how = {"threshold": options.copied}
     return {
         "copied": Score(found.copied, how=how, suspects=shown),

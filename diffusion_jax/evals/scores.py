@@ -55,7 +55,7 @@ def kernel_distance(a: ArrayLike, b: ArrayLike, *, subsets: int = 100, size: int
         )
     if subsets < 1:
         raise UserError(f"KID takes 1 or more subsets; got {subsets}")
-    rng = np.random.RandomState(seed)  # frozen by numpy, unlike default_rng: the subsets are the same for ever
+    rng = np.random.RandomState(seed)  # pretrained by numpy, unlike default_rng: the subsets are the same for ever
     distances = []
     for _ in range(subsets):
         x, y = (s[rng.choice(len(s), size, replace=False)].astype(np.float64) for s in (a, b))  # [size, D]

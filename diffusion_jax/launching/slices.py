@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from diffusion_jax.train import machines
+from diffusion_jax.launching import machines
 
 # cloud.google.com/kubernetes-engine/docs/concepts/tpus; cloud.google.com/tpu/docs/runtimes.
 _GKE = {"v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice"}

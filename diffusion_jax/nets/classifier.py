@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets import layers
-from diffusion_jax.nets.embedding import embed_level
+from diffusion_jax.nets.embedding import EmbeddingSizes, embed_level
 from diffusion_jax.nets.layers import Conv, Dense, GroupNorm, ResBlock, SelfAttention
 from diffusion_jax.nets.network import TensorRule
 from diffusion_jax.nets.unet import Down, Mid, check_sizes
@@ -88,7 +88,8 @@ class Classifier(nn.Module):
             return layers.attention_heads(channels, 1, self.head_channels)
 
         last = len(self.multipliers) - 1
-        emb = embed_level(t, self.channels, "adm", self.dtype, "time")  # [B, 4 channels]
+        sizes = EmbeddingSizes(4 * self.channels, self.channels, "adm")
+        emb = embed_level(t, sizes, self.dtype, "time")  # [B, 4 channels]
         x = Conv(self.channels, dtype=self.dtype, name="conv_in")(x)
         for i, multiplier in enumerate(self.multipliers):
             channels = self.channels * multiplier

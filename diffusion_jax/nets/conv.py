@@ -24,9 +24,10 @@ FEW = 4
 def conv(x: Array, kernel: Array, stride: int) -> Array:
     """x [B, *S, C], kernel [*K, C, D] -> [B, *ceil(S / stride), D]; differentiable in both modes, any order.
 
-    The pads are TensorFlow's "SAME": (max(K - stride, 0) // 2, K // 2), S even for stride 2.
+    The pads are TensorFlow's "SAME": (max(K - stride, 0) // 2, K // 2), S even for stride 2. Inside `jax.shard_map` the
+    output varies over every mesh axis that x or the kernel varies over.
     """
-    return _conv(x, kernel, stride)
+    return _conv(*_varying_alike(x, kernel), stride)
 
 
 @partial(jax.jit, inline=True)
@@ -78,6 +79,21 @@ def upsample_nearest(x: Array) -> Array:
     return x
 
 
+def _varying_alike(x: Array, kernel: Array) -> tuple[Array, Array]:
+    """Both with the union of the mesh axes that they vary over inside `jax.shard_map`; elsewhere as they are.
+
+    The gradients of `_conv` are then all of one type, and the cast's own gradient is the sum over the mesh axes that an
+    operand did not vary over.
+    """
+    varying = [jax.typeof(a).manual_axis_type.varying for a in (x, kernel)]
+    union = varying[0] | varying[1]
+    x, kernel = (
+        lax.pcast(a, tuple(union - axes), to="varying") if union - axes else a
+        for a, axes in zip((x, kernel), varying, strict=True)
+    )
+    return x, kernel
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _conv(x: Array, kernel: Array, stride: int) -> Array:
     return _canonical(x, kernel, strides=stride, pads=_pads(kernel, stride))
@@ -100,7 +116,8 @@ def _conv_jvp(stride: int, primals: tuple[Array, Array], tangents: tuple[Array, 
 
 
 def _transposed(linear: Callable[[Array], Array], like: Array, tangent: Array) -> Array:
-    return jax.linear_transpose(linear, jax.ShapeDtypeStruct(like.shape, like.dtype))(tangent)[0]
+    # Not a ShapeDtypeStruct of the shape and dtype: that one varies over no mesh axis of a `jax.shard_map`.
+    return jax.linear_transpose(linear, jax.typeof(like))(tangent)[0]
 
 
 def _input_gradient(g: Array, *, kernel: Array, like: Array, stride: int) -> Array:

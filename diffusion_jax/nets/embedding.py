@@ -3,6 +3,7 @@
 The functions make layers of the module that calls them, under the names that they say.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -15,24 +16,36 @@ from diffusion_jax.nets.layers import Dense
 from diffusion_jax.nets.network import Network
 
 
-def embed_level(level: Array, channels: int, form: str, dtype: DTypeLike, name: str) -> Array:
-    """Sinusoids of level [B] through two dense layers, name_0 and name_1: [B, 4 channels]; form as `time_embedding`."""
-    emb = layers.time_embedding(level, channels, form)  # [B, channels]
-    emb = Dense(4 * channels, dtype=dtype, name=f"{name}_0")(emb)
-    return Dense(4 * channels, dtype=dtype, name=f"{name}_1")(nn.silu(emb))
+@dataclasses.dataclass(frozen=True)
+class EmbeddingSizes:
+    """The sizes of the embeddings of one network."""
+
+    width: int
+    """Of an embedding."""
+    waves: int
+    """Sinusoids of a time or level, of which the embedding is made."""
+    form: str
+    """Of the sinusoids, as `layers.time_embedding`."""
 
 
-def embed_vectors(net: Network, t: Array, cond: Mapping[str, Array], channels: int, form: str) -> Array:
-    """The sum of the embeddings of all that net is told in one vector or number: [B, 4 channels].
+def embed_level(level: Array, sizes: EmbeddingSizes, dtype: DTypeLike, name: str) -> Array:
+    """Sinusoids of level [B] through two dense layers, name_0 and name_1: [B, width]."""
+    emb = layers.time_embedding(level, sizes.waves, sizes.form)  # [B, waves]
+    emb = Dense(sizes.width, dtype=dtype, name=f"{name}_0")(emb)
+    return Dense(sizes.width, dtype=dtype, name=f"{name}_1")(nn.silu(emb))
+
+
+def embed_vectors(net: Network, t: Array, cond: Mapping[str, Array], sizes: EmbeddingSizes) -> Array:
+    """The sum of the embeddings of all that net is told in one vector or number: [B, width].
 
     Layers time_0 and time_1; label, a table of num_classes + 1 rows; text_pooled; level_NAME_0 and level_NAME_1.
     """
-    width, dtype = 4 * channels, net.dtype
-    emb = embed_level(t, channels, form, dtype, "time")
+    width, dtype = sizes.width, net.dtype
+    emb = embed_level(t, sizes, dtype, "time")
     if net.num_classes is not None:
         emb += nn.Embed(net.num_classes + 1, width, dtype=dtype, name="label")(cond["label"])
     if net.pools_text:
         emb += Dense(width, dtype=dtype, name="text_pooled")(cond["text_pooled"])
     for name in net.levels:
-        emb += embed_level(net.level_scale * cond[name], channels, form, dtype, f"level_{name}")
+        emb += embed_level(net.level_scale * cond[name], sizes, dtype, f"level_{name}")
     return jnp.asarray(emb)

@@ -1,11 +1,12 @@
 """The network families that `config.model.name` chooses from."""
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.nets.dit import DiT
 from diffusion_jax.nets.network import Network
 from diffusion_jax.nets.unet import UNet
 from diffusion_jax.spec import chosen
 
-NETWORKS: dict[str, type[Network]] = {"unet": UNet}
+NETWORKS: dict[str, type[Network]] = {"unet": UNet, "dit": DiT}
 
 
 def family(name: str) -> type[Network]:

@@ -14,6 +14,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.ranges import Range
 
 TensorRule = tuple[str, int]
 """(pattern of a parameter's path, the axis of it that is split over the mesh axis `tensor`)."""
@@ -45,6 +46,12 @@ class Network(nn.Module):
     """How parameters are split over `tensor`; the first pattern that matches counts, others are not split."""
     outer_layers: ClassVar[tuple[str, ...]] = ("embedding",)
     """Names in the paths of first and last layers, which Muon leaves to Adam."""
+    stacked_layers: ClassVar[tuple[str, ...]] = ()
+    """Names in the paths of layers that are scanned: the first axis of their parameters counts layers, as `nn.scan`
+    stacks them, and to Muon each layer has matrices of its own. Axes of tensor rules, from the end, do not change."""
+
+    ranges: ClassVar[Mapping[str, Range]] = {}
+    """The range of each option that is a number, or a tuple of numbers."""
 
     @property
     def pools_text(self) -> bool:
@@ -94,6 +101,14 @@ class Network(nn.Module):
             if len(got) != len(shape) or any(n not in (None, m) for n, m in zip(shape, got, strict=True)):
                 wanted = ", ".join("any" if n is None else str(n) for n in shape)
                 raise UserError(f"cond[{name!r}] must have shape ({wanted}); got {got}")
+
+
+def check_shapes(x: Array, t: Array) -> None:
+    """Raises UserError unless x is [B, *S, C] with one to three spatial axes, and t [B]."""
+    if not 3 <= x.ndim <= 5:
+        raise UserError(f"x is [B, *spatial, C] with one to three spatial axes; got shape {x.shape}")
+    if t.shape != x.shape[:1]:
+        raise UserError(f"t holds one value for each of {x.shape[0]} examples, shape {x.shape[:1]}; got {t.shape}")
 
 
 _OF_FLAX = {"parent", "name"}

@@ -14,10 +14,11 @@ from jax import Array
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets import layers, transformer
 from diffusion_jax.nets.conv import upsample_nearest
-from diffusion_jax.nets.embedding import embed_vectors
+from diffusion_jax.nets.embedding import EmbeddingSizes, embed_vectors
 from diffusion_jax.nets.layers import ZERO, Conv, Downsample, GroupNorm, ResBlock, SelfAttention, Upsample
-from diffusion_jax.nets.network import Network, TensorRule
+from diffusion_jax.nets.network import Network, TensorRule, check_shapes
 from diffusion_jax.nets.transformer import SpatialTransformer
+from diffusion_jax.ranges import BELOW_1, EACH_FROM_1, FROM_0, FROM_1, POSITIVE, Range
 
 
 class Down(nn.Module):
@@ -76,10 +77,7 @@ class Up(nn.Module):
 
 def check_sizes(x: Array, t: Array, multipliers: tuple[int, ...], attention: tuple[int, ...]) -> None:
     """Raises UserError where x and t do not fit the levels, or attention is not at one of them."""
-    if not 3 <= x.ndim <= 5:
-        raise UserError(f"x is [B, *spatial, C] with one to three spatial axes; got shape {x.shape}")
-    if t.shape != x.shape[:1]:
-        raise UserError(f"t holds one value for each of {x.shape[0]} examples, shape {x.shape[:1]}; got {t.shape}")
+    check_shapes(x, t)
     factors = [2**i for i in range(len(multipliers))]
     size, least = x.shape[1:-1], factors[-1]
     if any(n % least for n in size):
@@ -136,6 +134,19 @@ class UNet(Network):
 
     tensor_rules: ClassVar[tuple[TensorRule, ...]] = layers.TENSOR_RULES + transformer.TENSOR_RULES
     outer_layers: ClassVar[tuple[str, ...]] = ("embedding", "conv_in", "conv_out")
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "channels": FROM_1,
+        "multipliers": EACH_FROM_1,
+        "blocks": FROM_1,
+        "attention": EACH_FROM_1,
+        "heads": FROM_1,
+        "groups": FROM_1,
+        "dropout": BELOW_1,
+        "head_channels": FROM_0,
+        "patch": FROM_1,
+        "depth": FROM_1,
+        "epsilon": POSITIVE,
+    }
 
     @property
     def pools_text(self) -> bool:
@@ -160,7 +171,8 @@ class UNet(Network):
         text = () if self.text_features is None else (cond["text"], cond.get("text_mask"))
         last = len(self.multipliers) - 1
 
-        emb = embed_vectors(self, t, cond, self.channels, self.sinusoids)  # [B, 4 channels]
+        sizes = EmbeddingSizes(4 * self.channels, self.channels, self.sinusoids)
+        emb = embed_vectors(self, t, cond, sizes)  # [B, 4 channels]
         x = Conv(self.channels, dtype=self.dtype, name="conv_in")(joined)
         skips = [x]
         for i, multiplier in enumerate(self.multipliers):

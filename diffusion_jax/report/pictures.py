@@ -7,16 +7,15 @@ import io
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.report import lettering
 from diffusion_jax.report.atomic import replace_file
 
 _BACKGROUND = 200  # light gray: separates from black images and from white ones
@@ -27,15 +26,15 @@ _LABEL_WIDTH = 180  # pixels, at most
 def to_uint8(images: np.ndarray) -> np.ndarray:
     """Pixels rint((x + 1) 127.5) of x [...] clipped to [-1, 1]: the exact inverse of v / 127.5 - 1 for v in 0..255.
 
-    Raises TypeError for integers, which are pixels already, and UserError for NaN, which has no colour.
+    Raises TypeError for integers, which are pixels already, and UserError for NaN and infinities, which have no colour.
     """
     images = np.asarray(images)
     if images.dtype.kind in "biu":
         raise TypeError(f"to_uint8 takes floats in [-1, 1]; got {images.dtype}")
     x = images.astype(np.float32)  # half precision would round twice
-    if np.isnan(x).any():
+    if not (finite := np.isfinite(x)).all():
         raise UserError(
-            f"{np.isnan(x).mean():.1%} of the image values are NaN; the network or the sampler has diverged"
+            f"{1 - finite.mean():.1%} of the image values are NaN or infinite; the network or the sampler has diverged"
         )
     return np.rint((np.clip(x, -1, 1) + 1) * np.float32(127.5)).astype(np.uint8)
 
@@ -71,8 +70,8 @@ def labelled_grid(
 ) -> np.ndarray:
     """RGB picture [H', W', 3] of uint8 images [R, K, H, W, C] with R names at the left and K titles on top.
 
-    Either list may be empty. A long text is wrapped, then cut with an ellipsis. The default scale is the least that
-    makes the shorter side of an image 64 pixels.
+    Either list may be empty. A long text is wrapped, then cut with an ellipsis; a character that the font lacks is its
+    escape. The default scale is the least that makes the shorter side of an image 64 pixels.
     """
     r, k, h, w, _ = images.shape
     for texts, n, kind in ((rows, r, "row"), (columns, k, "column")):
@@ -80,10 +79,10 @@ def labelled_grid(
             raise ValueError(f"a grid of {n} {kind}s takes {n} {kind} labels; got {len(texts)}")
     scale = scale or _readable_scale(images[0], side=64)
     h, w = h * scale, w * scale
-    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 12)  # has Greek, Cyrillic
+    font = lettering.font(12)
     line = sum(font.getmetrics())
-    names = [_wrap(text, font, _LABEL_WIDTH, max(1, h // line)) for text in rows]
-    titles = [_wrap(text, font, w, 3) for text in columns]
+    names = [lettering.wrap(text, font, _LABEL_WIDTH, max(1, h // line)) for text in rows]
+    titles = [lettering.wrap(text, font, w, 3) for text in columns]
     margin = 6
     left = math.ceil(max((font.getlength(text) for lines in names for text in lines), default=-margin)) + margin
     top = line * max((len(lines) for lines in titles), default=0) + (margin // 2 if titles else 0)
@@ -188,25 +187,3 @@ def _readable_scale(images: np.ndarray, side: int) -> int:
 
 def _as_pil(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image)
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> list[str]:
-    """Text in at most that many lines, none wider than width pixels; what does not fit ends in an ellipsis."""
-    wrapped: list[str] = []
-    words = text.split()
-    while words and len(wrapped) < lines:
-        n = 1
-        while n < len(words) and font.getlength(" ".join(words[: n + 1])) <= width:
-            n += 1
-        wrapped.append(" ".join(words[:n]))
-        words = words[n:]
-    if words:
-        wrapped[-1] += " …"
-    return [_cut(line, font, width) for line in wrapped]
-
-
-def _cut(line: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    whole = line
-    while line and font.getlength(line if line == whole else line + "…") > width:
-        line = line[:-1]
-    return line if line == whole else line.rstrip(" …") + "…"

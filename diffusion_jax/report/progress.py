@@ -7,6 +7,7 @@ import datetime
 import functools
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -89,6 +90,32 @@ class Progress(abc.ABC):
         self._began = clock()
         self._pace = Pace(start, self._began)
         self._values: dict[str, float] = {}
+        self._took: dict[str, float] = {}  # seconds that each `doing` took last time
+
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Says what is done between two steps while it lasts: for how long so far and, from the second time on, about
+        how long still. No step of it is counted, for it is one program.
+        """
+        began, done = self._clock(), threading.Event()
+
+        def tell() -> None:
+            while not done.wait(self._every):
+                spent, before = self._clock() - began, self._took.get(what)
+                left = None if before is None or spent > before else before - spent
+                self._tell(what, spent, left)
+
+        thread = threading.Thread(target=tell, name="doing", daemon=True)
+        if self._every < float("inf"):
+            thread.start()
+        try:
+            yield
+            self._took[what] = self._clock() - began
+        finally:
+            done.set()
+            if thread.is_alive():
+                thread.join()
+            self._told()
 
     def update(self, step: int, **values: float) -> None:
         """Says that step steps are done, and what to show beside: loss=0.05.
@@ -139,6 +166,14 @@ class Progress(abc.ABC):
     def _draw(self) -> None: ...
 
     @abc.abstractmethod
+    def _tell(self, what: str, spent: float, left: float | None) -> None:
+        """Shows what is done, for how many seconds, and how many are left if that is known."""
+
+    @abc.abstractmethod
+    def _told(self) -> None:
+        """What was done is over."""
+
+    @abc.abstractmethod
     def _stop(self) -> None: ...
 
 
@@ -153,21 +188,38 @@ class _Bar(Progress):
         self._bar = rich.progress.Progress(
             text("{task.description}"),
             *([rich.progress.BarColumn(bar_width=20)] if wide else []),
-            text("{task.completed:,}/{task.total:,}"),
+            text("{task.fields[count]}"),
             text("{task.fields[status]}", table_column=rich.table.Column(no_wrap=False)),
             rich.progress.TimeElapsedColumn(),
             text("{task.fields[left]}"),
             console=console,
             refresh_per_second=4,
         )
-        self._task = self._bar.add_task(self.description, total=self.total, completed=self.step, status="", left="")
+        self._task = self._bar.add_task(
+            self.description, total=self.total, completed=self.step, count=self._count(), status="", left=""
+        )
+        self._doing: rich.progress.TaskID | None = None
         self._bar.start()
 
     def note(self, text: str) -> None:
         self._bar.console.print(text, soft_wrap=True)
 
     def _draw(self) -> None:
-        self._bar.update(self._task, completed=self.step, status=self._status(), left=self._left())
+        self._bar.update(self._task, completed=self.step, count=self._count(), status=self._status(), left=self._left())
+
+    def _count(self) -> str:
+        return f"{self.step:,}/{self.total:,}"
+
+    def _tell(self, what: str, spent: float, left: float | None) -> None:
+        if self._doing is None:  # a bar of its own below; it pulses where its end is not known
+            self._doing = self._bar.add_task(what, total=None, count="", status="", left="")
+        total = None if left is None else spent + left
+        self._bar.update(self._doing, total=total, completed=spent, left=_about(left))
+
+    def _told(self) -> None:
+        if self._doing is not None:
+            self._bar.remove_task(self._doing)
+        self._doing = None
 
     def _stop(self) -> None:
         self._bar.stop()
@@ -185,6 +237,12 @@ class _Lines(Progress):
         parts = [f"{self.description} {self.step:,}/{self.total:,}{percent}", self._status(), elapsed, self._left()]
         print("  ".join(part for part in parts if part), flush=True)
 
+    def _tell(self, what: str, spent: float, left: float | None) -> None:
+        print("  ".join(part for part in (what, f"{_duration(spent)} so far", _about(left)) if part), flush=True)
+
+    def _told(self) -> None:
+        pass
+
     def _stop(self) -> None:
         pass
 
@@ -198,8 +256,18 @@ class _Silent(Progress):
     def _draw(self) -> None:
         pass
 
+    def _tell(self, what: str, spent: float, left: float | None) -> None:
+        pass
+
+    def _told(self) -> None:
+        pass
+
     def _stop(self) -> None:
         pass
+
+
+def _about(left: float | None) -> str:
+    return "" if left is None else f"about {_duration(left)} left"
 
 
 def _duration(seconds: float) -> str:

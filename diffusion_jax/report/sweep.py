@@ -4,7 +4,7 @@ import base64
 import html
 from collections.abc import Callable, Mapping, Sequence
 
-from diffusion_jax.report.sweep_figures import DARK, LIGHT, Row, Theme, curves_svg, parallel_svg, say
+from diffusion_jax.report.sweep_figures import DARK, LIGHT, Row, Theme, best_of, curves_svg, parallel_svg, places, say
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: %s; --faint: %s; --page: %s; --best: %s; --band: #f3f5f7; }
@@ -33,7 +33,7 @@ def report_html(
     rows are ranked (`sweep_figures.ranked`), at least one.
     """
     keys = list(rows[0].changes)
-    best = rows[0] if rows[0].state == "done" else None
+    best = best_of(rows)
     head = ["rank", "trial", metric, *keys, "steps", "seconds", "state"]
     parts = [
         f"<h1>{html.escape(title)}</h1>",
@@ -42,7 +42,7 @@ def report_html(
         '<div class="scroll"><table><thead><tr>',
         *(f"<th>{html.escape(name)}</th>" for name in head),
         "</tr></thead><tbody>",
-        *(_row(i, row, keys, best=row is best) for i, row in enumerate(rows)),
+        *(_row(rank, row, keys, best=row is best) for rank, row in zip(places(rows), rows, strict=True)),
         "</tbody></table></div>",
         "<h2>Figures</h2>",
         '<div class="figures">',
@@ -65,9 +65,9 @@ def report_html(
     return "\n".join(page).encode()
 
 
-def _row(rank: int, row: Row, keys: Sequence[str], *, best: bool) -> str:
+def _row(rank: str, row: Row, keys: Sequence[str], *, best: bool) -> str:
     cells = [
-        str(rank + 1) if row.value is not None else "",
+        rank,
         f"{row.number:03d}",
         "" if row.value is None else f"{row.value:.6g}",
         *(say(row.changes[key]) for key in keys),

@@ -14,6 +14,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from diffusion_jax.report.table import draw_table, wrapped
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -57,6 +59,17 @@ def ranked(rows: Sequence[Row], direction: str) -> list[Row]:
     return sorted(rows, key=key)
 
 
+def places(rows: Sequence[Row]) -> list[str]:
+    """The rank of each of the rows, which are `ranked`: "1", "2", ...; "" for one that failed or has no value."""
+    has_rank = [row.state in ("done", "pruned") and row.value is not None and math.isfinite(row.value) for row in rows]
+    return [str(i + 1) if given else "" for i, given in enumerate(has_rank)]
+
+
+def best_of(rows: Sequence[Row]) -> Row | None:
+    """The best of the rows, which are `ranked`; None where none is done."""
+    return rows[0] if rows[0].state == "done" and places(rows)[0] else None
+
+
 def curves_svg(rows: Sequence[Row], metric: str, theme: Theme) -> bytes:
     """The objective of every trial by step; rows are ranked."""
     figure = Figure(figsize=(7.2, 3.9), layout="constrained")
@@ -74,37 +87,43 @@ def parallel_svg(rows: Sequence[Row], metric: str, theme: Theme) -> bytes:
 
 def report_png(rows: Sequence[Row], metric: str, title: str, grid: np.ndarray | None) -> bytes:
     """Curves, parallel coordinates, the ten best as a table, and the best trial's grid uint8 [H, W, C]."""
-    figure = Figure(figsize=(14, 9.5), dpi=100, layout="constrained", facecolor="white")
-    (left, right), (below, picture) = figure.subplots(2, 2, width_ratios=(1, 1))
-    figure.suptitle(title, fontsize=13)
-    _curves(left, rows, metric, LIGHT)
-    _parallel(right, rows, metric, LIGHT)
-    below.axis("off")
-    picture.axis("off")
-    keys = list(rows[0].changes)
-    cells = [
-        [str(i + 1), f"{r.number:03d}", r.state, _number(r.value), *(say(r.changes[k]) for k in keys)]
-        for i, r in enumerate(rows[:10])
-    ]
-    names = [key.rpartition(".")[2] for key in keys]
-    table = below.table(cells, colLabels=["rank", "trial", "", metric, *names], loc="upper center", cellLoc="right")
-    table.auto_set_font_size(False)
-    table.set_fontsize(9)
-    table.scale(1, 1.4)
-    for cell in table.get_celld().values():
-        cell.set_linewidth(0.4)
-        cell.set_edgecolor(LIGHT.faint)
-    if grid is not None:
-        picture.imshow(grid.squeeze(), cmap="gray", interpolation="nearest")
-        picture.set_title(f"samples of trial {rows[0].number:03d}, the best")
     file = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(file)
+    FigureCanvasAgg(report_figure(rows, metric, title, grid)).print_png(file)
     return file.getvalue()
+
+
+def report_figure(rows: Sequence[Row], metric: str, title: str, grid: np.ndarray | None) -> Figure:
+    """What `report_png` encodes."""
+    figure = Figure(figsize=(14, 9.5), dpi=100, layout="constrained", facecolor="white")
+    keys = list(rows[0].changes)
+    share = 6 if grid is None else 4 if len(keys) > 3 else 3
+    # Curves, parallel coordinates, table and samples: a letter is a sixth of the width.
+    axes = figure.subplot_mosaic(f"CCCPPP;{'T' * share}{'S' * (6 - share)}")
+    figure.suptitle(title, fontsize=13)
+    _curves(axes["C"], rows, metric, LIGHT)
+    _parallel(axes["P"], rows, metric, LIGHT)
+    best = best_of(rows)
+    if grid is not None:
+        axes["S"].axis("off")
+        axes["S"].imshow(grid.squeeze(), cmap="gray", interpolation="nearest")
+        if best is not None:
+            axes["S"].set_title(f"samples of trial {best.number:03d}, the best")
+    lines = [["rank", "trial", "state", *map(wrapped, [metric, *_short(keys)])]]
+    for rank, row in list(zip(places(rows), rows, strict=True))[:10]:
+        lines.append([rank, f"{row.number:03d}", row.state, _number(row.value), *(say(row.changes[k]) for k in keys)])
+    draw_table(axes["T"], FigureCanvasAgg(figure).get_renderer(), lines, LIGHT.ink, LIGHT.faint)
+    return figure
 
 
 def say(value: Any) -> str:
     """A value of a config as it is shown."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _short(keys: Sequence[str]) -> list[str]:
+    """The last part of each dotted key, or all of it where two have the same."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return [key if last.count(name) > 1 else name for key, name in zip(keys, last, strict=True)]
 
 
 def _number(value: float | None) -> str:
@@ -114,18 +133,18 @@ def _number(value: float | None) -> str:
 def _colors(rows: Sequence[Row], theme: Theme) -> list[Any]:
     """The best in its own colour, the others from rank to rank."""
     ranks = np.linspace(theme.scale[0], theme.scale[1], max(len(rows), 2))
-    colors = list(matplotlib.colormaps["viridis"](ranks))
-    return [theme.best, *colors[1 : len(rows)]]
+    colors = list(matplotlib.colormaps["viridis"](ranks))[: len(rows)]
+    return [theme.best, *colors[1:]] if rows and best_of(rows) else colors
 
 
 def _curves(axes: Axes, rows: Sequence[Row], metric: str, theme: Theme) -> None:
     drawn = []
-    for i, (row, color) in reversed(list(enumerate(zip(rows, _colors(rows, theme), strict=True)))):
+    for row, color in reversed(list(zip(rows, _colors(rows, theme), strict=True))):
         if not row.course:
             continue
         steps, values = np.asarray(row.course, np.float64).T
         drawn.append(values[np.isfinite(values)])
-        best = i == 0
+        best = row is best_of(rows)
         axes.plot(
             steps,
             values,
@@ -145,16 +164,17 @@ def _curves(axes: Axes, rows: Sequence[Row], metric: str, theme: Theme) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.grid(color=theme.faint, alpha=0.4, lw=0.6)
-    if drawn:
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, labelcolor=theme.ink, loc="upper right")
     _dress(axes, theme)
 
 
 def _parallel(axes: Axes, rows: Sequence[Row], metric: str, theme: Theme) -> None:
-    shown = [row for row in rows if row.value is not None and math.isfinite(row.value)]
+    shown = [row for rank, row in zip(places(rows), rows, strict=True) if rank]
     keys = list(rows[0].changes)
     columns = [[row.changes[key] for row in shown] for key in keys] + [[row.value for row in shown]]
-    names = [key.rpartition(".")[2] for key in keys] + [metric]
+    names = [*_short(keys), metric]
+    small, longest = (9, 40) if len(names) < 5 else (7, 8)  # of names, and letters of a tick
     axes.set_title("Parallel coordinates")
     heights = []
     for i, (name, column) in enumerate(zip(names, columns, strict=True)):
@@ -162,14 +182,15 @@ def _parallel(axes: Axes, rows: Sequence[Row], metric: str, theme: Theme) -> Non
         heights.append(height)
         axes.axvline(i, color=theme.faint, lw=1)
         for at, text in ticks:
+            label = text if len(text) <= longest else f"{text[:longest]}…"
             axes.annotate(
-                text, (i, at), (4, 0), textcoords="offset points", va="center", fontsize=8, color=theme.ink, zorder=5
+                label, (i, at), (4, 0), textcoords="offset points", va="center", fontsize=8, color=theme.ink, zorder=5
             )
-        axes.annotate(name, (i, 1.07), ha="center", fontsize=9, color=theme.ink, annotation_clip=False)
-    for k, color in reversed(list(enumerate(_colors(shown, theme)[: len(shown)]))):
-        y = [height[k] for height in heights]
-        axes.plot(range(len(names)), y, color=color, lw=2.4 if k == 0 else 1.1, alpha=1 if k == 0 else 0.8)
-    axes.set(xlim=(-0.15, len(names) - 1 + 0.35), ylim=(-0.06, 1.14), xticks=[], yticks=[])
+        axes.annotate(wrapped(name), (i, 1.05), ha="center", fontsize=small, color=theme.ink, annotation_clip=False)
+    for k, color in reversed(list(enumerate(_colors(shown, theme)))):
+        y, best = [height[k] for height in heights], shown[k] is best_of(rows)
+        axes.plot(range(len(names)), y, color=color, lw=2.4 if best else 1.1, alpha=1 if best else 0.8)
+    axes.set(xlim=(-0.15, len(names) - 1 + 0.35), ylim=(-0.06, 1.2), xticks=[], yticks=[])
     _dress(axes, theme)
     axes.spines[:].set_visible(False)
 

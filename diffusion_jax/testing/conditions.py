@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build.conditions import NEGATIVE, Condition, RequestSetting, SampleRequest
 from diffusion_jax.data.example import Source
 from diffusion_jax.data.pipeline import train_batches
 from diffusion_jax.data.tokens import Tokenizer
+from diffusion_jax.models.conditions import NEGATIVE, Condition, RequestSetting, SampleRequest
 
 _B = 6
 
@@ -106,7 +106,7 @@ def _check_training(condition: Condition, entries: Mapping[str, Any]) -> None:
 
 def _check_given(condition: Condition, entries: Mapping[str, Any], shape: tuple[int, int, int]) -> None:
     """What the network is given has the shapes that the condition declares."""
-    weights = condition.init(jax.random.key(0)) if condition.trained else condition.frozen
+    weights = condition.init(jax.random.key(0)) if condition.trained else condition.pretrained
     given = {name: jnp.asarray(a) for name, a in entries.items()}
     if condition.encodes:
         given = condition.encode(weights, given)

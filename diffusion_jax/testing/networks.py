@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.nets.network import Network
+from diffusion_jax.nets.network import Network, options
 
 
 def check_network(net: Network, size: tuple[int, ...] = (8, 8), channels: int = 2) -> None:
@@ -15,8 +15,13 @@ def check_network(net: Network, size: tuple[int, ...] = (8, 8), channels: int = 
 
     net is made for x [B, *size, channels] and for whatever its own fields ask of cond. Its output and gradient are
     float32 and finite, depend on each example alone and differ with every condition once the parameters are random; its
-    tensor rules and outer layers name parameters that it has.
+    tensor rules, outer and stacked layers name parameters that it has.
     """
+    for name, default in options(type(net)).items():
+        one = default[0] if isinstance(default, tuple) and default else default
+        if isinstance(one, int | float) and not isinstance(one, bool):
+            assert name in net.ranges, f"the option {name} is a number and has no range"
+            net.ranges[name].check(name, default)
     key = jax.random.key(0)
     x = jax.random.normal(key, (3, *size, channels))
     t = jnp.array([10.0, 500.0, 990.0])
@@ -43,6 +48,9 @@ def check_network(net: Network, size: tuple[int, ...] = (8, 8), channels: int = 
     for part in net.outer_layers:
         if part != "embedding":  # of a net that has classes or text
             assert any(part in path for path in paths), f"outer layer {part!r} is in no parameter's path"
+    for part in net.stacked_layers:
+        counts = {leaf.shape[:1] for path, leaf in zip(paths, jax.tree.leaves(params), strict=True) if part in path}
+        assert len(counts) == 1, f"parameters of the stacked layers {part!r} have one first axis; got {counts}"
     split = [path for path in paths if any(re.search(pattern, path) for pattern, _ in net.tensor_rules)]
     assert split or not net.tensor_rules, "a tensor rule matches a parameter"
 

@@ -72,9 +72,10 @@ class Checkpoints:
 
     Saves are asynchronous and atomic: a step without its commit file does not exist, and one without its manifest,
     which follows in the background, is not verified. A failed save raises SaveError at the next `check`, `save`, `wait`
-    or `close`. With read_only nothing on disk is touched. keep counts the newest steps, None all; best those of the
-    lowest rating, which the caller may go on filling in: {step: rating}. on_saved is called in the background, by the
-    first process, when a step has its manifest; a SaveError of its own is raised like that of a failed save.
+    or `close`. The directory is made by the first save; with read_only nothing on disk is touched. keep counts the
+    newest steps, None all; best those of the lowest rating, which the caller may go on filling in: {step: rating}.
+    on_saved is called in the background, by the first process, when a step has its manifest; a SaveError of its own is
+    raised like that of a failed save.
     """
 
     def __init__(
@@ -97,21 +98,31 @@ class Checkpoints:
         self._partial = [path for path in folders if path.name.isdecimal() and not (path / _COMMITTED).is_file()]
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "manifest")
         logging.getLogger("absl").addFilter(_not_raised_too)
-        self._orbax = ocp.CheckpointManager(
-            directory.absolute(),
-            item_names=(*TREES.values(), "meta"),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=None if read_only or best else keep,
-                keep_period=None if best else keep_every or None,
-                preservation_policy=_kept(keep, keep_every, best, {} if rating is None else rating)
-                if best and not read_only
-                else None,
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-                atomicity_options=ocp_options.AtomicityOptions(mode=ocp_options.AtomicityMode.COMMIT_FILE),
-            ),
+        self._options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only or best else keep,
+            keep_period=None if best else keep_every or None,
+            preservation_policy=_kept(keep, keep_every, best, {} if rating is None else rating)
+            if best and not read_only
+            else None,
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
+            atomicity_options=ocp_options.AtomicityOptions(mode=ocp_options.AtomicityMode.COMMIT_FILE),
         )
+        # Several processes make it together, and may not see alike whether the directory is there.
+        if directory.is_dir() or jax.process_count() > 1:
+            _ = self._orbax
+
+    @functools.cached_property
+    def _orbax(self) -> ocp.CheckpointManager:
+        """Orbax's own, which makes the directory: a run that never saves leaves none."""
+        return ocp.CheckpointManager(
+            self.directory.absolute(), item_names=(*TREES.values(), "meta"), options=self._options
+        )
+
+    def _committed(self) -> list[int]:
+        """The steps that Orbax lists, oldest first."""
+        return sorted(self._orbax.all_steps()) if "_orbax" in self.__dict__ else []
 
     def latest(self) -> int | None:
         """The newest step of `steps`, or None; processes of one run get the same answer."""
@@ -128,7 +139,7 @@ class Checkpoints:
         Where none verifies: up to the newest without a manifest. Raises UserError where all are damaged. Unless
         read_only, what is passed over is moved aside, out of the way of the run that goes on.
         """
-        committed = sorted(self._orbax.all_steps())
+        committed = self._committed()
         verified = next((step for step in reversed(committed) if self._is(step, manifest.VERIFIED)), None)
         trusted = verified
         if verified is None:
@@ -244,7 +255,7 @@ class Checkpoints:
 
     def drop_after(self, step: int) -> None:
         """Deletes the steps after step: those of a future that is trained anew."""
-        for later in sorted(self._orbax.all_steps()):
+        for later in self._committed():
             if later > step:
                 self._orbax.delete(later)
                 self._verdicts.pop(later, None)
@@ -272,8 +283,15 @@ class Checkpoints:
             self.wait()
         finally:
             self._thread.shutdown()
-            with contextlib.suppress(Exception):  # of a failed save, which `wait` has raised
-                self._orbax.close()
+            if "_orbax" in self.__dict__:
+                with contextlib.suppress(Exception):  # of a failed save, which `wait` has raised
+                    self._orbax.close()
+
+
+def holds_checkpoint(directory: Path) -> bool:
+    """Whether there is a committed step, intact or not: where there is none, `Checkpoints.latest` is None."""
+    folders = directory.iterdir() if directory.is_dir() else ()
+    return any(path.name.isdecimal() and (path / _COMMITTED).is_file() for path in folders)
 
 
 def _kept(

@@ -53,6 +53,14 @@ class Stop:
         return bool(told[:, 0].any())
 
 
+_stops: list[Stop] = []  # of the `stop_on_signal` that are entered, the innermost last
+
+
+def stop_asked() -> bool:
+    """Whether a `stop_on_signal` that is entered has noted a signal."""
+    return bool(_stops) and _stops[-1].signal is not None
+
+
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Stop]:
     """While entered, a SIGINT or SIGTERM is only noted; a second one acts as usual, which for SIGTERM is at once.
@@ -89,9 +97,11 @@ def stop_on_signal() -> Iterator[Stop]:
         previous[number] = signal.signal(number, received) or signal.SIG_DFL
     wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     thread.start()
+    _stops.append(stop)
     try:
         yield stop
     finally:
+        _stops.remove(stop)
         signal.set_wakeup_fd(wakeup)
         for each, handler in previous.items():
             signal.signal(each, handler)

@@ -12,6 +12,7 @@ import numpy as np
 
 from diffusion_jax.train.faults import Stop
 from diffusion_jax.train.hooks import Clock, Hook, Moment
+from diffusion_jax.train.interruptible import Abandoned
 from diffusion_jax.train.state import TrainState
 from diffusion_jax.train.step import Batch, Metrics
 
@@ -38,7 +39,8 @@ def fit(
     batches gives (batch, position of the data after it). watch sees the metrics of every dispatch, in order, as they
     arrive from the device; what it raises ends training. Hooks run in their order after every metric up to their step
     was watched. Where stop is asked for while hooks run, training ends there, and hooks with at_end run if they had
-    not. phase(name) is entered around whatever may hang, with a name of `faults.PHASES`.
+    not; a hook, or the first step while it compiles, may raise Abandoned then. phase(name) is entered around whatever
+    may hang, with a name of `faults.PHASES`.
     """
     done, dispatches = int(state.step), 0
     clock = Clock()
@@ -53,7 +55,8 @@ def fit(
 
     def run(chosen: Sequence[Hook], ending: bool) -> None:
         for hook in chosen:
-            with phase(hook.phase):
+            # A device may still draw what a hook left behind: stop was asked for, and no further step waits for it.
+            with phase(hook.phase), contextlib.suppress(Abandoned):
                 hook.run(Moment(done, state, position, ending, clock))
 
     last = done >= steps or stop.agreed(dispatches)
@@ -63,7 +66,10 @@ def fit(
             batch, position = next(batches)
         clock.input += time.perf_counter() - began
         with phase("step" if dispatches else "compile"):
-            state, metrics = step(state, batch)
+            try:
+                state, metrics = step(state, batch)
+            except Abandoned:  # while it compiled: nothing has changed, and all is saved
+                return state
             done += np.size(metrics["loss"])
             dispatches += 1
             in_flight.append((done, metrics, position))

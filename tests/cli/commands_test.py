@@ -13,6 +13,7 @@ from PIL import Image
 
 from diffusion_jax.cli.main import main
 from diffusion_jax.report.metrics import read_metrics
+from diffusion_jax.runs.workdir import restored as trained
 from diffusion_jax.train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -112,6 +113,37 @@ def test_overwrite_replaces_samples_and_nothing_else(workdir, tmp_path, capsys):
     assert (out / "000001.png").exists()
 
 
+def test_the_current_folder_and_a_link_are_filled_and_filled_anew(workdir, tmp_path, monkeypatch):
+    """What is drawn is never lost to the kind of folder that it is to go to, nor are the samples before it."""
+    place = tmp_path / "place"
+    place.mkdir()
+    (tmp_path / "link").symlink_to(place)
+    monkeypatch.chdir(place)
+    assert sample(workdir, ".", "--num=2") == 0
+    assert sample(workdir, tmp_path / "link", "--num=1", "--overwrite") == 0
+    assert sorted(os.listdir(".")) == ["000000.png", "grid.png", "manifest.json", "samples.npz"]
+    assert [path.name for path in tmp_path.iterdir() if path.name != "link"] == ["place"]
+
+
+@pytest.mark.parametrize("command", ["sample", "figures", "evaluate", "evaluate heatmap", "precompute", "plan"])
+def test_a_place_that_cannot_be_written_is_said_before_the_work(workdir, tmp_path, capsys, monkeypatch, command):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("jax.jit", lambda *a, **k: pytest.fail("something was computed first"))
+    flags = {
+        "sample": [f"--workdir={workdir}"],
+        "figures": [],
+        "evaluate": [f"--workdir={workdir}", "--metrics=bits_per_dim"],
+        "evaluate heatmap": [f"--workdir={workdir}", "--metrics=fd", "--over=guidance=1,2", "--features=x"],
+        "precompute": [TINY],
+        "plan": [TINY],
+    }[command]
+    suffix = ".json" if command in ("evaluate", "plan") else ""
+    assert main([*command.split(), *flags, f"--out={tmp_path}/file/out{suffix}"]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be written" in error
+    assert "Not a directory; give another place" in error
+
+
 def state_of(workdir, step):
     """Every array of a checkpoint, as bytes."""
     import orbax.checkpoint as ocp
@@ -151,12 +183,18 @@ def train_on_one_device(workdir, *overrides):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["--config.trian.steps=3"], 'unknown config key: trian.steps Did you mean "train"'),
+        (["--config.trian.steps=3"], "unknown config key: trian.steps. Did you mean 'train.steps'?"),
         (["--config.train.stepz=3"], "unknown config key: train.stepz"),
         (["--config.nope=3"], "unknown config key: nope"),
         (["--config.train.steps=many"], "invalid literal for int"),
-        (["--config.train.steps=0"], "train.steps=0 and train.steps_per_dispatch=1 are at least 1"),
+        (["--config.train.steps=0"], "train.steps is at least 1; got 0"),
+        (["--config.train.batch_size=0"], "train.batch_size is at least 1; got 0"),
+        (["--config.optimizer.learning_rate=nan"], "optimizer.learning_rate is at least 0 and finite; got nan"),
+        (["--config.optimizer.b1=2"], "optimizer.b1 is in [0, 1); got 2.0"),
+        (["--config.model.multipliers=(1,0)"], "model.multipliers: every entry is at least 1; got 0 in (1, 0)"),
+        (["--num_processes=0"], "--num_processes is at least 1; got 0"),
         (["--config.train.batch_size=11"], "train.batch_size=11 is not divisible by 2"),
+        (["--config.train.batch_size=1000000000"], "takes at least"),
         (["--config.mesh.fsdp=3"], "does not fit 8 devices"),
         (
             ["--config.data.height=9", "--config.model.multipliers=(1,2)"],
@@ -176,7 +214,7 @@ def train_on_one_device(workdir, *overrides):
         (["--config.data.source=nowhere"], "nowhere"),
         (["--config.optimizer.name=sgd"], "unknown optimizer.name 'sgd'"),
         (["--config.weighting=truncated_snr(floor=2.0, ceiling=1.0)"], "needs floor <= ceiling; got 2.0 and 1.0"),
-        (["--config.objective=vbl"], "unknown objective 'vbl'; choose from simple, vlb, vdm"),
+        (["--config.objective=vbl"], "unknown objective 'vbl'; choose from simple, uncertainty, vdm, vlb"),
         (["--config.model.dtype=float16"], "unknown model.dtype 'float16'"),
         (["stray"], "unexpected argument 'stray'"),
         (["--frobnicate=1"], "Unknown command line flag 'frobnicate'"),
@@ -217,6 +255,7 @@ def test_a_corrupt_image_is_named(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "b/4.png" in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_empty_folder_is_refused(tmp_path, capsys):
@@ -248,14 +287,19 @@ def test_a_workdir_of_another_network_is_left_as_it_is(workdir, capsys):
     [
         (["--label=10"], "--label is a class from 0 to 9, or none; got 10"),
         (["--label=cat"], "--label is a class from 0 to 9, or none; got cat"),
-        (["--steps=0"], "at least 1 step; got 0"),
+        (["--steps=0"], "--steps is at least 1; got 0"),
+        (["--guidance=nan"], "--guidance is a finite number; got nan"),
+        (["--guidance_interval=0,nan"], "--guidance_interval: every entry is at least 0; got nan in (0.0, nan)"),
+        (["--ema=nan"], "--ema is above 0 and finite; got nan"),
+        (["--guidence=2"], "Unknown command line flag 'guidence'. Did you mean: guidance"),
         (["--steps=1000"], "the schedule has 100 steps"),
         (["--num=0"], "--num is at least 1; got 0"),
         (["--batch=0"], "--batch is at least 1; got 0"),
         (["--guidance_interval=low"], "--guidance_interval is two numbers"),
-        (["--guidance_rescale=3", "--guidance=2"], "phi in [0, 1]"),
-        (["--seed=-1"], "--seed is at least 0"),
+        (["--guidance_rescale=3", "--guidance=2"], "--guidance_rescale is in [0, 1]; got 3.0"),
+        (["--seed=-1"], "--seed is from 0 to 2147483647; got -1"),
         (["--sampler=dpm"], "unknown sampler 'dpm'"),
+        (["--sampler=DDIM"], "Did you mean 'ddim'?"),
         (["--grid=log"], "unknown time grid 'log'"),
         (["--step=15"], "no checkpoint of step 15"),
         (["--num=many"], "many"),
@@ -266,6 +310,15 @@ def test_bad_sampling_input_is_one_sentence_and_writes_nothing(workdir, tmp_path
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_samples_of_a_network_that_returns_nan_are_an_error_and_no_pictures(workdir, tmp_path, capsys, monkeypatch):
+    read = trained.restore_weights
+    monkeypatch.setattr(trained, "restore_weights", lambda *of: jax.tree.map(lambda a: a * np.nan, read(*of)))
+    assert sample(workdir, tmp_path / "out", "--num=2", "--steps=2") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "100.0% of the image values are NaN or infinite; the network or the sampler has diverged" in error
     assert not list(tmp_path.iterdir())
 
 

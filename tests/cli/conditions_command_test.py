@@ -109,18 +109,24 @@ def test_a_model_told_of_captions_classes_and_a_small_image(trained, home, tmp_p
     assert Image.open(tmp_path / "red/given.png").size > (16, 16)
 
 
-def test_prompts_from_a_file_and_a_cascade_from_a_folder(trained, home, tmp_path):
+def test_prompts_from_a_file_and_a_cascade_from_a_folder(trained, home, tmp_path, capsys):
+    """The second prompt is longer than the 16 tokens of the text encoder, which is said once and recorded."""
     root = trained("low")
-    (tmp_path / "prompts.txt").write_text("a small red circle\n\na large blue square\n")
+    capsys.readouterr()
+    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbfa small red circle\n\na large blue square of QWXYZ\n")
     (tmp_path / "small").mkdir()
     for i in range(2):
         shutil.copy(home / "low.png", tmp_path / f"small/{i:06d}.png")
     out = tmp_path / "out"
     assert sample(root, out, f"--prompts={tmp_path}/prompts.txt", f"--low_res={tmp_path}/small") == 0
-    assert json.loads((out / "manifest.json").read_text())["asked"]["prompts"] == [
-        "a small red circle",
-        "a large blue square",
-    ]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["asked"]["prompts"] == ["a small red circle", "a large blue square of QWXYZ"]
+    assert [cut["text"] for cut in manifest["cut"]] == ["a large blue square of QWXYZ"]
+    assert "QWXYZ".endswith(manifest["cut"][0]["lost"][-3:])
+    said = [line for line in capsys.readouterr().err.splitlines() if "longer than" in line]
+    assert len(said) == 1
+    assert "1 of 2 captions are longer than the 16 tokens" in said[0]
+    assert repr(manifest["cut"][0]["lost"]) in said[0]
 
 
 def test_a_model_told_of_a_map(trained, home, tmp_path):

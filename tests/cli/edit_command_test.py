@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffusion_jax.cli.main import main
 from diffusion_jax.core.schedules import cosine
-from diffusion_jax.runs import sample as sample_run
+from diffusion_jax.runs.sample import run as sample_run
 
 TINY = f"--config={Path(__file__).parents[2] / 'configs/tiny.py'}"
 
@@ -164,7 +164,13 @@ def test_a_weaker_model_that_is_no_weaker_changes_nothing(workdir, files, tmp_pa
         (["--init_image=image.png", "--mask=mask.png", "--jump=5"], "a jump of 5 steps needs more than 5 of them"),
         (["--jump=2"], "--jump is of an image to edit; give its --init_image"),
         (["--init_image=image.png", "--expand=1,2"], "--expand is left,top,right,bottom"),
-        (["--init_image=image.png", "--expand=1,2,3,-4"], "none negative; got 1,2,3,-4"),
+        (["--init_image=image.png", "--expand=999999,0,0,0"], "8 x 1,000,007 pixels is drawn in 250,001 windows"),
+        (["--init_image=image.png", "--expand=9999999,9999999,0,0"], "takes 465,661.9 GiB of memory"),
+        (["--batch=100000000", "--num=100000000"], "give a smaller --batch"),
+        (
+            ["--init_image=image.png", "--expand=1,2,3,-4"],
+            "--expand: every entry is at least 0; got -4 in (1, 2, 3, -4)",
+        ),
         (["--init_image=small.png", "--expand=1,0,1,0"], "less than the model's 8 x 8"),
     ],
 )

@@ -6,13 +6,15 @@ import json
 import jax
 import numpy as np
 import pytest
+import scipy.special
 from PIL import Image
 
-from diffusion_jax import build
+from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
 from diffusion_jax.config import base
 from diffusion_jax.evals import moments, scores
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.models import likelihood
+from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import sharding
 from diffusion_jax.train.checkpoint import Checkpoints, whole
 
@@ -30,9 +32,9 @@ def write(root, *, task="diffusion", schedule="cosine(steps=50)", scale=0.1):
     workdir = Workdir(root)
     workdir.write_config(config)
     if task == "diffusion":
-        abstract = build.abstract_state(config, build.trainee(config, build.model(config)))
+        abstract = experiment.abstract_state(config, experiment.trainee(config, experiment.model(config)))
     elif task == "classifier":
-        abstract = build.abstract_state(config, build.classifier.trainee(config))
+        abstract = experiment.abstract_state(config, experiment.classifier.trainee(config))
     else:
         return root
     rng = np.random.default_rng(0)
@@ -60,32 +62,42 @@ def evaluate(workdir, out, *flags):
     return json.loads(out.read_text())
 
 
-def images(num):
-    """The first num digits as the command takes them, [N, 8, 8, 1] in [-1, 1]."""
+def images(num, entry="image"):
+    """The first num digits as the command takes them, [N, 8, 8, 1] in [-1, 1]; or another of their entries."""
     config = base()
     config.train.batch_size = num
-    with contextlib.closing(build.batches(config, build.source(config))) as batches:
-        return next(batches)["image"].astype(np.float64)
+    with contextlib.closing(experiment.batches(config, experiment.source(config))) as batches:
+        return next(batches)[entry].astype(np.float64)
 
 
-def test_the_ode_of_an_exact_model_gives_the_density_of_a_normal(home, tmp_path):
-    """v = 0 is exact for data of N(0, I): -log2 p of an image u, anywhere in its bins of width 1 / 128, plus 7."""
+def test_the_ode_of_an_exact_model_and_its_decoder_are_those_of_a_normal(home, tmp_path):
+    """v = 0 is exact for data of N(0, I): x_start is normal, and x0 about alpha x_start with variance sigma^2."""
     entry = evaluate(home / "gaussian", tmp_path / "a.json", "--metrics=bits_per_dim", "--method=ode", "--num=16")
     entry = entry["metrics"]["bits_per_dim"]
-    u = np.round((images(16) + 1) * 127.5)
-    square = ((u + 0.5) / 128 - 1) ** 2 + 1 / 128**2 / 12
-    bits = (0.5 * square / np.log(2) + 0.5 * np.log2(2 * np.pi) + 7).mean(axis=(1, 2, 3))
+    schedule, x0 = experiment.schedule("cosine(steps=50)"), images(16)
+    alpha, sigma = (float(a) for a in schedule.level(np.float32(0.02)))
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(images(16, "index").astype(int))
+    eps = np.asarray(likelihood._normal(likelihood._split(keys, 0, 3)[0], x0), np.float64)
+    x = alpha * x0 + sigma * eps
+    flow = (0.5 * (x**2 - eps**2) / np.log(2) - np.log2(sigma)).mean(axis=(1, 2, 3))
+    logits = -0.5 * ((2 * np.arange(256) / 255 - 1 - alpha * x[..., None]) / sigma) ** 2
+    log_p = -0.5 * ((x0 - alpha * x) / sigma) ** 2 - scipy.special.logsumexp(logits, axis=-1)
+    decoder = -log_p.mean(axis=(1, 2, 3)) / np.log(2)
+    bits = flow + decoder
     np.testing.assert_allclose(entry["value"], bits.mean(), atol=1e-3)
+    assert entry["parts"] == pytest.approx({"flow": flow.mean(), "decoder": decoder.mean()}, abs=1e-3)
     np.testing.assert_allclose(entry["standard_error"], bits.std(ddof=1) / 4, rtol=0.02)
+    assert set(entry["standard_errors"]) == {"flow", "decoder"}
     assert entry["label"] == "bits/dim (probability-flow ODE)"
     assert (entry["how"]["n"], entry["how"]["steps"]) == (16, "adaptive")
+    assert entry["how"]["first_noise_level"] == pytest.approx(sigma / alpha, rel=1e-3)
 
 
 def test_the_bound_of_an_exact_model_is_its_closed_form(home, tmp_path):
     """Each term's mean over the noise: E (x0 - alpha x)^2 = sigma^4 x0^2 + alpha^2 sigma^2 for x0^ = alpha x."""
     entry = evaluate(home / "gaussian", tmp_path / "a.json", "--metrics=bits_per_dim", "--num=32")
     entry = entry["metrics"]["bits_per_dim"]
-    schedule = build.schedule("cosine(steps=50)")
+    schedule = experiment.schedule("cosine(steps=50)")
     alpha, sigma = (np.asarray(a, np.float64) for a in schedule.level(np.arange(51) / np.float32(50)))
     x0, diffusion = images(32), 0.0
     for t in range(2, 51):
@@ -101,15 +113,16 @@ def test_the_bound_of_an_exact_model_is_its_closed_form(home, tmp_path):
 
 
 def test_the_bound_in_continuous_time_is_its_integral(home, tmp_path):
-    """-1/2 of the integral of logsnr' E (eps - sigma x)^2, that is alpha^4 + (alpha sigma x0)^2, over [t_min, 1]."""
+    """-1/2 of the integral of logsnr' E (eps - sigma x)^2, that is alpha^4 + (alpha sigma x0)^2, from half a bin on."""
     flags = ("--metrics=bits_per_dim", "--num=32", "--likelihood_steps=32")
     entry = evaluate(home / "continuous", tmp_path / "a.json", *flags)["metrics"]["bits_per_dim"]
-    schedule = build.schedule("vp")
-    t = np.linspace(schedule.t_min, 1, 4001).astype(np.float32)
-    alpha, sigma = (np.asarray(a, np.float64) for a in schedule.level(t))
+    schedule = experiment.schedule("vp")
+    logsnr = np.linspace(2 * np.log(255), float(schedule.logsnr(1.0)), 4001)
+    alpha, sigma = 1 / np.sqrt(1 + np.exp(-logsnr)), 1 / np.sqrt(1 + np.exp(logsnr))
     error = alpha**4 + (alpha * sigma) ** 2 * (images(32) ** 2).mean()
     expected = -0.5 * np.trapezoid(error, 2 * np.log(alpha / sigma)) / np.log(2)
-    np.testing.assert_allclose(entry["parts"]["diffusion"], expected, rtol=0.05)
+    np.testing.assert_allclose(entry["parts"]["diffusion"], expected, rtol=0.01)
+    assert entry["standard_error"] < 0.1
     assert entry["how"]["steps"] == 32
 
 
@@ -143,7 +156,7 @@ def test_bits_per_dim_tells_the_model_each_image_s_own_class_and_does_not_guide(
     again = evaluate(home / "model", tmp_path / "a.json", *flags)
     np.testing.assert_allclose(again["metrics"]["bits_per_dim"]["value"], first, rtol=1e-6)
     wrong = lambda model, batch: {"label": (batch["label"] + 1) % 10}  # noqa: E731
-    monkeypatch.setattr("diffusion_jax.runs.evaluate.own_conditions", wrong)
+    monkeypatch.setattr("diffusion_jax.runs.evaluate.run.own_conditions", wrong)
     other = evaluate(home / "model", tmp_path / "b.json", *flags)
     assert abs(other["metrics"]["bits_per_dim"]["value"] / first - 1) > 1e-5
 
@@ -154,12 +167,12 @@ def test_the_distance_is_that_of_the_samples_that_sample_draws(home, many, tmp_p
     config = Workdir(home / "classifier").read_config()
     with contextlib.closing(Checkpoints(home / "classifier/checkpoints", read_only=True)) as checkpoints:
         mesh = sharding.mesh(devices=jax.devices()[:1])
-        params = checkpoints.restore_tree("ema", whole(build.classifier.trainee(config).abstract, mesh), 7)
-    net = build.classifier.network(config)
+        params = checkpoints.restore_tree("ema", whole(experiment.classifier.trainee(config).abstract, mesh), 7)
+    net = experiment.classifier.network(config)
 
     @jax.jit
     def pooled(x):
-        t = build.schedule(config.schedule).conditioning(np.zeros(len(x), np.float32))
+        t = experiment.schedule(config.schedule).conditioning(np.zeros(len(x), np.float32))
         aside = net.apply({"params": params}, x, t, mutable=["intermediates"])[1]
         return aside["intermediates"]["attention_pool"]["pooled"][0]
 
@@ -293,7 +306,7 @@ def test_compare_refuses_unlike_results_and_says_what_differs(many, tmp_path, ca
         ("model", ["--metrics=clip_score", "--clip=nowhere"], "clip_score compares an image with its caption"),
         ("model", ["--metrics=fd", "--features=clip"], "needs --weights=FOLDER, a CLIP model"),
         ("model", ["--metrics=fd", "--features=clip", "--weights=model"], "model holds a model of type None"),
-        ("model", ["--metrics=fd", "--features=classifier", "--real=-1"], "--real is at least 0, all images; got -1"),
+        ("model", ["--metrics=fd", "--features=classifier", "--real=-1"], "--real is at least 0; got -1"),
         ("model", ["--metrics=fd", "--features=classifier", "--ema=0.1"], "takes snapshots, and model has none"),
         ("model", ["--metrics=fd", "--features=classifier", "--ema=1"], "is above 0 and at most 0.2887; got 1"),
         ("model", ["--metrics=fd", "--features=classifier", "--ema=long"], "--ema is true, false or a length"),
@@ -387,6 +400,7 @@ def test_a_heatmap_goes_on_cell_by_cell(mapped, capsys):
         ("model", ["seed=1,2"], "--over is AXIS=VALUE,VALUE,... with an axis of step, ema, guidance"),
         ("model", ["steps=1,2.5"], "the values of steps are not all of type int"),
         ("model", ["guidance=1,1.0"], "has a value twice"),
+        ("model", ["guidance=1,nan"], "--guidance is a finite number; got nan"),
         ("model", ["step=7,8"], "no checkpoint of step 8 in model/checkpoints; there are 7"),
         ("model", ["step=7", "step=all"], "1 to 3 axes, each once"),
         ("autoencoder", ["step=all"], "no checkpoint in autoencoder/checkpoints"),

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax import build
+from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
-from diffusion_jax.runs import figures as runs
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.sample import figures as runs
+from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import sharding
 
 TINY = f"--config={Path(__file__).parents[2] / 'configs/tiny.py'}"
@@ -35,7 +35,7 @@ def test_forward_is_alpha_x0_plus_sigma_eps(text):
     rng = np.random.default_rng(0)
     x0, eps = rng.uniform(-1, 1, (8, 8, 3)).astype(np.float32), rng.standard_normal((8, 8, 3)).astype(np.float32)
     times = np.arange(9) / 8
-    schedule = build.schedule(text)
+    schedule = experiment.schedule(text)
     x, scale = runs.forward(jnp.asarray(x0), jnp.asarray(eps), schedule, times)
     for t, x_t, factor in zip(times, x, scale, strict=True):
         alpha, sigma = float(schedule.alpha(jnp.float32(t))), float(schedule.sigma(jnp.float32(t)))
@@ -94,9 +94,9 @@ def test_a_workdir_adds_its_schedule_trajectory_and_loss(workdir, tmp_path, monk
 def test_a_trajectory_obeys_ddim_between_its_columns(workdir):
     """With one column a step, x_s = alpha_s x0 + sigma_s (x_t - alpha_t x0) / sigma_t of the x0 that is shown."""
     config = Workdir(workdir).read_config()
-    model, mesh = build.model(config), sharding.mesh()
-    how = dataclasses.replace(build.sampling(config), sampler="ddim", steps=4, guidance=1.0)
-    program, times = build.trajectory_program(model, how, mesh, columns=11)
+    model, mesh = experiment.model(config), sharding.mesh()
+    how = dataclasses.replace(experiment.sampling(config), sampler="ddim", steps=4, guidance=1.0)
+    program, times = experiment.trajectory_program(model, how, mesh, columns=11)
     params = model.init(jax.random.key(0))
     n = mesh.size
     numbers = np.arange(n, dtype=np.int32)
@@ -135,11 +135,11 @@ def test_overwrite_replaces_figures_and_nothing_else(tmp_path, capsys):
         (["--schedule=ve | zero_snr"], "needs a variance-preserving schedule"),
         (["--image=nowhere.png"], "there is no image at nowhere.png"),
         ([f"--image={__file__}"], "is not an image of a known format"),
-        (["--size=0"], "--size is from 1 to 1024 pixels; got 0"),
+        (["--size=0"], "--size is from 1 to 1024; got 0"),
         (["--workdir=nowhere"], "nowhere is not a workdir"),
         (["--label=3"], "--label is of a trained model; give its --workdir"),
         (["--steps=10"], "--steps is of a trained model; give its --workdir"),
-        (["--seed=-1"], "--seed is at least 0"),
+        (["--seed=-1"], "--seed is from 0 to 2147483647; got -1"),
         (["stray"], "unexpected argument 'stray'"),
     ],
 )

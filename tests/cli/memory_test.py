@@ -85,3 +85,14 @@ def test_not_with_another_c_library(started, monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     ask_for_huge_pages()
     assert started == []
+
+
+@pytest.mark.parametrize("error", [OSError(7, "Argument list too long"), PermissionError(1, "Operation not permitted")])
+def test_a_start_that_the_system_refuses_is_no_fault(started, monkeypatch, error):
+    def refuse(*call):
+        raise error
+
+    monkeypatch.setattr(os, "execve", refuse)
+    ask_for_huge_pages()
+    monkeypatch.setattr(os, "execve", os.fspath)  # raises TypeError, as where Python does not know its own path
+    ask_for_huge_pages()

@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from diffusion_jax import build
-from diffusion_jax.build import plan as building
-from diffusion_jax.build.text import text as text_encoder
+from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
 from diffusion_jax.config import base
 from diffusion_jax.errors import UserError
+from diffusion_jax.experiment import plan as building
+from diffusion_jax.launching.machines import CHIPS, Chip
+from diffusion_jax.models.text import text as text_encoder
 from diffusion_jax.report.plan import text
-from diffusion_jax.runs import compiled_once, preflight
-from diffusion_jax.runs import plan as runs
+from diffusion_jax.runs.plan import compiled_once, preflight
+from diffusion_jax.runs.plan import run as runs
 from diffusion_jax.train import sharding
-from diffusion_jax.train.machines import CHIPS, Chip
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = ["--config.model.multipliers=(1,)", "--config.model.attention=()"]
@@ -57,7 +57,7 @@ def test_a_plan_knows_what_training_holds(made):
     config = base()
     config.model.update(channels=32, multipliers=(1,), blocks=1, attention=(), groups=4, dropout=0.1, num_classes=10)
     config.data.cache = True
-    state = build.abstract_state(config, build.trainee(config, build.model(config)))
+    state = experiment.abstract_state(config, experiment.trainee(config, experiment.model(config)))
     count = sum(a.size for a in jax.tree.leaves(state.params))
     assert made["parameters"] == count
     assert made["checkpoint_bytes"] == sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state))
@@ -138,7 +138,7 @@ def test_preflight_sees_labels_out_of_range_and_guidance_never_trained(monkeypat
     config.model.update(channels=8, multipliers=(1,), blocks=1, attention=(), groups=4, num_classes=10)
     config.train.batch_size = 16
     config.sample.guidance = 2.0
-    model, mesh = build.model(config), sharding.mesh()
+    model, mesh = experiment.model(config), sharding.mesh()
 
     def verdicts():
         return {c["check"]: c["verdict"] for c in preflight.checks(config, model, mesh, 0)}
@@ -146,13 +146,13 @@ def test_preflight_sees_labels_out_of_range_and_guidance_never_trained(monkeypat
     assert set(verdicts().values()) == {"ok"}
     config.condition_dropout = 0.0
     assert verdicts()["guidance"] == "warning"
-    first_batch = preflight.preview.first_batch
+    first_batch = preflight.examples.first_batch
 
     def broken(*args):
         batch = first_batch(*args)
         return batch | {"label": batch["label"] + 1, "image": batch["image"] * 127.5 + 127.5}
 
-    monkeypatch.setattr(preflight.preview, "first_batch", broken)
+    monkeypatch.setattr(preflight.examples, "first_batch", broken)
     assert verdicts()["label"] == verdicts()["image"] == "warning"
     for source, told in (
         ("folder:/nowhere", "/nowhere"),
@@ -291,7 +291,7 @@ def test_a_latent_model_is_planned_before_its_autoencoder_is_trained():
     config.text = "clip(width=16, layers=1, heads=1, length=7)"
     model = building.model(config, importlib.import_module("configs.shapes_autoencoder").get_config())
     assert model.x_shape == (16, 16, 4)
-    assert model.frozen.keys() == {"autoencoder", "text"}
+    assert model.pretrained.keys() == {"autoencoder", "text"}
     batch = {name: a.shape[1:] for name, a in building.abstract_batch(config, model).items()}
     assert batch == {"image": (64, 64, 3), "tokens": (7,)}
     config.data.precomputed = "somewhere"

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax import build
+from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
 from diffusion_jax.config import base
 from diffusion_jax.core import autoencoding
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train.checkpoint import Checkpoints
 
 
@@ -26,10 +26,11 @@ def write(root, task, **changes):
     config.update(changes)
     workdir = Workdir(root)
     workdir.write_config(config)
-    trainee = (
-        build.trainee(config, build.model(config)) if task == "diffusion" else getattr(build, task).trainee(config)
-    )
-    abstract = build.abstract_state(config, trainee)
+    if task == "diffusion":
+        trainee = experiment.trainee(config, experiment.model(config))
+    else:
+        trainee = getattr(experiment, task).trainee(config)
+    abstract = experiment.abstract_state(config, trainee)
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda a: np.asarray(0.2 * rng.standard_normal(a.shape), a.dtype), abstract)
     with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:
@@ -56,7 +57,7 @@ def originals(config, num):
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.train.batch_size = num
-    with contextlib.closing(build.batches(config, build.source(config))) as batches:
+    with contextlib.closing(experiment.batches(config, experiment.source(config))) as batches:
         return next(batches)["image"]
 
 
@@ -69,7 +70,7 @@ def test_an_autoencoder_is_measured_by_what_it_makes_of_images(home, tmp_path):
     config, state = states["autoencoder"]
     found = evaluate(root / "autoencoder", tmp_path / "a.json", "--metrics=psnr,ssim", "--num=20", "--batch=8")
     x = originals(config, 20)
-    y = bytes_of(np.asarray(build.autoencoder.reconstruct_program(config)(state.ema, x).images))
+    y = bytes_of(np.asarray(experiment.autoencoder.reconstruct_program(config)(state.ema, x).images))
     square = ((y - bytes_of(x)) ** 2).reshape(20, -1).mean(axis=1)
     assert found["psnr"]["value"] == pytest.approx((10 * np.log10(4 / square)).mean(), rel=1e-4)
     assert found["ssim"]["value"] == pytest.approx(float(autoencoding.ssim(bytes_of(x), y).mean()), rel=1e-3)
@@ -82,12 +83,12 @@ def test_super_resolution_is_measured_against_the_image_that_was_made_small(home
     root, states = home
     config, state = states["upscale"]
     found = evaluate(root / "upscale", tmp_path / "a.json", "--metrics=psnr,ssim", "--num=12", "--batch=8")
-    from diffusion_jax.build.likelihood import own_conditions
+    from diffusion_jax.models.likelihood import own_conditions
     from diffusion_jax.train import sharding
 
-    model, mesh = build.model(config), sharding.mesh(devices=jax.devices()[:1])
+    model, mesh = experiment.model(config), sharding.mesh(devices=jax.devices()[:1])
     x = originals(config, 12)
-    program = build.sample_program(model, build.sampling(config), mesh)
+    program = experiment.sample_program(model, experiment.sampling(config), mesh)
     drawn = program(state.ema, {}, np.arange(12, dtype=np.int32), own_conditions(model, {"image": x}))
     psnr = autoencoding.psnr(bytes_of(x), bytes_of(np.asarray(drawn)))
     assert found["psnr"]["value"] == pytest.approx(float(psnr.mean()), rel=1e-3)

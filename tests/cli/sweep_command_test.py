@@ -10,8 +10,9 @@ import pytest
 
 from diffusion_jax.cli.main import main
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs import sweep_local, sweep_slurm
-from diffusion_jax.runs.sweep import load
+from diffusion_jax.runs.sweep import local as sweep_local
+from diffusion_jax.runs.sweep import slurm as sweep_slurm
+from diffusion_jax.runs.sweep.run import load
 from diffusion_jax.train.faults import Stop
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,7 @@ def test_real_trials_one_of_which_cannot_be(tmp_path, monkeypatch, capsys):
     """The failed trial is the second of three, the third was there already; the report shows the best one's samples."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     text = f"{{'model.groups': choice(4, 3)}}, Objective(last=1), {SHORT}"
-    assert sweep(tmp_path, text) == 0
+    assert sweep(tmp_path, text) == 4
     out = capsys.readouterr().out
     assert "trial 001 failed: status 2: 8 channels cannot be normalized in 3 groups" in out
     root = tmp_path / "sweep"
@@ -49,7 +50,7 @@ def test_real_trials_one_of_which_cannot_be(tmp_path, monkeypatch, capsys):
     )
     # Another metric ranks the same trials, none of which is run again; one that was never logged is refused.
     before = (root / "trials/000/log.txt").read_bytes()
-    assert sweep(tmp_path, text.replace("Objective(last=1)", "Objective('grad_norm', 'maximize')")) == 0
+    assert sweep(tmp_path, text.replace("Objective(last=1)", "Objective('grad_norm', 'maximize')")) == 4
     assert json.loads((root / "results.json").read_text())["objective"]["metric"] == "grad_norm"
     assert sweep(tmp_path, text.replace("Objective(last=1)", "Objective('lss')")) == 2
     error = capsys.readouterr().err

@@ -8,8 +8,9 @@ import scipy.special
 import scipy.stats
 
 from diffusion_jax.core.bound import VARIANCES, discretized_log_likelihood, log_mass, normal_kl, variational_bound
-from diffusion_jax.core.continuous_bound import continuous_bound, decoder_log_likelihood
+from diffusion_jax.core.continuous_bound import continuous_bound, decoder_log_likelihood, diffusion_term
 from diffusion_jax.core.predictions import Prediction, eps_from_x0
+from diffusion_jax.core.process import log_variances, posterior
 from diffusion_jax.core.schedules import Learned, Level, continuous_cosine, cosine, edm, linear, rectified_flow, vp
 from diffusion_jax.core.schedules.learned import init
 from diffusion_jax.errors import UserError
@@ -203,6 +204,10 @@ def test_a_bound_that_cannot_be_is_one_clear_sentence():
         variational_bound(exact(LEARNED), LEARNED, x0, keys, times=np.linspace(1, 0, 5))
     with pytest.raises(UserError, match="from t = 1 to t = 0"):
         variational_bound(exact(vp()), vp(), x0, keys, times=np.linspace(1, 0.1, 5))
+    with pytest.raises(UserError, match="fall at every step, in float32 too"):
+        variational_bound(exact(vp()), vp(), x0, keys, times=np.array([1.0, 1 - 1e-9, 0.5, 0.0]))
+    with pytest.raises(UserError, match="at a time greater than 0; got 0"):
+        continuous_bound(exact(vp()), vp(), x0, jnp.ones(1), x0, x0, start=0.0)
     with pytest.raises(UserError, match="needs times"):
         variational_bound(exact(vp()), vp(), x0, keys)
     with pytest.raises(UserError, match="'small', 'large', 'learned'"):
@@ -258,6 +263,62 @@ def test_continuous_bound_of_the_exact_denoiser_is_the_closed_form(schedule, sta
     std, mean = sigma / schedule.prior_std, alpha / schedule.prior_std * x0.astype(np.float64)
     prior = 0.5 * (std**2 - 1 - 2 * np.log(std) + np.mean(mean**2, axis=1)) / np.log(2)
     np.testing.assert_allclose(got.prior, prior, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("schedule", [vp(), rectified_flow(), edm(), LEARNED])
+def test_the_diffusion_term_is_the_integral_over_log_snr(schedule):
+    n = 4096
+    x0 = pixels(np.random.default_rng(0), (n, 64))
+    u, eps = (jnp.arange(n) + 0.5) / n, jax.random.normal(jax.random.key(0), (n, 64))
+    got = jax.jit(lambda *a: diffusion_term(exact(schedule), schedule, *a, start=0.02))(x0, u, eps)
+    first, last = (np.exp(np.asarray(schedule.logsnr(jnp.float32(t)), np.float64)) for t in (0.02, 1.0))
+    expected = integral(first, last, np.mean(x0.astype(np.float64) ** 2))
+    np.testing.assert_allclose(np.asarray(got, np.float64).mean(), expected, rtol=2e-2)
+
+
+@pytest.mark.parametrize(("start", "uniform_in_time"), [(1e-3, 1.5), (1e-5, 15.0)])
+def test_stratified_draws_deviate_little_in_log_snr_and_much_in_time(start, uniform_in_time):
+    """The mean of 64 draws at 64 pixels, in bits per dimension; the pixels' own noise is nearly all that is left."""
+    n, draws, schedule = 2048, 64, vp()
+    x0 = jnp.asarray(pixels(np.random.default_rng(0), (1, 64)).repeat(n, 0))
+
+    @jax.jit
+    def run(key):
+        def draw(totals, k):
+            place, noise = jax.random.split(jax.random.fold_in(key, k))
+            u, eps = (k + jax.random.uniform(place, (n,))) / draws, jax.random.normal(noise, x0.shape)
+            now = diffusion_term(exact(schedule), schedule, x0, u, eps, start=start)
+            before = continuous_bound(exact(schedule), schedule, x0, 1 - u, eps, eps, start=start).diffusion
+            return (totals[0] + now / draws, totals[1] + before / draws), None
+
+        return jax.lax.scan(draw, (jnp.zeros(n), jnp.zeros(n)), jnp.arange(draws))[0]
+
+    now, before = (np.asarray(a, np.float64) for a in run(jax.random.key(0)))
+    assert now.std() < 0.3
+    assert before.std() > uniform_in_time
+    assert abs(now.mean() - before.mean()) < 4 * before.std() / np.sqrt(n)
+
+
+@pytest.mark.parametrize("steps", [1000, 1_000_000])
+def test_the_small_variance_never_reaches_the_entropy(steps):
+    """Float64 sums of KL(exact reverse step || model's) for DDPM's betas and data N(0, STD^2): gamma / (2 ln 2)."""
+    betas = np.linspace(0.1 / steps, 20 / steps, steps)
+    log_alpha2 = np.append(np.cumsum(np.log1p(-betas))[::-1], 0.0)
+    with jax.enable_x64(True):
+        levels = Level(jnp.asarray(np.exp(0.5 * log_alpha2)), jnp.asarray(np.sqrt(-np.expm1(log_alpha2))))
+        small, large = (a[:-1] for a in log_variances(levels))
+        t, s = Level(*(a[:-2] for a in levels)), Level(*(a[1:-1] for a in levels))
+        b = posterior(s, t)[1]
+        of_x0 = STD**2 * t.sigma**2 / (t.alpha**2 * STD**2 + t.sigma**2)
+        exact_step = jnp.log(jnp.exp(small) + b**2 * of_x0)
+        models = {"small": small, "large": large}
+        gap = {name: float(normal_kl(0.0, exact_step, 0.0, v).sum()) / np.log(2) for name, v in models.items()}
+    limit = np.euler_gamma / (2 * np.log(2))
+    assert limit == pytest.approx(0.416, abs=5e-4)
+    expected = {1000: (0.652, 0.0029), 1_000_000: (limit, 0.0)}[steps]
+    assert gap["small"] == pytest.approx(expected[0], abs=1e-3)
+    assert gap["large"] == pytest.approx(expected[1], abs=1e-4)
+    assert gap["small"] > limit
 
 
 def test_continuous_bound_starts_at_the_schedules_first_noise_level():

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.core.grids import GRIDS, karras, leading, logsnr, quadratic, trailing, uniform
+from diffusion_jax.core.grids import GRIDS, karras, leading, linspace, logsnr, quadratic, trailing, uniform
 from diffusion_jax.core.schedules import SCHEDULES, cosine, edm, linear, zero_snr
 from diffusion_jax.errors import UserError
 
@@ -15,7 +15,7 @@ CASES = [
     if not (grid == "leading" and SCHEDULES[schedule]().steps is None)
 ]
 
-OF_A_CHAIN = ("trailing", "leading", "quadratic")
+OF_A_CHAIN = ("trailing", "leading", "linspace", "quadratic")
 
 
 @pytest.mark.parametrize(("grid", "schedule"), CASES)
@@ -63,6 +63,88 @@ def test_indices_of_diffusers(spacing):
         tie = np.abs(exact % 1 - 0.5) < 1e-6  # where their sum of strides rounds either way
         assert np.abs(index - theirs)[~tie if spacing == "trailing" else slice(None)].max() < 1e-9
         assert np.abs(index - theirs).max() < 1 + 1e-9
+
+
+# scheduler: its own options, what our grids are called that have its times
+DIFFUSERS = {
+    "DDIMScheduler": ({"set_alpha_to_one": False}, False),
+    "DDPMScheduler": ({}, False),
+    "PNDMScheduler": ({"skip_prk_steps": True}, False),
+    "EulerDiscreteScheduler": ({"final_sigmas_type": "sigma_min"}, False),
+    "HeunDiscreteScheduler": ({}, False),
+    "DPMSolverMultistepScheduler": ({"final_sigmas_type": "sigma_min"}, True),
+    "UniPCMultistepScheduler": ({"final_sigmas_type": "sigma_min"}, True),
+}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("name", DIFFUSERS)
+def test_timesteps_of_diffusers(name, spacing, offset):
+    """What the module's docstring says is said so; and where sigmas end above 0, at the level of t_min."""
+    import diffusers
+
+    options, skip_first = DIFFUSERS[name]
+    if name in ("DDIMScheduler", "PNDMScheduler", "DDPMScheduler"):  # these want whole betas of their own
+        options = {**options, "beta_schedule": "linear"}
+    elif offset and spacing != "leading":
+        pytest.skip("steps_offset moves the spacing leading alone")
+    scheduler = getattr(diffusers, name)(
+        num_train_timesteps=1000, timestep_spacing=spacing, steps_offset=offset, **options
+    )
+    grid = {
+        "leading": leading(offset, skip_first),
+        "trailing": trailing(),
+        "linspace": linspace(skip_first, whole=name not in ("EulerDiscreteScheduler", "HeunDiscreteScheduler")),
+    }[spacing]
+    for steps in (2, 3, 7, 20, 50, 333):
+        scheduler.set_timesteps(steps)
+        theirs = np.asarray(scheduler.timesteps, np.float64)
+        theirs = theirs[np.append(True, np.diff(theirs) != 0)]  # Heun's and PNDM's have some of them twice
+        np.testing.assert_allclose(grid(linear(), steps)[:-1] * 1000 - 1, theirs, rtol=0, atol=1e-4)
+        if "final_sigmas_type" in options:
+            schedule = linear(1000, 1e-4, 0.02)
+            level = schedule.level(jnp.float32(trailing(last="t_min")(schedule, steps)[-1]))
+            np.testing.assert_allclose(level.sigma / level.alpha, scheduler.sigmas[-1], rtol=1e-4)
+    if "set_alpha_to_one" in options:
+        np.testing.assert_allclose(scheduler.final_alpha_cumprod, linear().alpha(jnp.float32(1e-3)) ** 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("grid", "index"),
+    [
+        (leading(offset=1), [751, 501, 251, 1]),  # Stable Diffusion's PLMS
+        (leading(offset=1, skip_first=True), [801, 601, 401, 201]),
+        (leading(skip_first=True), [800, 600, 400, 200]),
+        (linspace(), [999, 666, 333, 0]),
+        (linspace(skip_first=True), [999, 749, 500, 250]),  # 749.25, 499.5 to the even 500, 249.75
+        (linspace(skip_first=True, whole=False), [999, 749.25, 499.5, 249.75]),
+        (trailing(), [999, 749, 499, 249]),
+    ],
+)
+def test_indices_of_four_steps_of_a_thousand(grid, index):
+    np.testing.assert_allclose(grid(linear(), 4) * 1000 - 1, [*index, -1], atol=1e-9)
+
+
+@pytest.mark.parametrize("make", [trailing, lambda last: leading(1, last=last), lambda last: linspace(True, last=last)])
+def test_a_grid_may_end_at_the_first_noise_level(make):
+    whole, short = make("data")(linear(), 6), make("t_min")(linear(), 6)
+    np.testing.assert_array_equal(short[:-1], whole[:-1])
+    assert (whole[-1], short[-1]) == (0, 1e-3)
+
+
+def test_linspace_on_continuous_time_is_score_sdes():
+    np.testing.assert_allclose(linspace()(SCHEDULES["vp"](), 4)[:-1], np.linspace(1, 1e-3, 4), rtol=1e-12)
+    assert linspace(skip_first=True, last="t_min")(SCHEDULES["vp"](), 4)[-1] == 1e-3
+    assert linspace()(linear(), 1)[0] == linspace()(edm(), 1)[0] == 1
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "scaled_linear", "vp", "edm", "ve"])
+@pytest.mark.parametrize("grid", ["karras", "logsnr", "linspace", "trailing"])
+def test_a_thousand_steps_fall_in_float32_too(name, grid):
+    times = GRIDS[grid]()(SCHEDULES[name](), 1000)
+    assert (np.diff(times.astype(np.float32)) < 0).all()
 
 
 @pytest.mark.parametrize("steps", [5, 10, 20, 50])
@@ -130,6 +212,16 @@ def test_grids_are_computed_before_the_program_even_inside_jit():
         (lambda: karras()(zero_snr()(linear()), 5), r"karras\(sigma_max=80.0\)"),
         (lambda: logsnr()(SCHEDULES["rectified_flow"](), 5), r"logsnr\(sigma_max=80.0\)"),
         (lambda: trailing()(linear(), -3), "got -3"),
+        (lambda: karras()(linear(1), 2), "2 steps over the noise levels .* 0.01 to 0.01, .* take 1 step"),
+        (lambda: logsnr()(linear(1), 2), "there are none"),
+        (lambda: karras(sigma_min=100.0)(SCHEDULES["scaled_linear"](), 3), "0.02917 to 14.61"),
+        (lambda: karras(sigma_max=0.01)(SCHEDULES["scaled_linear"](), 3), "there are none"),
+        (lambda: leading(offset=-1), "offset >= 0"),
+        (lambda: leading(offset=12)(linear(100), 9), "takes offset up to 11"),
+        (lambda: leading(skip_first=True)(linear(10), 10), "leaves one out, so sampling takes at most 9; got 10"),
+        (lambda: linspace(last="first"), "last 'data' or 't_min'; got 'first'"),
+        (lambda: leading(last="t_min")(linear(), 5), "at the schedule's t_min, 0.001"),
+        (lambda: trailing(last="t_min")(linear(10), 10), "use fewer steps, an offset or skip_first=True"),
     ],
 )
 def test_errors_say_what_would_do(make, message):

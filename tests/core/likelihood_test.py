@@ -19,6 +19,7 @@ from diffusion_jax.core.likelihood import (
     hutchinson,
     log_likelihood,
 )
+from diffusion_jax.core.likelihood import rising as rising_times
 from diffusion_jax.core.predictions import Prediction
 from diffusion_jax.core.schedules import SCHEDULES
 from diffusion_jax.errors import UserError
@@ -99,6 +100,17 @@ def test_order_of_the_fixed_step_methods(method, order):
     assert order - 0.5 < np.log2(errors[0] / errors[1]) < order + 1
 
 
+@pytest.mark.parametrize("name", ["cosine", "edm", "rectified_flow"])
+def test_rising_times_are_even_in_log_snr_up_to_an_end_that_has_signal(name):
+    schedule = SCHEDULES[name]()
+    times = np.asarray(rising_times(schedule, 0.01, 10, sigma_max=40.0))
+    assert (times[0], times[-1]) == (np.float32(0.01), 1.0)
+    assert (np.diff(times) > 0).all()
+    logsnrs = np.asarray(schedule.logsnr(jnp.asarray(times)))[:-1]
+    ends = logsnrs[0], max(-2 * math.log(40.0), float(schedule.logsnr(jnp.float32(1.0))))
+    np.testing.assert_allclose(logsnrs, np.linspace(*ends, 11)[:-1], atol=2e-3)
+
+
 @pytest.mark.parametrize("noise", ["rademacher", "gaussian"])
 def test_hutchinson_is_the_trace_on_average(noise):
     matrix = jax.random.normal(jax.random.key(1), (DIMS, DIMS))
@@ -175,6 +187,7 @@ def test_dequantized_8_bit_data():
     [
         (lambda: hutchinson(keys(1), "uniform"), "'rademacher' or 'gaussian'"),
         (lambda: fixed("euler"), "'heun' or 'rk4'"),
+        (lambda: adaptive(rtol=0.0), "takes rtol, atol > 0 and max_steps >= 1; got 0.0"),
         (
             lambda: log_likelihood(None, VP(), np.linspace(1, 0.1, 5), jnp.ones((1, 2)), exact_trace, fixed()),
             "times rise from a time greater than 0",

@@ -7,6 +7,7 @@ import pytest
 from samplers_exact import CONTINUOUS, VP, Gaussian, Mixture, jit, solve
 from samplers_order_test import integrated_flow
 
+from diffusion_jax.core.grids import karras, leading, uniform
 from diffusion_jax.core.samplers import ode
 from diffusion_jax.core.samplers.adaptive import dormand_prince
 from diffusion_jax.core.schedules import SCHEDULES
@@ -45,6 +46,30 @@ def test_the_grid_only_says_where_it_lands():
     x, data = jnp.linspace(-2.0, 2.0, 5)[:, None], Mixture()
     few, many = (solve(data.denoiser(VP()), ode(), VP(), np.linspace(1, 0, n + 1), x, trajectory=True) for n in (2, 8))
     np.testing.assert_allclose(few, many[::4], atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "grid", "steps"),
+    [("cosine", karras(), 2), ("linear", leading(), 3), ("linear", leading(), 1), ("vp", uniform(), 1250)],
+    ids=["karras", "leading", "leading 1", "uniform"],
+)
+def test_a_grid_whose_last_step_starts_at_t_min_or_below(schedule, grid, steps):
+    """Nothing is left to solve of its last interval, and the step to the data is Euler's."""
+    schedule, data = SCHEDULES[schedule](), Gaussian()
+    times = grid(schedule, steps)
+    times = times[[0, -2, -1]] if steps > 3 else times
+    assert times[-2] <= schedule.t_min * (1 + 1e-3)
+    x = jnp.linspace(-2.0, 2.0, 9)[:, None]
+    out = solve(data.denoiser(schedule), ode(), schedule, times, x)
+    np.testing.assert_allclose(out, data.flow(schedule, times[0], 0.0, x), atol=1e-3)
+
+
+def test_an_interval_of_no_length_gives_the_slope_there():
+    field = lambda u, y: jnp.cos(u)[:, None] * y  # noqa: E731
+    y, at = jnp.array([[2.0], [3.0]]), jnp.float32(0.5)
+    out, slope = dormand_prince(field, y, at, at, rtol=1e-5, atol=1e-5, max_steps=50)
+    np.testing.assert_array_equal(out, y)
+    np.testing.assert_allclose(slope, np.cos(0.5) * y, rtol=1e-6)
 
 
 def test_neighbours_do_not_matter():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from samplers_exact import CONTINUOUS, VP, Gaussian, jit, keys, noises, solve
 
-from diffusion_jax.core.grids import trailing, uniform
+from diffusion_jax.core.grids import leading, trailing, uniform
 from diffusion_jax.core.predictions import Prediction
 from diffusion_jax.core.samplers import (
     SAMPLERS,
@@ -351,6 +351,29 @@ def test_inversion_refuses_falling_times():
 def test_a_grid_has_two_times_at_least(times):
     with pytest.raises(UserError, match="at least 2 times"):
         integrate(Gaussian().denoiser(VP()), ddim(), VP(), times, jnp.ones((1, 2)), keys(1))
+
+
+def test_a_grid_that_repeats_a_time_is_refused():
+    with pytest.raises(UserError, match="no step of length 0; got t = 0.5 twice"):
+        integrate(Gaussian().denoiser(VP()), ddim(), VP(), [1.0, 0.5, 0.5, 0.0], jnp.ones((1, 2)), keys(1))
+
+
+def test_sampling_starts_from_noise():
+    """One step of `leading` starts at t = 1 / T, where x is the image: pure noise came out as the sample."""
+    schedule = SCHEDULES["linear"]()
+    draw = lambda steps: sample(  # noqa: E731
+        Gaussian().denoiser(schedule), ddim(), schedule, leading()(schedule, steps), np.arange(3), (2,)
+    )
+    with pytest.raises(UserError, match="starts at t = 0.001, .* take more steps, or time grid 'trailing'"):
+        draw(1)
+    assert np.isfinite(draw(2)).all()
+
+
+def test_a_corrector_stays_where_the_score_is_zero():
+    """A constant is all a denoiser says of an image without noise: no direction, and no step either."""
+    still = lambda x, t: Prediction(jnp.full_like(x, 0.5), jnp.zeros_like(x))  # noqa: E731
+    out = solve(still, predictor_corrector(), VP(), np.linspace(1, 0, 4), jnp.ones((2, 3)))
+    assert np.isfinite(out).all()
 
 
 def test_level_of_the_step_ends_is_exact():

@@ -8,17 +8,7 @@ from samplers_exact import CONTINUOUS, Gaussian, Mixture, jit, solve
 from scipy.integrate import solve_ivp
 
 from diffusion_jax.core.grids import logsnr
-from diffusion_jax.core.samplers import (
-    SAMPLERS,
-    ddim,
-    dpmpp_2m,
-    dpmpp_2s,
-    dpmpp_3m,
-    euler,
-    heun,
-    plms,
-    unipc,
-)
+from diffusion_jax.core.samplers import SAMPLERS, ddim, dpmpp_2m, dpmpp_2s, dpmpp_3m, euler, heun, plms, unipc
 from diffusion_jax.core.samplers.adaptive import Flow
 from diffusion_jax.core.samplers.exponential import moment
 from diffusion_jax.core.samplers.unipc import interpolatory
@@ -38,12 +28,12 @@ ORDERS = {
     "dpmpp_2s r=0.7": (dpmpp_2s(r=0.7), 2),
     "dpmpp_3m reference": (dpmpp_3m(reference=True), 2),
     "dpmpp_3m": (dpmpp_3m(), 3),
-    "unipc": (unipc(), 3),
-    "unipc 1": (unipc(1), 2),
-    "unipc 2 bh1": (unipc(2, "bh1"), 3),
-    "unipc 2 predictor": (unipc(2, corrector=False), 2),
-    "unipc 3": (unipc(3), 3),
-    "unipc 3 predictor": (unipc(3, corrector=False), 3),
+    "unipc": (unipc(taper=False), 3),
+    "unipc 1": (unipc(1, taper=False), 2),
+    "unipc 2 bh1": (unipc(2, "bh1", taper=False), 3),
+    "unipc 2 predictor": (unipc(2, corrector=False, taper=False), 2),
+    "unipc 3": (unipc(3, taper=False), 3),
+    "unipc 3 predictor": (unipc(3, corrector=False, taper=False), 3),
 }
 
 STOCHASTIC = {"ddpm", "euler_ancestral", "predictor_corrector", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde"}

@@ -13,7 +13,7 @@ import pytest
 from samplers_exact import jit, keys, noises
 
 from diffusion_jax.core.denoisers import condition, from_network
-from diffusion_jax.core.grids import karras, leading, logsnr, trailing
+from diffusion_jax.core.grids import karras, leading, linspace, logsnr, trailing
 from diffusion_jax.core.predictions import PREDICTIONS, Prediction
 from diffusion_jax.core.samplers import (
     ddim,
@@ -242,7 +242,45 @@ def test_unipc(steps, spacing, prediction, order, variant):
     scheduler = make("UniPCMultistepScheduler", steps, spacing, prediction, **options)
     times = grid_of(scheduler)
     times[-1] = 1 / T if variant == "bh1" else 0.0
-    assert_follows(ours(unipc(order, variant), linear(), times, X, prediction), theirs(scheduler, X))
+    sampler = unipc(order, variant, taper=variant != "bh1")
+    assert_follows(ours(sampler, linear(), times, X, prediction), theirs(scheduler, X))
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("steps", [3, 5, 20])
+@pytest.mark.parametrize("order", [2, 3])
+def test_unipc_tapers_where_the_grid_ends_short_of_the_data(steps, order, prediction):
+    options = {"solver_order": order, "final_sigmas_type": "sigma_min"}
+    scheduler = make("UniPCMultistepScheduler", steps, "linspace", prediction, **options)
+    times = linspace(skip_first=True, last="t_min")(linear(), steps)
+    assert_follows(ours(unipc(order), linear(), times, X, prediction), theirs(scheduler, X))
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize("name", ["2M", "3M"])
+def test_dpmpp_tapers_where_the_grid_ends_short_of_the_data(name, steps):
+    """Below 15 steps alone."""
+    sampler, options = MULTISTEP[name]
+    scheduler = make("DPMSolverMultistepScheduler", steps, "linspace", final_sigmas_type="sigma_min", **options)
+    times = linspace(skip_first=True, last="t_min")(linear(), steps)
+    assert_follows(ours(sampler, linear(), times, X), theirs(scheduler, X))
+
+
+@pytest.mark.parametrize("steps", [5, 20, 50])
+def test_stable_diffusions_ddim_and_plms(steps):
+    """steps_offset 1 and set_alpha_to_one False: from t = (981 + 1) / 1000 at 50 steps to 1 / 1000."""
+    import diffusers
+
+    times = leading(offset=1, last="t_min")(SCHEDULES["scaled_linear"](), steps)
+    options = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    for name, sampler, extra in (
+        ("DDIMScheduler", ddim(), {"clip_sample": False}),
+        ("PNDMScheduler", plms(), {"skip_prk_steps": True}),
+    ):
+        scheduler = getattr(diffusers, name)(**options, set_alpha_to_one=False, **extra)
+        scheduler.set_timesteps(steps)
+        reference = theirs(scheduler, X)[-steps:]
+        assert_follows(ours(sampler, SCHEDULES["scaled_linear"](), times, X), reference)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])

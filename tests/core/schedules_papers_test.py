@@ -20,6 +20,7 @@ from diffusion_jax.core.schedules import (
     scaled_linear,
     shift,
     sigmoid,
+    sub_vp,
     time_shift,
     ve,
     vp,
@@ -299,3 +300,45 @@ def test_time_shift_is_that_of_diffusers():
     theirs = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0)
     ours = time_shift(3.0)(rectified_flow()).sigma(jnp.float32(np.linspace(1, 0.001, 1000)))
     np.testing.assert_allclose(ours, theirs.sigmas.numpy()[:1000], atol=1e-6)
+
+
+def test_sub_vp_solves_its_sde():
+    """Mean and variance of dx = -beta x / 2 dt + sqrt(beta (1 - exp(-2 int beta))) dw, integrated by scipy."""
+    beta = lambda t: 0.1 + 19.9 * t  # noqa: E731
+    whole = lambda t: 0.1 * t + 9.95 * t**2  # noqa: E731
+
+    def moments(t, y):
+        mean, variance = y
+        return [-0.5 * beta(t) * mean, -beta(t) * variance - beta(t) * np.expm1(-2 * whole(t))]
+
+    times = np.array([1e-3, 0.01, 0.1, 0.3, 0.6, 1.0])
+    solved = scipy.integrate.solve_ivp(
+        moments, (0, 1), [1.0, 0.0], t_eval=times, method="DOP853", rtol=1e-11, atol=1e-16
+    )
+    alpha, sigma = level64(sub_vp(), times)
+    np.testing.assert_allclose(alpha, solved.y[0], rtol=2e-5)
+    np.testing.assert_allclose(sigma, np.sqrt(solved.y[1]), rtol=2e-5)
+    assert (sigma <= level64(vp(), times)[1]).all()
+    with pytest.raises(UserError, match="'sub_vp' needs 0 < beta_min <= beta_max"):
+        sub_vp(beta_min=0.0)
+
+
+@pytest.mark.parametrize("modify", [shift(0.5), zero_snr()])
+def test_sub_vp_takes_no_modifier_that_needs_a_preserved_variance(modify):
+    with pytest.raises(UserError, match="needs a variance-preserving schedule"):
+        modify(sub_vp())
+
+
+def test_a_chain_of_one_step_has_no_last_step_to_move():
+    with pytest.raises(UserError, match="this chain has only 1"):
+        zero_snr()(linear(1))
+
+
+def test_a_learned_schedule_whose_weights_are_zero_is_finite():
+    """Its network rises by nothing from t = 0 to 1, and its log-SNR has no slope to divide by."""
+    params = jax.tree.map(jnp.zeros_like, init(jax.random.key(0), hidden=4)) | {"ends": jnp.array([10.0, -5.0])}
+    t = jnp.linspace(0.0, 1.0, 5)
+    schedule = Learned(params)
+    values = (schedule.level(t), schedule.time(jnp.linspace(-6.0, 11.0, 5)), schedule.conditioning(t))
+    gradient = jax.grad(lambda p: apply(p, t).sum())(params)
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves((values, gradient)))

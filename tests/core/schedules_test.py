@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 from schedule_cases import SCHEDULE_CASES
 
-from diffusion_jax.core.schedules import (
-    DiscreteVP,
-    Learned,
-)
+from diffusion_jax.core.schedules import DiscreteVP, Learned
 from diffusion_jax.core.schedules.base import MAX_LOGSNR
 
 TIMES = np.linspace(0, 1, 1001).astype(np.float32)

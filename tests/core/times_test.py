@@ -210,3 +210,12 @@ def test_history_does_not_depend_on_how_the_batch_is_sharded():
 def test_times_that_cannot_be_are_one_clear_sentence(make):
     with pytest.raises(UserError, match="time sampling"):
         make()
+
+
+def test_a_loss_whose_square_overflows_leaves_the_weights_finite():
+    times = loss_second_moment(history=1, uniform=0.1, bins=4)
+    state = times.update(times.init(vp()), jnp.array([0.1, 0.3, 0.6, 0.9]), jnp.array([0.0, 1e30, 0.0, 1e30]))
+    t, weights = times.draw(jax.random.key(0), 200, vp(), state)
+    assert np.isfinite(weights).all()
+    high = (np.ceil(np.asarray(t) * 4) % 2) == 0  # the second and the fourth bin: p = 0.45 + 0.025 each
+    np.testing.assert_allclose(weights, np.where(high, 1 / (4 * 0.475), 1 / (4 * 0.025)), rtol=1e-5)

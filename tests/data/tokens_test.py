@@ -107,6 +107,33 @@ def test_a_long_text_is_cut_before_its_eos(trained):
         np.testing.assert_array_equal(trained.mask(cut).sum(axis=1), np.minimum(lengths, length))
 
 
+def test_what_a_cut_text_loses_is_said(trained):
+    """Kept and lost make the text, letter by letter; a text that just fits loses nothing."""
+    lengths = trained.mask(trained.encode(TEXTS + CAPTIONS, 128)).sum(axis=1)
+    for length in (2, 5, int(lengths.max()) - 1, int(lengths.max())):
+        ids, cut = trained.encode_and_cut(TEXTS + CAPTIONS, length)
+        np.testing.assert_array_equal(ids, trained.encode(TEXTS + CAPTIONS, length))
+        long = [text for text, count in zip(TEXTS + CAPTIONS, lengths, strict=True) if count > length]
+        assert [each.text for each in cut] == long
+        kept = dict(zip(TEXTS + CAPTIONS, trained.decode(ids), strict=True))
+        for text, lost in cut:
+            if text in CAPTIONS:
+                assert " ".join(f"{kept[text]} {lost}".split()).replace(" ", "") == text.replace(" ", "")
+            assert text.strip().endswith(lost)
+
+
+@pytest.mark.parametrize("kind", ["clip", "bert"])
+def test_a_published_tokenizer_says_what_is_lost_in_the_words_of_the_text(kind, tmp_path):
+    """Not in its own, which are in lower case."""
+    tokenizer = from_folder((clip_folder if kind == "clip" else bert_folder)(tmp_path))
+    text = "A Small RED circle  on the LEFT"
+    words = [tokenizer.mask(tokenizer.encode([part], 64)).sum() for part in ("A Small RED", text)]
+    ids, (cut,) = tokenizer.encode_and_cut([text], int(words[0]))
+    np.testing.assert_array_equal(ids, tokenizer.encode(["a small red"], int(words[0])))
+    assert cut == (text, "circle  on the LEFT")
+    assert tokenizer.encode_and_cut([text], int(words[1]))[1] == []
+
+
 def test_training_finds_the_words_and_only_their_counts_matter(trained):
     words = trained.mask(trained.encode(CAPTIONS, 64)).sum(axis=1) - 2
     assert words.sum() < sum(map(len, CAPTIONS)) / 3

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ["library.md"]
+PAGES = ["library.md", "extend.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)

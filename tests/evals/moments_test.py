@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.evals.moments import (
-    Statistics,
-    load_statistics,
-    merge,
-    moments,
-    save_statistics,
-    sha256,
-    statistics,
-)
+from diffusion_jax.evals.moments import Statistics, load_statistics, merge, moments, save_statistics, sha256, statistics
 
 
 @pytest.fixture

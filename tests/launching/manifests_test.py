@@ -11,7 +11,7 @@ import yaml
 from diffusion_jax.errors import UserError
 from diffusion_jax.launching import render, slices
 from diffusion_jax.launching.job import Job, fill
-from diffusion_jax.train.machines import TOPOLOGIES
+from diffusion_jax.launching.machines import TOPOLOGIES
 
 AWKWARD = ("--config=c.py", "--workdir=/runs/a b", '--config.text=it\'s "$(HOME)" $$ `x` $JAX_PROCESS_ID \\ #é')
 JOB = Job(name="a-job", arguments=AWKWARD, workdir="/runs/a b", made_by="diffusion-jax launch ...")

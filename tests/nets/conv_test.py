@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from diffusion_jax.nets import conv as conv_module
 from diffusion_jax.nets.conv import conv, conv_upsampled, upsample_nearest
@@ -99,6 +101,39 @@ def test_second_derivatives_and_vmap_are_those_of_lax():
 
     ours, expected = both(x, kernel)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max()), ours, expected)
+
+
+@pytest.mark.parametrize("split", ["x", "kernel", "both"])
+def test_gradients_inside_shard_map_are_those_outside(split):
+    """Under the default check of varying axes: what one operand alone varies over is summed for the other."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    x, kernel = draw((2, 4, 4, 4))
+    kernel = np.stack([kernel, np.cos(kernel)])
+    xs, kernels = (P("data") if split in (name, "both") else P() for name in ("x", "kernel"))
+
+    def loss(x, kernel):  # kernel [1 or 2, *K, C, D]
+        h = sum(jnp.sin(conv(x, k, stride)).sum() for k in kernel for stride in (1, 2))
+        return h + jnp.sin(conv_upsampled(x, kernel[-1])).sum()
+
+    def total(x, kernel):
+        return lax.psum(loss(x, kernel), "data")
+
+    def reference(x, kernel):
+        """The sum over the two devices."""
+        parts = [np.array([0]), np.array([1])]
+        rows = parts if split != "kernel" else [slice(None)] * 2
+        kept = parts if split != "x" else [slice(None)] * 2
+        return sum(loss(x[a], kernel[b]) for a, b in zip(rows, kept, strict=True))
+
+    @jax.jit
+    def everything(x, kernel):
+        gradient = jax.shard_map(jax.grad(loss, (0, 1)), mesh=mesh, in_specs=(xs, kernels), out_specs=(xs, kernels))
+        outside = jax.grad(jax.shard_map(total, mesh=mesh, in_specs=(xs, kernels), out_specs=P()), (0, 1))
+        return gradient(x, kernel), outside(x, kernel), jax.grad(reference, (0, 1))(x, kernel)
+
+    within, through, expected = everything(x, kernel)
+    for ours in (within, through):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, expected)
 
 
 def test_reduced_precision_is_kept():

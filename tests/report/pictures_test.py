@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.report import lettering
 from diffusion_jax.report.pictures import curve_png, grid, labelled_grid, running_mean, save_png, to_uint8
 
 
@@ -20,7 +21,7 @@ def test_to_uint8_inverts_the_scaling_of_every_pixel(dtype):
 
 
 def test_to_uint8_clips_rounds_and_keeps_the_shape():
-    x = np.array([[-np.inf, -7, -1, -1 + 0.6 / 127.5, 1 - 0.4 / 127.5, 1, 1.001, np.inf]], np.float32)
+    x = np.array([[-1e38, -7, -1, -1 + 0.6 / 127.5, 1 - 0.4 / 127.5, 1, 1.001, 1e38]], np.float32)
     np.testing.assert_array_equal(to_uint8(x), np.array([[0, 0, 0, 1, 255, 255, 255, 255]], np.uint8))
 
 
@@ -31,9 +32,10 @@ def test_to_uint8_rounds_half_precision_once(dtype):
     assert np.abs(to_uint8(x) - exact).max() <= 0.5
 
 
-def test_to_uint8_refuses_what_has_no_colour():
-    with pytest.raises(UserError, match=r"25\.0%.*NaN"):
-        to_uint8(np.array([0, 1, 2, np.nan]))
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_to_uint8_refuses_what_has_no_colour(value):
+    with pytest.raises(UserError, match=r"25\.0%.*NaN or infinite; the network or the sampler has diverged"):
+        to_uint8(np.array([0, 1, 2, value]))
     with pytest.raises(TypeError, match="uint8"):
         to_uint8(np.zeros(3, np.uint8))
 
@@ -180,3 +182,19 @@ def test_running_mean_forgets_a_spike():
     values[40] = 1e30
     mean = running_mean(values, 5)
     np.testing.assert_array_equal(np.nonzero(mean != 1)[0], np.arange(35, 46))
+
+
+def test_a_label_writes_what_the_font_cannot_draw():
+    """A missing glyph is drawn as the same box for every character; escapes tell them apart."""
+    assert lettering.drawable("\u4e2d \U0001f680 \ufffe") == "\\u4e2d \\U0001f680 \\ufffe"
+    assert lettering.drawable("Ωμέγα Привет é C:\\new") == "Ωμέγα Привет é C:\\new"
+    images = random_images(1, 2, 8, 8, 1)
+    drawn = [labelled_grid(images, rows=[text], columns=["", text]) for text in ("\u4e2d", "\u6587")]
+    assert drawn[0].shape != drawn[1].shape or (drawn[0] != drawn[1]).any()
+
+
+def test_a_label_of_escapes_alone_is_wrapped_between_them():
+    font = lettering.font(12)
+    lines = lettering.wrap("\u4e2d" * 9, font, 100, 9)
+    assert "".join(lines) == "\\u4e2d" * 9
+    assert all(line.startswith("\\u") and font.getlength(line) <= 100 for line in lines)

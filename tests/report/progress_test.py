@@ -1,5 +1,6 @@
 import contextlib
 import io
+import time
 
 import pytest
 
@@ -188,3 +189,42 @@ def test_a_dumb_terminal_gets_lines(terminal, clock, monkeypatch):
     with contextlib.redirect_stdout(terminal), progress(10, clock=clock) as bar:
         bar.update(10)
     assert terminal.getvalue() == "train 10/10 (100%)  0:00:00 elapsed  0:00:00 left\n"
+
+
+def doing(bar, clock, seconds, what="drawing a grid"):
+    """What is done for so many seconds, the last of which is said before it ends."""
+    with bar.doing(what):
+        for _ in range(2):
+            clock.now += seconds / 2
+            time.sleep(0.2)  # the thread that tells looks every 0.05 s
+
+
+def test_what_is_done_between_steps_is_said_and_from_the_second_time_on_how_long_still(capsys, clock, monkeypatch):
+    with progress(100, clock=clock) as bar:
+        monkeypatch.setattr(bar, "_every", 0.05, raising=False)
+        doing(bar, clock, 20)
+        first = capsys.readouterr().out.splitlines()
+        doing(bar, clock, 16)
+        second = capsys.readouterr().out.splitlines()
+        doing(bar, clock, 30, "evaluating fd")
+        third = capsys.readouterr().out.splitlines()
+    assert first[-1] == "drawing a grid  0:00:20 so far"
+    assert "drawing a grid  0:00:08 so far  about 0:00:12 left" in second
+    assert third[-1] == "evaluating fd  0:00:30 so far"
+
+
+def test_on_a_terminal_it_has_a_bar_of_its_own_until_it_ends(terminal, clock):
+    with contextlib.redirect_stdout(terminal), progress(100, clock=clock) as bar:
+        run(bar, clock, [7], 1)
+        bar._every = 0.05
+        doing(bar, clock, 20)
+        assert len(bar._bar.tasks) == 1
+    text = terminal.getvalue()
+    assert "drawing a grid" in text
+    assert "7/100" in text
+
+
+def test_short_work_is_not_spoken_of(capsys, clock):
+    with progress(100, clock=clock) as bar, bar.doing("drawing a grid"):
+        clock.now += 5
+    assert capsys.readouterr().out == ""

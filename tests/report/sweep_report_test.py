@@ -3,15 +3,29 @@
 import base64
 import html.parser
 import io
+import itertools
 import re
 import xml.etree.ElementTree as xml
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from PIL import Image
 
 from diffusion_jax.report.sweep import report_html
-from diffusion_jax.report.sweep_figures import DARK, LIGHT, Row, curves_svg, parallel_svg, ranked, report_png
+from diffusion_jax.report.sweep_figures import (
+    DARK,
+    LIGHT,
+    Row,
+    best_of,
+    curves_svg,
+    parallel_svg,
+    places,
+    ranked,
+    report_figure,
+    report_png,
+)
 
 ROWS = [
     Row(0, "done", 0.5, {"optimizer.lr": 1e-3, "decay": "cosine <&>"}, ((10, 0.9), (20, 0.5)), seconds=3.0),
@@ -114,3 +128,60 @@ def test_figures_of_odd_sweeps():
     assert picture.size == (1400, 950)
     assert curves_svg(one, "loss", LIGHT) == curves_svg(one, "loss", LIGHT)
     assert curves_svg(one, "loss", LIGHT) != curves_svg(one, "loss", DARK)
+
+
+def texts(figure):
+    """(text, box in pixels) of the table in the order of its cells."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (table,) = (axes for axes in figure.axes if axes.get_label() == "T")
+    found = [artist for artist in table.get_children() if isinstance(artist, Text) and artist.get_text()]
+    return [(artist.get_text(), artist.get_window_extent(canvas.get_renderer())) for artist in found], table
+
+
+LONG = {
+    "optimizer.learning_rate": 3.1234e-5,
+    "model.channels": 128,
+    "autoencoder.channels": 64,
+    "model.multipliers": (1, 2, 2, 4),
+    "schedule": "cosine(steps=4000) | zero_snr | shift(scale=0.5)",
+    "condition_dropout": 0.1,
+    "train.batch_size": 4096,
+    "sample.guidance_interval": (0.25, 12.5),
+}
+
+
+@pytest.mark.parametrize("keys", [1, 3, 8])
+@pytest.mark.parametrize("grid", [None, np.zeros((40, 80, 3), np.uint8)], ids=["alone", "beside a grid"])
+def test_no_cell_of_the_picture_s_table_covers_another_or_leaves_it(keys, grid):
+    changes = dict(list(LONG.items())[-keys:])
+    rows = ranked([Row(i, "done", 0.123456 + i, changes, ((10, 0.5), (20, 0.2))) for i in range(12)], "minimize")
+    cells, table = texts(report_figure(rows, "eval/frechet_distance", "title", grid))
+    assert len(cells) == 11 * (4 + keys)
+    for (a, one), (b, other) in itertools.combinations(cells, 2):
+        assert not one.overlaps(other), (a, b)
+    window = table.get_window_extent()
+    assert all(window.x0 <= box.x0 and box.x1 <= window.x1 and window.y0 <= box.y0 for _, box in cells)
+    if keys == 3:
+        assert "…" not in "".join(text for text, _ in cells)
+
+
+def test_what_failed_has_no_rank_and_is_not_the_best(page):
+    """In the picture, the page and the figures alike; nor has what is unfinished, or a value that is no number."""
+    rows = ranked([*ROWS, Row(5, "pruned", float("nan"), ROWS[0].changes)], "minimize")
+    assert [(row.number, rank) for row, rank in zip(rows, places(rows), strict=True)] == [
+        (3, "1"),
+        (0, "2"),
+        (1, "3"),
+        (5, ""),
+        (2, ""),
+        (4, ""),
+    ]
+    cells, _ = texts(report_figure(rows, "loss", "title", None))
+    assert [text for text, _ in cells if text.isdecimal() and len(text) == 1] == ["1", "2", "3"]
+    reader = Reader()
+    reader.feed(page)
+    assert [row[0] for row in reader.rows[4:]] == ["002", "004"]  # the empty rank has no text
+    for rows in ([ROWS[2]], [ROWS[1]]):
+        assert best_of(rows) is None
+        assert b"the best" not in curves_svg(rows, "loss", LIGHT)

@@ -15,7 +15,7 @@ from random_workdir import write
 
 from diffusion_jax.cli.main import main
 from diffusion_jax.evals.gathering import NOTHING, Gathered
-from diffusion_jax.runs.unfinished import Unfinished
+from diffusion_jax.runs.evaluate.partial import PartialEvaluation
 
 ROOT = Path(__file__).parents[2]
 NUM, BATCH = 320, 8
@@ -118,17 +118,17 @@ def test_the_result_is_that_of_an_evaluation_that_was_not_disturbed(runs):
 def test_another_evaluation_does_not_go_on_from_it(runs, tmp_path):
     """Seed, number and checkpoint are of the name."""
 
-    one = Unfinished(tmp_path, {"seed": 0})
+    one = PartialEvaluation(tmp_path, {"seed": 0})
     one.write("samples", NOTHING, {"a": 1})
-    assert Unfinished(tmp_path, {"seed": 0}).of("samples") == (NOTHING, {"a": 1})
-    assert Unfinished(tmp_path, {"seed": 1}).of("samples") == (None, None)
+    assert PartialEvaluation(tmp_path, {"seed": 0}).of("samples") == (NOTHING, {"a": 1})
+    assert PartialEvaluation(tmp_path, {"seed": 1}).of("samples") == (None, None)
 
 
 def test_a_damaged_file_is_said_and_begun_anew(tmp_path, capsys):
-    one = Unfinished(tmp_path, {})
+    one = PartialEvaluation(tmp_path, {})
     one.write("samples", Gathered(3, {}, {"pooled": np.arange(300.0).reshape(3, 100)}))
     data = bytearray(one.path.read_bytes())
     data[len(data) // 2] ^= 1
     one.path.write_bytes(data)
-    assert Unfinished(tmp_path, {}).of("samples") == (None, None)
+    assert PartialEvaluation(tmp_path, {}).of("samples") == (None, None)
     assert "is damaged" in capsys.readouterr().err

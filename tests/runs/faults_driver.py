@@ -6,7 +6,9 @@ One process, for what takes time is to import, to trace and to compile.
 import contextlib
 import hashlib
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from diffusion_jax import build
+from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
 from diffusion_jax.train.checkpoint import TREES
 
@@ -48,14 +50,14 @@ class Poisoned:
 @contextlib.contextmanager
 def poisoned(first, last):
     """Within, training reads NaN for the batches [first, last)."""
-    whole = build.batches
-    build.batches = lambda config, *args, **options: Poisoned(
+    whole = experiment.batches
+    experiment.batches = lambda config, *args, **options: Poisoned(
         whole(config, *args, **options), first, last, config.train.batch_size
     )
     try:
         yield
     finally:
-        build.batches = whole
+        experiment.batches = whole
 
 
 def trace_once():
@@ -65,9 +67,9 @@ def trace_once():
     def once(name, make):
         return lambda *args: made[name] if name in made else made.setdefault(name, make(*args))
 
-    build.compiled_step = once("step", build.compiled_step)
-    state = once("state", build.initial_state)
-    build.initial_state = lambda *args: jax.tree.map(jnp.copy, state(*args))  # the step donates its own
+    experiment.compiled_step = once("step", experiment.compiled_step)
+    state = once("state", experiment.initial_state)
+    experiment.initial_state = lambda *args: jax.tree.map(jnp.copy, state(*args))  # the step donates its own
 
 
 def digest(folder, step):
@@ -85,9 +87,31 @@ def run(name, workdir, **changes):
     print(f"RUN {name}", flush=True)
     flags = [f"--config.{key}={value}" for key, value in options.items()]
     status = main(["train", f"--config={ROOT / 'configs/tiny.py'}", f"--workdir={workdir}", *flags])
-    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
-    ended = {"status": status, "steps": steps, "state": digest(workdir / "checkpoints", steps[-1])}
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
+    ended = {"status": status, "steps": steps, "time": time.monotonic()}
+    ended["state"] = digest(workdir / "checkpoints", steps[-1]) if steps else None
     print(f"ENDED {json.dumps(ended)}", flush=True)
+
+
+@contextlib.contextmanager
+def endless_drawing():
+    """Within, a program that draws never ends, and says when it begins."""
+    drawing = experiment.sample_program
+
+    def endless(model, how, mesh, *guides):
+        turns = jax.jit(lambda: jax.lax.while_loop(lambda x: x >= 0, lambda x: (x + 1.0) % 7.0, 0.0))
+
+        def program(params, pretrained, seeds, told):
+            print("drawing", flush=True)
+            return turns()
+
+        return program
+
+    experiment.sample_program = endless
+    try:
+        yield
+    finally:
+        experiment.sample_program = drawing
 
 
 if __name__ == "__main__":
@@ -104,3 +128,7 @@ if __name__ == "__main__":
         run("resumed", root / "twice", **short)
     with poisoned(7, 10**9):
         run("given up", root / "never", **short)
+    with endless_drawing():
+        run("stopped drawing", root / "drawn", sample__every=3, checkpoint__every=0)
+    sys.stdout.flush()
+    os._exit(0)  # threads that were left behind draw on

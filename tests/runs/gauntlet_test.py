@@ -155,11 +155,12 @@ class Gauntlet:
         if number == signal.SIGKILL:
             assert code == -signal.SIGKILL
             saving = bool(half_saved(self.root) - old)
-        elif code == -signal.SIGTERM:  # before training listens: there was nothing to save
+        elif code in (-signal.SIGTERM, 128 + signal.SIGTERM):  # before training listens: there was nothing to save
             assert self.given() == 0, "a step was lost"
         else:
             assert code == 0, self.output.read_text()[-2000:]
-            assert saved(self.root) == max(self.given(), before), "what was done is not saved"
+            compiling = self.given() == before + 1 and saved(self.root) == before  # a step that never began
+            assert compiling or saved(self.root) == max(self.given(), before), "what was done is not saved"
         assert saved(self.root) >= before
         phase = "save" if saving else "sample" if self.is_sampling(at) else "steps" if at > before else "start"
         self.met[f"{name} in {phase}"] += 1

@@ -12,9 +12,9 @@ import pytest
 from diffusion_jax.cli.main import main
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.metrics import read_metrics
-from diffusion_jax.runs import mirror as mirror_module
-from diffusion_jax.runs.mirror import Mirror, MirrorError
-from diffusion_jax.runs.trained import restore
+from diffusion_jax.runs.workdir import mirror as mirror_module
+from diffusion_jax.runs.workdir.mirror import Mirror, MirrorError
+from diffusion_jax.runs.workdir.restored import restore
 from diffusion_jax.train import manifest
 from diffusion_jax.train.checkpoint import SaveError
 

@@ -5,9 +5,9 @@ import contextlib
 import jax
 import numpy as np
 
-from diffusion_jax import build
+from diffusion_jax import experiment
 from diffusion_jax.config import base
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train.checkpoint import Checkpoints
 
 
@@ -22,9 +22,9 @@ def write(root, task):
     workdir.write_config(config)
     diffusion = task == "diffusion"
     abstract = (
-        build.abstract_state(config, build.trainee(config, build.model(config)))
+        experiment.abstract_state(config, experiment.trainee(config, experiment.model(config)))
         if diffusion
-        else build.abstract_state(config, build.classifier.trainee(config))
+        else experiment.abstract_state(config, experiment.classifier.trainee(config))
     )
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda a: np.asarray(0.3 * rng.standard_normal(a.shape), a.dtype), abstract)

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from diffusion_jax import build
+from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
 from diffusion_jax.data.pipeline import example_indices
 from diffusion_jax.report.examples import read_examples
@@ -49,14 +49,14 @@ def arguments(workdir, **changes):
 @contextlib.contextmanager
 def devices(count):
     """Within, training sees so many."""
-    whole = build.mesh
-    build.mesh = lambda config: sharding.mesh(
+    whole = experiment.mesh
+    experiment.mesh = lambda config: sharding.mesh(
         **{axis: config.mesh[axis] for axis in sharding.AXES}, devices=jax.devices()[:count]
     )
     try:
         yield
     finally:
-        build.mesh = whole
+        experiment.mesh = whole
 
 
 def train(workdir, count, **changes):

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax import build
-from diffusion_jax.build.conditions.label import labels_for
+from diffusion_jax import experiment
 from diffusion_jax.config import base
 from diffusion_jax.data.classes import Classes, known
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs import classes, training_data
-from diffusion_jax.runs.mirror import Mirror
-from diffusion_jax.runs.real_images import RealImages, plain
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.models.conditions.label import labels_for
+from diffusion_jax.runs.evaluate.real_images import RealImages, plain
+from diffusion_jax.runs.train import training_data
+from diffusion_jax.runs.workdir import classes
+from diffusion_jax.runs.workdir.mirror import Mirror
+from diffusion_jax.runs.workdir.paths import Workdir
 
 NUMBERS = tuple(map(str, range(1, 13)))
 BY_TEXT = tuple(sorted(NUMBERS))
@@ -146,7 +147,7 @@ def test_another_split_is_measured_by_the_names_of_the_training_data(splits, rec
     if recorded:
         classes.keep(workdir, training_data.opened(config, workdir)[1])
     trained_before(workdir)
-    model = dataclasses.replace(build.model(config), classes=classes.of_workdir(config, workdir))
+    model = dataclasses.replace(experiment.model(config), classes=classes.of_workdir(config, workdir))
     dogs = RealImages(plain(config, "test", 1), 0, model)
     ((_, batch),) = dogs.batches()
     assert batch["label"].tolist() == [1]
@@ -182,8 +183,10 @@ def test_a_classifier_that_numbers_classes_in_another_order_guides_to_the_same_c
         def apply(self, params, x, t):
             return jnp.repeat(logits, len(x), axis=0)
 
-    classifier = build.Classifier(Network(), {}, 3, (8, 8, 1), 1.0, numbers=numbers)
-    log_prob = classifier.log_prob({}, jnp.arange(4), build.schedule("vp"))(jnp.zeros((4, 8, 8, 1)), jnp.full(4, 0.5))
+    classifier = experiment.Classifier(Network(), {}, 3, (8, 8, 1), 1.0, numbers=numbers)
+    log_prob = classifier.log_prob({}, jnp.arange(4), experiment.schedule("vp"))(
+        jnp.zeros((4, 8, 8, 1)), jnp.full(4, 0.5)
+    )
     np.testing.assert_allclose(np.exp(log_prob), [0.3, 0.2, 0.5, 1.0], rtol=1e-6)  # cat, dog, fox, none
 
 

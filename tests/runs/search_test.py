@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from diffusion_jax.runs.search import Choice, Outcome, best, meshes, search
+from diffusion_jax.runs.plan.search import Choice, Outcome, best, meshes, search
 
 BATCH = 64
 

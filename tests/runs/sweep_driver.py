@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from diffusion_jax.cli.main import main
-from diffusion_jax.runs import sweep_local, sweep_trials
+from diffusion_jax.runs.sweep import local as sweep_local
+from diffusion_jax.runs.sweep import trials as sweep_trials
 
 STUB = (sys.executable, str(Path(__file__).with_name("sweep_stub.py")))
 

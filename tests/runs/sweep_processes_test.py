@@ -15,7 +15,8 @@ import pytest
 from sweep_driver import STUB
 
 from diffusion_jax.cli.main import main
-from diffusion_jax.runs import sweep_local, sweep_trials
+from diffusion_jax.runs.sweep import local as sweep_local
+from diffusion_jax.runs.sweep import trials as sweep_trials
 from diffusion_jax.train.faults import Stop
 
 ROOT = Path(__file__).parents[2]
@@ -110,18 +111,65 @@ def all_one_after_another(times):
 
 def test_crashes_are_recorded_and_the_rest_goes_on_and_retry_runs_them_again(tmp_path, capsys):
     text = GRID.replace("1e-4, 1e-3, 4e-3, 1e-2", "0.5, 1e-3, 0.25")
-    assert main(["sweep", *flags(tmp_path, text, "sweep")]) == 0
+    assert main(["sweep", *flags(tmp_path, text, "sweep")]) == 4
+    said = capsys.readouterr()
+    assert "2 of 3 trials failed and have no rank: 000, 002" in said.err
+    assert [line.split()[0] for line in said.out.splitlines() if line.endswith("  failed")] == ["000", "002"]
     rows = table(tmp_path / "sweep")
     assert [(row["trial"], row["state"]) for row in rows] == [(1, "done"), (0, "failed"), (2, "failed")]
     assert rows[1]["reason"] == "status 1: it crashed, as it was told"
     assert rows[2]["reason"] == "its loss was not finite at the end"
-    assert main(["sweep", *flags(tmp_path, text, "sweep")]) == 0
+    assert main(["sweep", *flags(tmp_path, text, "sweep")]) == 4
     assert {name: len(each) for name, each in runs(tmp_path / "sweep").items()} == {"000": 1, "001": 2, "002": 2}
-    assert main(["sweep", *flags(tmp_path, text, "sweep", "--retry")]) == 0
+    assert main(["sweep", *flags(tmp_path, text, "sweep", "--retry")]) == 4
     assert {name: len(each) for name, each in runs(tmp_path / "sweep").items()} == {"000": 2, "001": 2, "002": 2}
     assert main(["sweep", *flags(tmp_path, GRID.replace("1e-4, 1e-3, 4e-3, 1e-2", "0.5"), "bad")]) == 2
     assert "all 1 trials failed; of trial 000" in capsys.readouterr().err
     assert (tmp_path / "bad" / "report.html").exists()
+
+
+def test_the_trials_that_are_done_are_read_anew(tmp_path):
+    """One of an earlier version's record keeps its outcome; one that a new objective finds not finite has failed."""
+    text = GRID.replace("1e-4, 1e-3, 4e-3, 1e-2", "1e-4, 1e-3")
+    assert main(["sweep", *flags(tmp_path, text, "sweep", "--jobs=2")]) == 0
+    before = table(tmp_path / "sweep")
+    path = tmp_path / "sweep" / "trials" / "000" / "trial.json"
+    record = json.loads(path.read_text())
+    del record["step"], record["seconds"]
+    path.write_text(json.dumps(record))
+    assert main(["sweep", *flags(tmp_path, text, "sweep")]) == 0
+    assert table(tmp_path / "sweep") == before
+    for number, other in (("000", "1.0"), ("001", "null")):
+        metrics = tmp_path / "sweep" / "trials" / number / "metrics.jsonl"
+        metrics.write_text(metrics.read_text().replace('"loss"', f'"other": {other}, "loss"'))
+    assert main(["sweep", *flags(tmp_path, text.replace("Objective(", "Objective('other', ", 1), "sweep")]) == 4
+    rows = table(tmp_path / "sweep")
+    assert [(row["trial"], row["state"], row["value"]) for row in rows] == [(0, "done", 1.0), (1, "failed", None)]
+
+
+def test_a_sweep_of_an_earlier_version_goes_on(tmp_path, capsys):
+    """The defaults of keys that it lacks complete its record, as those of a workdir; other values are another sweep."""
+    assert main(["sweep", *flags(tmp_path, GRID, "sweep", "--launcher=manifest")]) == 0
+    path = tmp_path / "sweep" / "sweep.json"
+    now = path.read_bytes()
+    record = json.loads(now)
+    del record["config"]["model"]["places"], record["config"]["evaluate"]
+    path.write_text(json.dumps(record))
+    assert main(["sweep", *flags(tmp_path, GRID, "sweep", "--launcher=manifest")]) == 0
+    said = capsys.readouterr().err
+    assert "an earlier version wrote" in said
+    assert "sweep.json: the defaults of evaluate, model.places complete it" in said
+    assert path.read_bytes() == now
+    path.write_text(json.dumps(record))
+    other = flags(tmp_path, GRID, "sweep", "--launcher=manifest", "--config.model.places=True")
+    assert main(["sweep", *other]) == 2
+    assert "config.model.places is False there and True here" in capsys.readouterr().err
+    for content in ("{", "[]", "{}", json.dumps(record | {"config": {"nonsense": 1}})):
+        path.write_text(content)
+        assert main(["sweep", *flags(tmp_path, GRID, "sweep")]) == 2
+        said = capsys.readouterr().err
+        assert "sweep.json is not what this version of sweep wrote" in said
+        assert said.count("\n") == 1
 
 
 def test_a_signal_stops_the_trials_saved_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys):

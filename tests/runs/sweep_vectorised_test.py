@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import build
 from diffusion_jax import config as configs
-from diffusion_jax.build import vectorised
+from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
+from diffusion_jax.experiment import vectorised
 from diffusion_jax.report.metrics import read_metrics
-from diffusion_jax.runs import sweep_vectorised
-from diffusion_jax.runs.sweep_trials import Trial, changed
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.sweep import vectorised as sweep_vectorised
+from diffusion_jax.runs.sweep.trials import Trial, changed
+from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import sharding
 from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.state import TrainState
@@ -52,7 +52,7 @@ def trials():
 
 def batches_of(config, model):
     """The first `STEPS`."""
-    with contextlib.closing(build.batches(config, build.source(config), model)) as batches:
+    with contextlib.closing(experiment.batches(config, experiment.source(config), model)) as batches:
         return [
             {name: batch[name] for name in ("image", "label")} for batch in itertools.islice(endless(batches), STEPS)
         ]
@@ -66,7 +66,7 @@ def endless(batches):
 @pytest.fixture(scope="module")
 def batches(trials):
     """Of each trial: its seed shuffles them."""
-    model = build.model(trials[0])
+    model = experiment.model(trials[0])
     return [batches_of(config, model) for config in trials]
 
 
@@ -74,10 +74,10 @@ def batches(trials):
 def single(trials, batches):
     """(losses [STEPS], state) of the second trial by itself, as `train` steps it."""
     mesh, config = sharding.mesh(devices=jax.devices()[:1]), trials[1]
-    model = build.model(config)
+    model = experiment.model(config)
     state, step = (
-        build.initial_state(config, build.trainee(config, model), mesh),
-        build.compiled_step(config, build.trainee(config, model), mesh),
+        experiment.initial_state(config, experiment.trainee(config, model), mesh),
+        experiment.compiled_step(config, experiment.trainee(config, model), mesh),
     )
     losses = []
     for batch in batches[1]:
@@ -92,7 +92,7 @@ def single(trials, batches):
 def test_a_trial_is_its_own_single_run(trials, batches, single, at_once):
     """Seeds, learning rates, decays, averages, loss weights and dropped labels all differ."""
     mesh = sharding.mesh(devices=jax.devices()[:1])
-    model = build.model(trials[0])
+    model = experiment.model(trials[0])
     values = vectorised.values(trials, list(CHANGES[0] | MORE[0]))
     steps = vectorised.train_steps(trials[0], model, mesh, own_batches=True, at_once=at_once)
     step = jax.jit(steps, out_shardings=sharding.replicated(mesh))
@@ -134,7 +134,7 @@ def flags(tmp_path, rates, name, *others):
 def swept(tmp_path_factory):
     """A finished sweep of three trials, of which one diverges at once."""
     root = tmp_path_factory.mktemp("vectorised")
-    assert main(flags(root, RATES, "sweep", *SHORT)) == 0
+    assert main(flags(root, RATES, "sweep", *SHORT)) == 4
     return root / "sweep"
 
 
@@ -190,7 +190,7 @@ def test_a_killed_sweep_goes_on_from_the_step_that_all_have(swept, tmp_path):
     for name in ("commit_success.txt", "manifest.json"):
         (root / "trials" / "002" / "checkpoints" / "20" / name).unlink()
     (root / "trials" / "000" / "checkpoints" / "20" / "manifest.json").unlink()
-    assert main(flags(tmp_path, RATES, "sweep", *SHORT)) == 0
+    assert main(flags(tmp_path, RATES, "sweep", *SHORT)) == 4
     for name in ("000", "002"):
         before, after = (read_metrics(each / "trials" / name / "metrics.jsonl") for each in (swept, root))
         assert [record["step"] for record in after] == [5, 10, 15, 20]

@@ -9,8 +9,8 @@ from PIL import Image
 from diffusion_jax.config import base
 from diffusion_jax.data import description
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs import training_data
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.train import training_data
+from diffusion_jax.runs.workdir.paths import Workdir
 
 
 def write(folder, *sizes, mode="L"):

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from random_workdir import write
 
-from diffusion_jax import build
+from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
 from diffusion_jax.config import base
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.metrics import read_metrics
-from diffusion_jax.runs import snapshots, training_evaluation
-from diffusion_jax.runs.train import train
-from diffusion_jax.runs.trained import restore
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.train import train, training_evaluation
+from diffusion_jax.runs.workdir import snapshots
+from diffusion_jax.runs.workdir.paths import Workdir
+from diffusion_jax.runs.workdir.restored import restore
 from diffusion_jax.train import ema, sharding
 
 STEPS, EVERY = 12, 3
@@ -48,7 +48,7 @@ def trained(tmp_path_factory):
     home = tmp_path_factory.mktemp("training")
     write(home / "classifier", "classifier")
     after = []
-    compiled = build.compiled_step
+    compiled = experiment.compiled_step
 
     def recording(*args):
         compiled_step = compiled(*args)
@@ -61,7 +61,7 @@ def trained(tmp_path_factory):
         return step
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "compiled_step", recording)
+        patch.setattr(experiment, "compiled_step", recording)
         train(config_of(home), home / "whole")
         assert len(after) == STEPS
     return home, after
@@ -82,8 +82,8 @@ def stopped(home):
             calls.append(1)
             if len(calls) == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
-                asked = options["stopped"]
-                options["stopped"] = lambda: _until(asked)
+                sample_request = options["stopped"]
+                options["stopped"] = lambda: _until(sample_request)
             return gather(*args, **options)
 
         patch.setattr(training_evaluation.measured_samples, "gather_samples", interrupted)
@@ -94,10 +94,10 @@ def stopped(home):
     return home
 
 
-def _until(asked):
+def _until(sample_request):
     """The signal takes a moment to be noted."""
     for _ in range(200):
-        if asked():
+        if sample_request():
             return True
         time.sleep(0.01)
     return False
@@ -159,7 +159,7 @@ def test_an_average_from_snapshots_is_the_one_that_is_tracked(trained, sigma):
     for n, params in enumerate(after, 1):
         beta = (1 - 1 / n) ** (gamma + 1)
         average = jax.tree.map(lambda a, p, b=beta: b * a + (1 - b) * p, average, params)
-    abstract = build.abstract_state(config, build.trainee(config, build.model(config))).ema
+    abstract = experiment.abstract_state(config, experiment.trainee(config, experiment.model(config))).ema
     mesh = sharding.mesh(devices=jax.devices()[:1])
     found = snapshots.reconstruct(home / "whole", config, abstract, mesh, sigma, STEPS)
     size = np.sqrt(np.mean(np.concatenate([np.ravel(a) for a in jax.tree.leaves(average)]) ** 2))
@@ -200,7 +200,7 @@ def test_a_length_that_the_snapshots_cannot_tell_is_refused(home, capsys):
     [
         ({"evaluate__metrics": ("fdd",)}, "evaluate.metrics has 'fdd'"),
         ({"evaluate__metrics": ()}, "evaluate.metrics names one or more"),
-        ({"evaluate__every": -1}, "are at least 0"),
+        ({"evaluate__every": -1}, "evaluate.every is at least 0; got -1"),
         ({"evaluate__features": ""}, "fd needs features"),
         ({"evaluate__num": 2}, "takes 4 images, and --num is 2"),
         ({"checkpoint__best_metric": "kid"}, "checkpoint.best_metric='kid' is a score of evaluate.metrics: fd, prec"),

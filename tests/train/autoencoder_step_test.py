@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from diffusion_jax import build
+from diffusion_jax import experiment
 from diffusion_jax.train import sharding
 
 
@@ -25,9 +25,9 @@ def stepped(**changes):
     """The state before and after one step."""
     config = config_of(**changes)
     mesh = sharding.mesh(devices=jax.devices()[:1])
-    state = build.initial_state(config, build.autoencoder.trainee(config), mesh)
+    state = experiment.initial_state(config, experiment.autoencoder.trainee(config), mesh)
     x = np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 1)).astype(np.float32)
-    step = jax.jit(build.train_step(config, build.autoencoder.trainee(config), mesh))
+    step = jax.jit(experiment.train_step(config, experiment.autoencoder.trainee(config), mesh))
     return state.params, step(state, {"image": x}, jax.random.key(0))[0].params
 
 

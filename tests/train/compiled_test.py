@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from diffusion_jax.train import compiled, sharding
-from diffusion_jax.train.compiled import Collective
+from diffusion_jax.runs.plan import compiled
+from diffusion_jax.runs.plan.compiled import Collective
+from diffusion_jax.train import sharding
 
 
 def program(f, mesh, specs, out, *shapes):

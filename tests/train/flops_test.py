@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from diffusion_jax.train import flops
+from diffusion_jax.runs.plan import flops
 
 
 def work(f, *args):

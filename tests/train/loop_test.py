@@ -15,6 +15,7 @@ from diffusion_jax.runs.train.saving import Saving
 from diffusion_jax.train import faults, feed, loop, sharding
 from diffusion_jax.train.guard import Guard, LossSpikeError, NonFiniteLossError
 from diffusion_jax.train.hooks import Hook
+from diffusion_jax.train.interruptible import Abandoned
 from diffusion_jax.train.spikes import Spikes
 from diffusion_jax.train.step import by_time, summarize
 
@@ -233,6 +234,33 @@ def test_a_signal_before_a_step_leaves_out_the_sample_that_is_due_after_it():
     recorder = Recorder(waits=lambda: signal.raise_signal(signal.SIGTERM) if next(batches) == 6 else None)
     assert int(recorder.run().step) == 6
     assert [event[:2] for event in recorder.events][-2:] == [("log", 6), ("save", 6)]
+
+
+def test_a_sample_that_a_signal_left_behind_is_the_last_thing_before_the_save():
+    """No step comes in between, which would wait for the devices that still draw."""
+    recorder = Recorder()
+
+    class Leaving(list):
+        def append(self, entry):
+            super().append(entry)
+            if entry[0] == "sample":
+                signal.raise_signal(signal.SIGTERM)
+                raise Abandoned
+
+    recorder.events = Leaving()
+    assert int(recorder.run(sample_every=6).step) == 6
+    assert [entry[0] for entry in recorder.events][-3:] == ["sample", "log", "save"]
+
+
+def test_a_first_step_that_a_signal_left_behind_while_it_compiled_changes_nothing(monkeypatch):
+    recorder = Recorder()
+
+    def abandoned(*args):
+        raise Abandoned
+
+    monkeypatch.setattr(recorder, "step", abandoned)
+    assert int(recorder.run(start=4).step) == 4
+    assert recorder.events == []
 
 
 def test_a_stop_asked_for_before_the_first_step_does_no_step():

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.train import machines
-from diffusion_jax.train.machines import CHIPS, roofline
+from diffusion_jax.launching import machines
+from diffusion_jax.launching.machines import CHIPS, roofline
 
 
 @pytest.mark.parametrize(

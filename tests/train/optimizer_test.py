@@ -49,6 +49,20 @@ def test_muon_orthogonalizes_inner_matrices_and_leaves_the_rest_to_nadam():
         np.testing.assert_allclose(update, -rate * nadam * g / (np.abs(g) + eps), rtol=1e-4)
 
 
+def test_muon_takes_each_layer_of_a_stack_as_if_it_stood_alone():
+    rng, options = np.random.default_rng(0), dict(b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, clip=0)
+    tx = optimizer.optimizer("muon", lambda _: 0.1, outer=("conv_in",), stacked=("layers",), **options)
+
+    def step(params):
+        return tx.update(params, tx.init(params), params)[0]
+
+    layers = {"kernel": jnp.array(rng.normal(size=(3, 4, 8))), "bias": jnp.array(rng.normal(size=(3, 8)))}
+    stacked = step({"layers": layers})["layers"]
+    for i in range(3):
+        alone = step({"layer": jax.tree.map(lambda a, i=i: a[i], layers)})["layer"]
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-6), stacked, alone)
+
+
 def test_clipping_scales_the_global_norm():
     tx = optimizer.optimizer("adam", lambda _: 1.0, b1=0.0, b2=0.0, eps=1e9, weight_decay=0.0, clip=1.0)
     grads = {"a": jnp.array([30.0]), "b": jnp.array([40.0])}

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from configs import tiny
-from diffusion_jax import build
+from diffusion_jax import experiment
 from diffusion_jax.nets.network import Network
 from diffusion_jax.train import sharding
 from diffusion_jax.train import step as steps
@@ -38,7 +38,7 @@ class Perceptron(Network):
 
 
 def small_model(config):
-    model = build.model(config)
+    model = experiment.model(config)
     network = Perceptron(model.network.out_channels, model.num_classes, dropout=config.model.dropout)
     return dataclasses.replace(model, network=network)
 
@@ -53,9 +53,9 @@ def run(config, count=3, devices=None):
     """The state after `count` steps, the losses, and the state's layout."""
     sizes = {axis: config.mesh[axis] for axis in sharding.AXES}
     mesh = sharding.mesh(**sizes, devices=devices or jax.devices()[:1])
-    model = build.model(config)
-    state = build.initial_state(config, build.trainee(config, model), mesh)
-    step = build.compiled_step(config, build.trainee(config, model), mesh)
+    model = experiment.model(config)
+    state = experiment.initial_state(config, experiment.trainee(config, model), mesh)
+    step = experiment.compiled_step(config, experiment.trainee(config, model), mesh)
     losses = []
     for n in range(count):
         batch = jax.device_put(batch_of(config.train.batch_size, n), sharding.batch_sharding(mesh))
@@ -102,11 +102,11 @@ def test_accumulation_equals_the_whole_batch(alone):
 def test_several_steps_in_one_dispatch_are_the_same_steps(alone):
     config = config_of()
     mesh = sharding.mesh(devices=jax.devices()[:1])
-    model = build.model(config)
-    several = jax.jit(steps.several(build.train_step(config, build.trainee(config, model), mesh)))
+    model = experiment.model(config)
+    several = jax.jit(steps.several(experiment.train_step(config, experiment.trainee(config, model), mesh)))
     batches = jax.tree.map(lambda *arrays: np.stack(arrays), *(batch_of(seed=n) for n in range(3)))
     state, metrics = several(
-        build.initial_state(config, build.trainee(config, model), mesh), batches, jax.random.key(0)
+        experiment.initial_state(config, experiment.trainee(config, model), mesh), batches, jax.random.key(0)
     )
     np.testing.assert_allclose(metrics["loss"], alone[1], rtol=1e-6)
     assert int(state.step) == 3
@@ -118,8 +118,8 @@ def dropping():
     config = config_of(model__dropout=0.3, condition_dropout=0.5)
     model = small_model(config)
     mesh = sharding.mesh(devices=jax.devices()[:1])
-    return jax.jit(build.train_step(config, build.trainee(config, model), mesh)), shifted(
-        build.initial_state(config, build.trainee(config, model), mesh)
+    return jax.jit(experiment.train_step(config, experiment.trainee(config, model), mesh)), shifted(
+        experiment.initial_state(config, experiment.trainee(config, model), mesh)
     )
 
 
@@ -173,9 +173,9 @@ def test_condition_dropout_replaces_labels_by_the_null_class(dropping):
 def test_the_loss_falls():
     config = config_of(train__batch_size=64, optimizer__learning_rate=5e-3)
     mesh = sharding.mesh(devices=jax.devices()[:1])
-    model = build.model(config)
-    step = build.compiled_step(config, build.trainee(config, model), mesh)
-    state, losses = build.initial_state(config, build.trainee(config, model), mesh), []
+    model = experiment.model(config)
+    step = experiment.compiled_step(config, experiment.trainee(config, model), mesh)
+    state, losses = experiment.initial_state(config, experiment.trainee(config, model), mesh), []
     batch = {"image": jnp.zeros((64, 8, 8, 1)) + 0.5, "label": jnp.zeros(64, jnp.int32)}
     for _ in range(60):
         state, metrics = step(state, batch, jax.random.key(0), {})
@@ -189,8 +189,8 @@ def test_importance_sampled_times_learn_where_the_loss_is():
     config.sample.steps = 4
     mesh = sharding.mesh(devices=jax.devices()[:1])
     model = small_model(config)
-    step = jax.jit(build.train_step(config, build.trainee(config, model), mesh))
-    state = build.initial_state(config, build.trainee(config, model), mesh)
+    step = jax.jit(experiment.train_step(config, experiment.trainee(config, model), mesh))
+    state = experiment.initial_state(config, experiment.trainee(config, model), mesh)
     for n in range(3):
         state, metrics = step(state, batch_of(64, n), jax.random.key(0))
     assert (np.asarray(state.history.counts) > 2).all()
@@ -216,8 +216,8 @@ def test_each_formulation_takes_a_finite_step(changes):
     config = config_of(**changes)
     mesh = sharding.mesh(devices=jax.devices()[:1])
     model = small_model(config)
-    state, metrics = jax.jit(build.train_step(config, build.trainee(config, model), mesh))(
-        build.initial_state(config, build.trainee(config, model), mesh), batch_of(), jax.random.key(0)
+    state, metrics = jax.jit(experiment.train_step(config, experiment.trainee(config, model), mesh))(
+        experiment.initial_state(config, experiment.trainee(config, model), mesh), batch_of(), jax.random.key(0)
     )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, metrics)))
 
@@ -226,16 +226,16 @@ def test_a_learned_schedule_learns_and_is_sampled_as_it_was_learned():
     config = config_of(schedule="learned(hidden=16)", objective="vdm", times="low_discrepancy")
     mesh = sharding.mesh(devices=jax.devices()[:1])
     model = small_model(config)
-    start = build.initial_state(config, build.trainee(config, model), mesh)
-    step = jax.jit(build.train_step(config, build.trainee(config, model), mesh))
+    start = experiment.initial_state(config, experiment.trainee(config, model), mesh)
+    step = jax.jit(experiment.train_step(config, experiment.trainee(config, model), mesh))
     state = start
     for n in range(3):
         state, _ = step(state, batch_of(16, n), jax.random.key(0))
     before, after = (model.bind(s.params).schedule.logsnr(np.linspace(0, 1, 9)) for s in (start, state))
     assert np.abs(after - before).max() > 1e-3
     assert (np.diff(after) < 0).all()
-    how = dataclasses.replace(build.sampling(config), sampler="dpmpp_2m", steps=4)
-    program = build.sample_program(model, how, mesh)
+    how = dataclasses.replace(experiment.sampling(config), sampler="dpmpp_2m", steps=4)
+    program = experiment.sample_program(model, how, mesh)
     seeds = np.arange(2, dtype=np.int32)
     learned = state.params["schedule"]
     with_learned, with_other = (

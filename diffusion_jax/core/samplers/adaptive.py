@@ -71,7 +71,8 @@ def ode(rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 1000) -> Adapti
     """The probability-flow ODE by Dormand and Prince's pair of orders 5 and 4, as score-SDE's ODE sampler.
 
     Appendix D.4 of arXiv:2011.13456, in the variables of `Flow`. It lands on every time of the grid, so a grid of one
-    step is the freest. From schedule.t_min to the data it takes the Euler step that its last evaluation gives. Every
+    step is the freest. From schedule.t_min to the data it takes the Euler step that its last evaluation gives; where
+    the grid's last time before the data is t_min or less, that step is all there is of the last interval. Every
     example has its own steps, independent of its neighbours; a batch runs as long as its slowest. An example that
     needs over max_steps steps between two times comes out as NaN.
     """
@@ -80,8 +81,7 @@ def ode(rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 1000) -> Adapti
 
     def solve(denoise: Denoiser, schedule: Schedule, times: Array, x: Array, trajectory: bool) -> Array:
         flow = Flow(denoise, schedule)
-        least = jnp.minimum(jnp.asarray(schedule.t_min, times.dtype), times[0])
-        until = jnp.where(schedule.sigma(times[1:]) > 0, times[1:], least)
+        until = jnp.where(schedule.sigma(times[1:]) > 0, times[1:], jnp.minimum(schedule.t_min, times[:-1]))
 
         def step(x, inputs):
             start, stop, norm, (alpha, sigma) = inputs
@@ -101,7 +101,7 @@ def ode(rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 1000) -> Adapti
 def dormand_prince(
     field: Field, y: Any, start: Array, stop: Array, *, rtol: float, atol: float, max_steps: int
 ) -> tuple[Any, Any]:
-    """(y, dy/du) at u = stop of the solution with y at u = start; both scalars, stop on either side of start.
+    """(y, dy/du) at u = stop of the solution with y at u = start; both scalars, stop on either side of start or at it.
 
     Every example's error, the root mean square over each leaf of y of the difference of the two orders in units of
     atol + rtol |y|, stays below 1 in each of its steps. NaN where max_steps did not suffice.
@@ -109,8 +109,8 @@ def dormand_prince(
     length = stop - start
     batch = jax.tree.leaves(y)[0].shape[0]
 
-    def slope(fraction: Array, y: Any) -> Any:  # dy / d(fraction of the interval)
-        return jax.tree.map(lambda d: length * d, field(start + length * fraction, y))
+    def slope(fraction: Array, y: Any) -> Any:
+        return field(start + length * fraction, y)
 
     def like(a: Array, leaf: Array) -> Array:
         return a.reshape(-1, *(1,) * (leaf.ndim - 1))
@@ -124,7 +124,7 @@ def dormand_prince(
         def stage(carry, inputs):
             slopes, _ = carry
             i, c, row = inputs
-            inner = jax.tree.map(lambda y, k: y + like(taken, y) * jnp.tensordot(row, k, 1), y, slopes)
+            inner = jax.tree.map(lambda y, k: y + like(length * taken, y) * jnp.tensordot(row, k, 1), y, slopes)
             new = slope(at + c * taken, inner)
             return (jax.tree.map(lambda k, d: k.at[i].set(d), slopes, new), inner), None
 
@@ -136,7 +136,7 @@ def dormand_prince(
 
         def error(k, old, new):
             scale = atol + rtol * jnp.maximum(jnp.abs(old), jnp.abs(new))
-            ratio = like(taken, old) * jnp.tensordot(jnp.asarray(_ERROR, dtype), k, 1) / scale
+            ratio = like(length * taken, old) * jnp.tensordot(jnp.asarray(_ERROR, dtype), k, 1) / scale
             return jnp.sqrt(jnp.mean(ratio**2, axis=tuple(range(1, ratio.ndim))))
 
         errors = jnp.stack(jax.tree.leaves(jax.tree.map(error, slopes, y, proposal))).max(0)
@@ -155,4 +155,4 @@ def dormand_prince(
     state = (zeros, y, slope(zeros, y), zeros + _FIRST_STEP, 0)
     at, y, last_slope, _, _ = jax.lax.while_loop(lambda s: jnp.any(s[0] < 1) & (s[-1] < max_steps), advance, state)
     y = jax.tree.map(lambda a: jnp.where(like(at >= 1, a), a, jnp.nan), y)
-    return y, jax.tree.map(lambda d: d / length, last_slope)
+    return y, last_slope

@@ -17,6 +17,7 @@ from diffusion_jax.core.samplers.loop import (
     steps_of,
     two_evaluations_a_step,
 )
+from diffusion_jax.core.samplers.trapezoid import trapezoidal_weight
 from diffusion_jax.core.schedules import Level, Schedule
 from diffusion_jax.errors import UserError
 
@@ -50,15 +51,15 @@ def euler(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math.inf, s_n
 def heun(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math.inf, s_noise: float = 1.0) -> Sampler:
     """Algorithm 2 of EDM, and algorithm 1 where s_churn = 0: Euler's step, then the trapezoidal rule. Second order.
 
-    Churn as in `euler`. Two evaluations a step, one where sigma = 0 at its end; a step from alpha = 0, where
-    sigma / alpha has no value, stays Euler's.
+    Churn as in `euler`. Two evaluations a step, one where sigma = 0 at its end. A step from where there is next to no
+    signal has the weight that `trapezoidal_weight` says; EDM's own steps have EDM's.
     """
     churn = _churn("heun", s_churn, s_min, s_max, s_noise)
 
     def plan(schedule, times):
         time, t, (keep, std) = churn(schedule, times)
         s = steps_of(schedule, times)[1]
-        half = 0.5 * jnp.where(t.alpha > 0, s.sigma - s.alpha * t.sigma / t.alpha, 0.0)
+        half = trapezoidal_weight(t, s, above=1.0)
         one, zero = jnp.ones_like(half), jnp.zeros_like(half)
         first = ((keep, std), zero, s.alpha, s.sigma, zero)
         second = ((one, zero), one, zero, zero, half)

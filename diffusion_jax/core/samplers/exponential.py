@@ -44,18 +44,17 @@ def moment(k: int, h: Array) -> Array:
 def orders(order: int, schedule: Schedule, times: Array, *, taper: bool | None = None) -> Array:
     """[N] the order of each step of a multistep method: at most `order`, and one more than the usable past steps.
 
-    A past step at which alpha = 0 is unusable: its lambda is -inf. The step that ends at sigma = 0 has order 1, for
-    its h is inf; with taper the step before it at most 2 and so on, by default where there are fewer than 15 steps.
+    A past step at which alpha = 0 is unusable: its lambda is -inf. With taper the last step is of order 1, the one
+    before it at most 2 and so on, by default where there are fewer than 15 steps. A step that ends at sigma = 0 has
+    order 1 in any case, for its h is inf.
     """
     steps = len(times) - 1
     n = jnp.arange(steps)
     usable = n + jnp.where(schedule.alpha(times[0]) > 0, 1, 0)
     result = jnp.clip(usable, 1, order)
-    if not ends_at_data(schedule, times):
-        return result
     if steps < _FEW_STEPS if taper is None else taper:
         return jnp.minimum(result, steps - n)
-    return jnp.where(n == steps - 1, 1, result)
+    return jnp.where(n == steps - 1, 1, result) if ends_at_data(schedule, times) else result
 
 
 def earlier(a: Array, steps: int) -> Array:

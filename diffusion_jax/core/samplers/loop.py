@@ -12,6 +12,10 @@ from diffusion_jax.core.denoisers import Denoiser
 from diffusion_jax.core.schedules import Level, Schedule
 from diffusion_jax.errors import UserError
 
+Times = Array | np.ndarray
+"""A time grid [N + 1]. As numbers, which a numpy array is in a program that is traced too, rather than as a traced
+array, it tells a sampler whether it ends at the data."""
+
 Noise = Callable[..., Array]
 """noise(draw=0): standard normal noise of x's shape, the step's independent draw of that number.
 
@@ -89,7 +93,7 @@ def is_concrete(a: Array) -> bool:
     return not isinstance(a, jax.core.Tracer)
 
 
-def evaluations(sampler: Sampler | AdaptiveSampler, schedule: Schedule, times: Array) -> int | None:
+def evaluations(sampler: Sampler | AdaptiveSampler, schedule: Schedule, times: Times) -> int | None:
     """How often the sampler calls the denoiser over times, its NFE; None where that depends on the data."""
     if isinstance(sampler, AdaptiveSampler):
         return None
@@ -110,7 +114,7 @@ def integrate(
     denoise: Denoiser,
     sampler: Sampler | AdaptiveSampler,
     schedule: Schedule,
-    times: Array,
+    times: Times,
     x: Array,
     keys: Array,
     *,
@@ -140,30 +144,49 @@ def integrate(
     return jnp.concatenate([x[None], path[step_ends]])
 
 
-def _as_times(times: Array, dtype: Any) -> Array:
+def _as_times(times: Times, dtype: Any) -> Array:
     """times in float32 or better, as a concrete array where it can be."""
     if np.ndim(times) != 1 or len(times) < 2:
         raise UserError(f"a time grid holds at least 2 times; got shape {np.shape(times)}")
     with jax.ensure_compile_time_eval():
-        return jnp.asarray(times, jnp.promote_types(dtype, jnp.float32))
+        times = jnp.asarray(times, jnp.promote_types(dtype, jnp.float32))
+    if is_concrete(times) and (repeated := np.flatnonzero(np.diff(times) == 0)).size:
+        raise UserError(f"a time grid has no step of length 0; got t = {float(times[repeated[0]]):.6g} twice in a row")
+    return times
 
 
 def sample(
     denoise: Denoiser,
     sampler: Sampler | AdaptiveSampler,
     schedule: Schedule,
-    times: Array,
+    times: Times,
     seeds: Array,
     shape: tuple[int, ...],
     *,
     trajectory: bool = False,
 ) -> Array:
-    """Draws x_1 ~ N(0, prior_std^2 I) and integrates it along times, from times[0] = 1 to times[-1] = 0.
+    """Draws x ~ N(0, prior_std^2 I) and integrates it along times, from times[0], 1 or near it, to times[-1].
 
     seeds [B] are integers, shape is one example's; sample i depends on seeds[i] alone, not on the batch, its
-    neighbours or the mesh. Returns [B, *shape], or [N + 1, B, *shape] with trajectory.
+    neighbours or the mesh. Returns [B, *shape], or [N + 1, B, *shape] with trajectory. Raises UserError for a grid
+    that starts where x is more signal than noise, as `leading` does with one step.
     """
+    _check_start(schedule, times)
     keys = jax.vmap(jax.random.key)(seeds)
     prior_key, step_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     x = schedule.prior_std * jax.vmap(lambda key: jax.random.normal(key, shape))(prior_key)
     return integrate(denoise, sampler, schedule, times, x, step_keys, trajectory=trajectory)
+
+
+def _check_start(schedule: Schedule, times: Times) -> None:
+    with jax.ensure_compile_time_eval():
+        start = jnp.asarray(times, jnp.float32)[0]
+        levels = schedule.level(start)
+    if not is_concrete(levels.alpha):
+        return
+    t, alpha, sigma = float(start), float(levels.alpha), float(levels.sigma)
+    if t < 1 and alpha > sigma:
+        raise UserError(
+            f"sampling starts from noise, but this time grid starts at t = {t:.4g}, where the schedule has "
+            f"alpha {alpha:.2g} and sigma {sigma:.2g}; take more steps, or time grid 'trailing'"
+        )

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.core.samplers.loop import Plan, Sampler, ends_at_data, steps_of
+from diffusion_jax.core.samplers.trapezoid import trapezoidal_weight
 
 _ADAMS_BASHFORTH = np.array([[1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 / 12, 5 / 12, 0], [55, -59, 37, -9]])
 _ADAMS_BASHFORTH[3] /= 24
@@ -29,7 +30,7 @@ def plms() -> Sampler:
         if steps == 1 and ends_at_data(schedule, times):
             return Plan((is_new, stay, s, weights), times[:-1], np.arange(1))
         # The second evaluation belongs to the first step: it sees where Euler's led and makes it a trapezoidal one.
-        improve = 0.5 * change[0] * jnp.array([1.0, -1.0, 0.0, 0.0], change.dtype)
+        improve = trapezoidal_weight(t, s, above=10.0)[0] * jnp.array([1.0, -1.0, 0.0, 0.0], change.dtype)
         insert = lambda a, value: jnp.insert(a, 1, value, axis=0)  # noqa: E731
         return Plan(
             (

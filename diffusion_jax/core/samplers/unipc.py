@@ -9,13 +9,14 @@ from diffusion_jax.core.samplers.loop import Sampler, one_evaluation_a_step, ste
 from diffusion_jax.errors import UserError
 
 
-def unipc(order: int = 2, variant: str = "bh2", corrector: bool = True) -> Sampler:
+def unipc(order: int = 2, variant: str = "bh2", corrector: bool = True, taper: bool = True) -> Sampler:
     """UniPC-p of Zhao et al. 2023 (arXiv:2302.04867, algorithms 1 and 2), data prediction; order p = 1, 2 or 3.
 
     Predictor and corrector are x_s = (sigma_s / sigma_t) x_t + alpha_s (m_0 x0_t + sum_k c_k (x0_k - x0_t) / r_k),
     r_k = (lambda_k - lambda_t) / h, over p - 1 past steps; the corrector takes the evaluation at s (r = 1) as well and
     so has one order more, p + 1. Where a single c is left, it is B(h) / 2: B = h for variant "bh1", 1 - e^-h for
-    "bh2".
+    "bh2". With taper the last steps are of order 1, 2, ... counted from the end, wherever that is: `lower_order_final`
+    of its authors and diffusers. A step to the data is of order 1 in any case.
     """
     if order not in (1, 2, 3) or variant not in ("bh1", "bh2"):
         raise UserError(f"sampler unipc takes order 1, 2 or 3 and variant 'bh1' or 'bh2'; got {order} and {variant!r}")
@@ -25,7 +26,7 @@ def unipc(order: int = 2, variant: str = "bh2", corrector: bool = True) -> Sampl
         h = log_ratio(s) - log_ratio(t)
         moments = [moment(k, h) for k in range(4)]
         past = [-earlier(h, 1) / h, -(earlier(h, 1) + earlier(h, 2)) / h]
-        n = orders(order, schedule, times, taper=True)
+        n = orders(order, schedule, times, taper=taper)
         half = 0.5 * (h if variant == "bh1" else moments[0])
 
         def weights(points: list[Array]) -> list[Array]:

@@ -7,7 +7,7 @@ schedule has parameters and therefore no name: `learned.Learned(params)`.
 from collections.abc import Callable
 
 from diffusion_jax.core.schedules.base import Level, Schedule
-from diffusion_jax.core.schedules.continuous import continuous_cosine, edm, rectified_flow, sigmoid, ve, vp
+from diffusion_jax.core.schedules.continuous import continuous_cosine, edm, rectified_flow, sigmoid, sub_vp, ve, vp
 from diffusion_jax.core.schedules.discrete import DiscreteVP, cosine, linear, scaled_linear
 from diffusion_jax.core.schedules.learned import Learned
 from diffusion_jax.core.schedules.modifiers import MODIFIERS, Modifier, input_scale, shift, time_shift, zero_snr
@@ -18,6 +18,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "cosine": cosine,
     "sigmoid": sigmoid,
     "vp": vp,
+    "sub_vp": sub_vp,
     "continuous_cosine": continuous_cosine,
     "ve": ve,
     "edm": edm,
@@ -41,6 +42,7 @@ __all__ = [
     "scaled_linear",
     "shift",
     "sigmoid",
+    "sub_vp",
     "time_shift",
     "ve",
     "vp",

@@ -30,6 +30,31 @@ class LinearVP(LogAlpha):
 
 
 @dataclasses.dataclass(frozen=True)
+class SubVP(Schedule):
+    """alpha of `LinearVP` and sigma = 1 - alpha^2, the square of that schedule's sigma."""
+
+    base: LinearVP
+    variance_preserving = False
+
+    def level(self, t: Array) -> Level:  # noqa: D102
+        log_alpha2 = self.base.log_alpha2(t)
+        return Level(jnp.exp(0.5 * log_alpha2), -jnp.expm1(log_alpha2))
+
+    def logsnr(self, t: Array) -> Array:  # noqa: D102
+        return self.base.log_alpha2(t) - 2 * safe_log(self.sigma(t))
+
+    def time(self, logsnr: Array) -> Array:
+        """Of the positive root of alpha^2 = SNR sigma^2 = SNR (1 - alpha^2)^2: sigma = 2 / (1 + sqrt(1 + 4 SNR))."""
+        logsnr = jnp.clip(logsnr, -MAX_LOGSNR, MAX_LOGSNR)
+        root = jnp.sqrt(1 + 4 * jnp.exp(logsnr))
+        sigma = 2 / (1 + root)
+        # alpha^2 = SNR sigma^2 where sigma is near 1; 1 - sigma where it is near 0.
+        near_data = sigma < 0.5
+        log_alpha2 = jnp.where(near_data, jnp.log1p(-jnp.where(near_data, sigma, 0.0)), logsnr + 2 * jnp.log(sigma))
+        return jnp.clip(self.base.time_of(log_alpha2), 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class ContinuousCosine(Schedule):
     """alpha = cos(a), sigma = sin(a) for an angle a that rises linearly from 0 to where the log-SNR is logsnr_min."""
 
@@ -156,6 +181,17 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
     if not 0 < beta_min <= beta_max:
         raise UserError(f"schedule 'vp' needs 0 < beta_min <= beta_max; got {beta_min} and {beta_max}")
     return LinearVP(beta_min, beta_max)
+
+
+def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
+    """The sub-VP SDE dx = -beta x / 2 dt + sqrt(beta (1 - exp(-2 int_0^t beta))) dw, with `vp`'s beta.
+
+    alpha is `vp`'s, and sigma = 1 - alpha^2 never above its sigma: section 3.4 and appendix B of score-SDE
+    (arXiv:2011.13456), there for better likelihoods.
+    """
+    if not 0 < beta_min <= beta_max:
+        raise UserError(f"schedule 'sub_vp' needs 0 < beta_min <= beta_max; got {beta_min} and {beta_max}")
+    return SubVP(LinearVP(beta_min, beta_max))
 
 
 def continuous_cosine(logsnr_min: float = -15.0) -> Schedule:

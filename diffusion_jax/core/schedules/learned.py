@@ -15,6 +15,8 @@ Params = dict[str, Any]
 
 _BISECTIONS = 24  # halves [0, 1] down to float32's resolution
 
+_LEAST_RISE = 1e-6  # of the network from t = 0 to 1, and of the log-SNR's slope: 0 where all weights are
+
 
 def init(key: Array, hidden: int = 1024, logsnr_max: float = 13.3, logsnr_min: float = -5.0) -> Params:
     """Parameters of VDM's monotone network (arXiv:2107.00630, appendix H), with its log-SNR at both ends."""
@@ -43,7 +45,7 @@ def apply(params: Params, t: Array) -> Array:
 def _progress(params: Params, t: Array) -> Array:
     """How far gamma(t) is on its way from one end, 0, to the other, 1."""
     low, high = _monotone(params, jnp.zeros(())), _monotone(params, jnp.ones(()))
-    return (_monotone(params, t) - low) / (high - low)
+    return (_monotone(params, t) - low) / jnp.maximum(high - low, _LEAST_RISE)
 
 
 def _monotone(params: Params, t: Array) -> Array:
@@ -84,7 +86,8 @@ class Learned(Schedule):
         low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, ends)
         t = jax.lax.stop_gradient(0.5 * (low + high))
         slope = jax.jvp(self.logsnr, (t,), (jnp.ones_like(t),))[1]
-        return jnp.clip(t - (self.logsnr(t) - logsnr) / jax.lax.stop_gradient(slope), 0.0, 1.0)
+        slope = jnp.minimum(jax.lax.stop_gradient(slope), -_LEAST_RISE)
+        return jnp.clip(t - (self.logsnr(t) - logsnr) / slope, 0.0, 1.0)
 
     def conditioning(self, t: Array) -> Array:
         """The log-SNR scaled to [0, 1000] from data to noise: VDM's network input, on DDPM's scale."""

@@ -193,6 +193,8 @@ def zero_snr() -> Modifier:
     def modify(schedule: Schedule) -> Schedule:
         if not schedule.variance_preserving:
             raise UserError("modifier 'zero_snr' needs a variance-preserving schedule; this one is not")
+        if schedule.steps == 1:
+            raise UserError("modifier 'zero_snr' keeps a chain's first step and moves its last; this chain has only 1")
         return ZeroTerminal(schedule)
 
     return modify

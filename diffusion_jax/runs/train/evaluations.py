@@ -4,10 +4,11 @@ import jax
 
 from diffusion_jax.report.metrics import MetricWriter, NullWriter, read_metrics
 from diffusion_jax.report.progress import Progress
-from diffusion_jax.runs import results, training_evaluation
-from diffusion_jax.runs.measured_samples import Interrupted
+from diffusion_jax.runs.evaluate import results
+from diffusion_jax.runs.evaluate.measured_samples import Interrupted
+from diffusion_jax.runs.train import training_evaluation
 from diffusion_jax.runs.train.parts import Run
-from diffusion_jax.runs.training_evaluation import Evaluate
+from diffusion_jax.runs.train.training_evaluation import Evaluate
 from diffusion_jax.train.hooks import Moment
 from diffusion_jax.train.state import TrainState
 
@@ -37,7 +38,8 @@ class Evaluations:
         # Processes draw together: one alone cannot stop.
         stopped = lambda: run.stop.signal is not None and jax.process_count() == 1  # noqa: E731
         try:
-            result = self._evaluation(state.ema, step, stopped=stopped, phase=run.watchdog.phase)
+            with self._bar.doing(f"evaluating {', '.join(run.config.evaluate.metrics)}"):
+                result = self._evaluation(state.ema, step, stopped=stopped, phase=run.watchdog.phase)
         except Interrupted as done:
             self._bar.note(f"evaluation after {step} steps: stopped by {run.stop.signal} after {done}")
             return

@@ -11,8 +11,8 @@ from diffusion_jax.runs.train.metric_log import MetricLog
 from diffusion_jax.runs.train.parts import Run
 from diffusion_jax.runs.train.previews import Previews
 from diffusion_jax.runs.train.profiles import Profiles
+from diffusion_jax.runs.train.records import append_nonfinite, example_log
 from diffusion_jax.runs.train.saving import Saving
-from diffusion_jax.runs.train_records import append_nonfinite, example_log
 from diffusion_jax.train import feed, loop, sharding
 from diffusion_jax.train.guard import Guard
 from diffusion_jax.train.hooks import Hook
@@ -62,12 +62,18 @@ def fit(run: Run, state: TrainState, resumed: int | None) -> TrainState:
             stop=run.stop,
             watch=(
                 log.watch,
-                lambda step, metrics, position: run.checkpoints.check(),
+                lambda step, metrics, position: _begun(run),
                 lambda step, metrics, position: shown.update(step, loss=log.latest["loss"]),
                 guard.watch,
             ),
             phase=run.watchdog.phase,
         )
+
+
+def _begun(run: Run) -> None:
+    """After a step: what the run writes stays from now on. Raises what made the last save fail, if it has."""
+    run.training.begun = True
+    run.checkpoints.check()
 
 
 def _corrupt(run: Run) -> dict[str, float]:

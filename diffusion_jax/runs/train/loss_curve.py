@@ -2,7 +2,7 @@
 
 from diffusion_jax.report import pictures
 from diffusion_jax.report.metrics import read_metrics
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train.hooks import Moment
 
 

@@ -6,8 +6,9 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax.runs.tasks import Task
-from diffusion_jax.runs.workdir import Workdir
+from diffusion_jax.runs.train.tasks import Task
+from diffusion_jax.runs.workdir.lock import Training
+from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.faults import Stop, Watchdog
 
@@ -25,6 +26,7 @@ class Run:
     rating: dict[int, float]  # {step: the lower the better}, from evaluations: which checkpoints are kept as the best
     stop: Stop
     watchdog: Watchdog
+    training: Training  # the lock of the workdir
 
     @property
     def first(self) -> bool:

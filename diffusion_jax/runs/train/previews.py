@@ -21,7 +21,9 @@ class Previews:
             self._bar.note(f"after {step} steps: " + ", ".join(f"{k} {v:.4g}" for k, v in measures.items()))
         if task.draw is None:
             return
-        image = task.draw(moment.state.ema)
+        how = self._run.config.sample
+        with self._bar.doing(f"drawing a grid: {how.num} samples, {how.sampler}, {how.steps:,} steps"):
+            image = task.draw(moment.state.ema)
         file = self._run.workdir.sample_grid(step)
         if self._run.first:
             pictures.save_png(file, image)

@@ -1,6 +1,6 @@
 """Snapshots of the averages that `sample --ema=LENGTH` reconstructs others from."""
 
-from diffusion_jax.runs import snapshots
+from diffusion_jax.runs.workdir import snapshots
 from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.hooks import Moment
 from diffusion_jax.train.state import TrainState

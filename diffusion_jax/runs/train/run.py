@@ -9,19 +9,23 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffusion_jax import build
 from diffusion_jax import config as configs
+from diffusion_jax import experiment
 from diffusion_jax.errors import UserError
-from diffusion_jax.runs import snapshots, tasks, training_evaluation
-from diffusion_jax.runs.mirror import Mirror
+from diffusion_jax.runs.plan import preflight
+from diffusion_jax.runs.train import tasks, training_evaluation
 from diffusion_jax.runs.train.fitting import fit
 from diffusion_jax.runs.train.parts import Run
-from diffusion_jax.runs.train_records import print_changes, print_summary
-from diffusion_jax.runs.workdir import Workdir, as_trained
+from diffusion_jax.runs.train.records import print_changes, print_summary
+from diffusion_jax.runs.workdir import snapshots
+from diffusion_jax.runs.workdir.lock import Training, training_in
+from diffusion_jax.runs.workdir.mirror import Mirror
+from diffusion_jax.runs.workdir.paths import Workdir, as_trained
 from diffusion_jax.train import agreement, processes
 from diffusion_jax.train.checkpoint import Checkpoints, source_commit, versions
 from diffusion_jax.train.faults import Stop, Watchdog, stop_on_signal
 from diffusion_jax.train.guard import DivergedError
+from diffusion_jax.train.interruptible import Abandoned, interruptible
 from diffusion_jax.train.state import TrainState
 
 _OF_THE_MACHINE = ("data.threads", "data.workers", "data.data_dir")
@@ -34,20 +38,25 @@ def train(config: ConfigDict, root: Path) -> None:
     What a user can get wrong raises UserError before the workdir is touched. A SIGINT or SIGTERM saves and returns.
     """
     config = configs.check(config)
-    _check_numbers(config)
+    _check_intervals(config)
     with stop_on_signal() as stop, Watchdog(config.train.hang_seconds, root / "stacks.txt") as watchdog:
-        _train(config, Workdir(root), stop, watchdog)
+        try:
+            with training_in(root) as training:
+                _train(config, Workdir(root), stop, watchdog, training)
+        except Abandoned:
+            print(f"stopped by {stop.signal} before the first step; the same command begins anew", flush=True)
 
 
-def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog) -> None:
+def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog, training: Training) -> None:
     mirror = Mirror(config.checkpoint.mirror, workdir.root) if config.checkpoint.mirror else None
     with watchdog.phase("restore"), processes.leaving_with_the_others():
         if mirror and jax.process_index() == 0:
             mirror.catch_up()
         _agree_on_config(config)
         config = as_trained(config, workdir)
-    mesh = build.mesh(config)
-    task = tasks.task(config, workdir, mesh)
+    mesh = experiment.mesh(config)
+    task = interruptible(lambda: tasks.task(config, workdir, mesh))
+    preflight.check_memory(config, task.model, task.abstract, mesh)
     rating: dict[int, float] = {}
     with (
         contextlib.closing(task.batches),
@@ -55,7 +64,7 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog)
         _closing(snapshots.writable(workdir, config)) as profiles,
         processes.leaving_with_the_others(),
     ):
-        run = Run(config, workdir, task, mesh, checkpoints, profiles, rating, stop, watchdog)
+        run = Run(config, workdir, task, mesh, checkpoints, profiles, rating, stop, watchdog, training)
         with watchdog.phase("restore"):
             state, resumed = _start(run)
         if resumed is not None and resumed >= config.train.steps:
@@ -90,8 +99,9 @@ def _start(run: Run) -> tuple[TrainState, int | None]:
     agreement.check(data | {"global batch": run.config.train.batch_size, "workdir": str(run.workdir.root)})
     resumed = run.checkpoints.latest()
     if resumed is None:
-        return _initial_state(run.config, run.task), None
-    state, position = run.checkpoints.restore(run.task.abstract, resumed)
+        return interruptible(lambda: _initial_state(run.config, run.task)), None
+    step = resumed
+    state, position = interruptible(lambda: run.checkpoints.restore(run.task.abstract, step))
     run.task.batches.set_state(position)
     if run.first:
         print_changes(run.workdir, run.config, resumed)
@@ -145,11 +155,9 @@ def _checkpoints(workdir: Workdir, config: ConfigDict, rating: dict[int, float],
     )
 
 
-def _check_numbers(config: ConfigDict) -> None:
-    """Raises unless every interval ends where a dispatch of several steps does, and there is a step to do."""
+def _check_intervals(config: ConfigDict) -> None:
+    """Raises unless every interval ends where a dispatch of several steps does."""
     n = config.train.steps_per_dispatch
-    if n < 1 or config.train.steps < 1:
-        raise UserError(f"train.steps={config.train.steps} and train.steps_per_dispatch={n} are at least 1")
     intervals = {
         "train.steps": config.train.steps,
         "log_every": config.log_every,
@@ -161,14 +169,8 @@ def _check_numbers(config: ConfigDict) -> None:
     training_evaluation.check_intervals(config)
     snapshots.check(config)
     for name, value in intervals.items():
-        if value < 0 or value % n:
+        if value % n:
             raise UserError(f"{name}={value} is not a multiple of train.steps_per_dispatch={n}")
-    least = {"nonfinite_limit": 1, "nonfinite_rollbacks": 0, "hang_seconds": 0, "spike_window": 1, "spike_limit": 1}
-    for name, minimum in least.items():
-        if config.train[name] < minimum:
-            raise UserError(f"train.{name}={config.train[name]} is at least {minimum}")
-    if config.train.spike_factor and config.train.spike_factor <= 1:
-        raise UserError(f"train.spike_factor={config.train.spike_factor} is greater than 1, or 0 for no such check")
 
 
 def _initial_state(config: ConfigDict, task: tasks.Task) -> TrainState:

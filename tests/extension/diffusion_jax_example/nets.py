@@ -9,6 +9,7 @@ from jax import Array
 
 from diffusion_jax.nets.layers import time_embedding
 from diffusion_jax.nets.network import Network, TensorRule
+from diffusion_jax.ranges import FROM_0, FROM_1, Range
 
 
 class Perceptron(Network):
@@ -23,6 +24,7 @@ class Perceptron(Network):
         (r"layer_\d+_down/kernel$", -2),
     )
     outer_layers: ClassVar[tuple[str, ...]] = ("embedding", "first", "last")
+    ranges: ClassVar[Mapping[str, Range]] = {"width": FROM_1, "depth": FROM_0}
 
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False) -> Array:

@@ -1,0 +1,63 @@
+"""From a config to objects, and nothing else. Everything below takes plain arguments, never a config."""
+
+from diffusion_jax.experiment import autoencoder, classifier, precompute
+from diffusion_jax.experiment.data import batches, opened, source, tokenizer
+from diffusion_jax.experiment.model import model, schedule
+from diffusion_jax.experiment.objective import time_sampling
+from diffusion_jax.experiment.precompute import digest, precompute_program, precomputed
+from diffusion_jax.experiment.sampling import sampling
+from diffusion_jax.experiment.training import (
+    Trainee,
+    abstract_state,
+    compiled_step,
+    examples,
+    initial_state,
+    layout,
+    mesh,
+    optimizer,
+    train_step,
+)
+from diffusion_jax.experiment.training import of_model as trainee
+from diffusion_jax.models.classifier import Classifier
+from diffusion_jax.models.editing import Edit, edit_program, edit_times
+from diffusion_jax.models.latent import Autoencoder
+from diffusion_jax.models.model import Model
+from diffusion_jax.models.sampling import Guides, Sampling, guided, sample_program, trajectory_program
+
+__all__ = [
+    "Autoencoder",
+    "Classifier",
+    "Edit",
+    "Guides",
+    "Model",
+    "Sampling",
+    "Trainee",
+    "abstract_state",
+    "autoencoder",
+    "batches",
+    "classifier",
+    "compiled_step",
+    "digest",
+    "edit_program",
+    "edit_times",
+    "examples",
+    "guided",
+    "initial_state",
+    "layout",
+    "mesh",
+    "model",
+    "opened",
+    "optimizer",
+    "precompute",
+    "precompute_program",
+    "precomputed",
+    "sample_program",
+    "sampling",
+    "schedule",
+    "source",
+    "time_sampling",
+    "tokenizer",
+    "train_step",
+    "trainee",
+    "trajectory_program",
+]

@@ -1,0 +1,96 @@
+"""A classifier of noisy images: its network and its training."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from ml_collections import ConfigDict
+
+from diffusion_jax.config import base
+from diffusion_jax.core import process
+from diffusion_jax.core.objectives import Examples, Trained, cross_entropy
+from diffusion_jax.core.times import AdaptiveTimes
+from diffusion_jax.errors import UserError
+from diffusion_jax.experiment.model import schedule
+from diffusion_jax.experiment.objective import time_sampling
+from diffusion_jax.experiment.training import Trainee
+from diffusion_jax.models.classifier import Classifier
+from diffusion_jax.models.text import DTYPES
+from diffusion_jax.nets import classifier as nets
+from diffusion_jax.train.state import Params
+
+_SHARED = ("num_classes", "channels", "multipliers", "blocks", "attention", "head_channels", "groups", "dropout")
+"""What a classifier takes of `model`, beside the dtype."""
+
+_ALWAYS = {"scale_shift": True, "resample": "block"}
+"""What it does whatever `model` says."""
+
+
+def network(config: ConfigDict) -> nets.Classifier:
+    """The network that a config of task classifier trains: of `model`, what it shares with the U-Net."""
+    options = config.model
+    if not options.num_classes:
+        raise UserError("a classifier needs model.num_classes, the number of its classes")
+    if not options.head_channels:
+        raise UserError("a classifier needs model.head_channels, the channels of an attention head")
+    if options.dtype not in DTYPES:
+        raise UserError(f"unknown model.dtype {options.dtype!r}; choose from {', '.join(DTYPES)}")
+    return nets.Classifier(dtype=DTYPES[options.dtype], **{name: options[name] for name in _SHARED})
+
+
+def _check_unused(config: ConfigDict) -> None:
+    """Raises UserError where `model` asks for what a classifier has not."""
+    usual = base().model
+    for name in usual:
+        if name not in (*_SHARED, "dtype") and config.model[name] not in (usual[name], _ALWAYS.get(name, usual[name])):
+            raise UserError(f"a classifier has no model.{name}={config.model[name]}; leave it at {usual[name]}")
+
+
+def trained(config: ConfigDict, params: Params, scale: float) -> Classifier:
+    """The classifier of config with its parameters."""
+    shape = (config.data.height, config.data.width, config.data.channels)
+    return Classifier(network(config), params, config.model.num_classes, shape, scale)
+
+
+def trainee(config: ConfigDict) -> Trainee:
+    """The training of a classifier, by `core.objectives.cross_entropy` at times drawn as config.times says."""
+    net, noise = network(config), schedule(config.schedule)
+    _check_unused(config)
+    times = time_sampling(config.times)
+    if isinstance(times, AdaptiveTimes):
+        raise UserError(f"a classifier draws its times independently of its losses; times={config.times} does not")
+
+    def init(key: Array) -> Params:
+        x = jnp.zeros((1, config.data.height, config.data.width, config.data.channels))
+        return net.init(key, x, jnp.zeros(1))["params"]
+
+    def trained(params: Params, pretrained: Mapping[str, Params], dropout: Array) -> Trained:
+        def apply(x: Array, t: Array, cond: Any) -> Array:
+            return net.apply({"params": params}, x, t, train=True, rngs={"dropout": dropout})  # type: ignore[return-value]
+
+        return Trained(params, pretrained, apply, noise)
+
+    return Trainee(
+        cross_entropy(times, noise),
+        init,
+        lambda key, batch, pretrained: Examples(batch["image"], {"label": batch["label"]}),
+        trained,
+        net.tensor_rules,
+        net.outer_layers,
+    )
+
+
+def accuracy_program(config: ConfigDict) -> Any:
+    """(params, images [B, H, W, C], labels [B], t) -> the share of right answers at time t, compiled."""
+    net, noise = network(config), schedule(config.schedule)
+
+    def program(params: Params, x0: Array, label: Array, t: Array) -> Array:
+        eps = jax.random.normal(jax.random.key(0), x0.shape)
+        at = jnp.full(len(x0), t)
+        x = process.diffuse(x0, eps, noise.level(at))
+        logits: Any = net.apply({"params": params}, x, noise.conditioning(at))
+        return jnp.mean(jnp.argmax(logits, axis=-1) == label)
+
+    return jax.jit(program)

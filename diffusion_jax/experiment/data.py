@@ -1,0 +1,104 @@
+"""The data of a config."""
+
+import jax
+from ml_collections import ConfigDict
+
+from diffusion_jax.data import pipeline, sources
+from diffusion_jax.data.classes import Classes, renumbered, shown
+from diffusion_jax.data.precomputed import Precomputed
+from diffusion_jax.data.tokens import Tokenizer
+from diffusion_jax.errors import UserError
+from diffusion_jax.models.conditions import Condition, Label, spatial
+from diffusion_jax.models.model import Model
+
+_CAPTIONS = 20_000  # read to learn a tokenizer
+
+
+def opened(config: ConfigDict) -> sources.Source:
+    """The data set that data.source names, its classes numbered in its own order."""
+    needs = {"caption": bool(config.text), "label": bool(config.model.num_classes)}
+    readers = [reader for condition in spatial(config.spatial) if (reader := condition.reader())]
+    needs |= dict.fromkeys((field for reader in readers for field in reader.fields), True)
+    return sources.open_source(
+        config.data.source,
+        split=config.data.split,
+        data_dir=config.data.data_dir or None,
+        caption=config.data.caption,
+        needs=frozenset(name for name, needed in needs.items() if needed),
+    )
+
+
+def source(config: ConfigDict, classes: Classes | None = None, data: sources.Source | None = None) -> sources.Source:
+    """The data set that data.source names, or data, its labels the numbers of classes (None: in its own order).
+
+    Raises UserError where its labels do not fit the model.
+    """
+    built = opened(config) if data is None else data
+    wanted = config.model.num_classes
+    if wanted and built.num_classes is None:
+        raise UserError(
+            f"model.num_classes={wanted}, but data.source={config.data.source} has no labels; put the images of each "
+            "class in a folder of its name, or set model.num_classes=0"
+        )
+    if wanted and classes is not None:
+        what = f"split {config.data.split} of {config.data.source}"
+        return renumbered(built, classes.names if built.class_names else None, classes.count, what)
+    if wanted and built.num_classes != wanted:
+        raise UserError(
+            f"model.num_classes={wanted}, but data.source={config.data.source} has {built.num_classes} classes"
+            + (f": {shown(built.class_names)}" if built.class_names else "")
+        )
+    return built
+
+
+def batches(
+    config: ConfigDict,
+    data: sources.Source,
+    model: Model | None = None,
+    tokenizer: Tokenizer | None = None,
+    *,
+    precomputed: Precomputed | None = None,
+    split: bool = True,
+) -> pipeline.TrainBatches:
+    """Endless training batches, with what the conditions of the task read; split: this process's slice of each."""
+    told = conditions(config, model)
+    names = () if precomputed is None else precomputed.names
+    if precomputed is not None and "mean" in names and any(condition.of_image for condition in told):
+        raise UserError(
+            f"{', '.join(config.spatial)} is made of the image, and data.precomputed={precomputed.folder} has latents "
+            "alone; precompute the text alone, or nothing"
+        )
+    # What was precomputed is read all the same, without an entry of its own: it says which images are mirrored.
+    each = [condition.reader(None if set(condition.features) & set(names) else tokenizer) for condition in told]
+    return pipeline.train_batches(
+        data,
+        image_size=(config.data.height, config.data.width),
+        channels=config.data.channels,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        flip=config.data.flip,
+        cache=config.data.cache,
+        threads=config.data.threads,
+        workers=config.data.workers,
+        process_index=jax.process_index() if split else 0,
+        process_count=jax.process_count() if split else 1,
+        readers=[reader for reader in each if reader is not None],
+        precomputed=precomputed,
+        corrupt_limit=config.data.corrupt_limit,
+    )
+
+
+def conditions(config: ConfigDict, model: Model | None) -> tuple[Condition, ...]:
+    """What is told in the task of config: the model's conditions or, for a classifier, the class."""
+    if model is not None:
+        return model.conditions
+    wanted = config.task != "autoencoder" and config.model.num_classes
+    return (Label(config.model.num_classes),) if wanted else ()
+
+
+def tokenizer(model: Model, data: sources.Source) -> Tokenizer | None:
+    """The tokenizer of the model's text encoder, learned from the captions unless published; None without text."""
+    if model.text is None:
+        return None
+    examples = (data[i] for i in range(min(len(data), _CAPTIONS)))
+    return model.text.learn_tokenizer(example["caption"] for example in examples if "caption" in example)

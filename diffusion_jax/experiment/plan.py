@@ -1,0 +1,162 @@
+"""The programs of a config from shapes alone: nothing is read, allocated or run."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import ShapeDtypeStruct
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffusion_jax.core.schedules.learned import Learned
+from diffusion_jax.errors import UserError
+from diffusion_jax.experiment import autoencoder, classifier, training
+from diffusion_jax.experiment.data import conditions
+from diffusion_jax.experiment.model import model as training_model
+from diffusion_jax.experiment.sampling import sampling
+from diffusion_jax.experiment.training import Trainee
+from diffusion_jax.models.conditions import BatchEntry
+from diffusion_jax.models.latent import Autoencoder
+from diffusion_jax.models.model import Model
+from diffusion_jax.models.sampling import sample_program
+from diffusion_jax.train import sharding
+
+Traced = Any
+"""`jax.stages.Traced`: has a jaxpr, and lowers to what is compiled."""
+
+
+def mesh(config: ConfigDict, devices: Any) -> Mesh:
+    """The mesh of config over these devices; raises UserError unless it divides the batch."""
+    built = sharding.mesh(**{axis: config.mesh[axis] for axis in sharding.AXES}, devices=devices)
+    sharding.check_batch(built, config.train.batch_size, config.train.accumulate)
+    return built
+
+
+def model(config: ConfigDict, autoencoder_config: ConfigDict) -> Model:
+    """The model of a latent config before its autoencoder is trained: one of autoencoder_config, by its shapes.
+
+    Raises UserError where that is no config of an autoencoder, or config works in pixels.
+    """
+    if not config.latent:
+        raise UserError("--autoencoder is for a config with `latent`; this one works in pixels")
+    if autoencoder_config.task != "autoencoder":
+        raise UserError(f"--autoencoder is a config of task autoencoder; got one of task {autoencoder_config.task}")
+    state = training.abstract_state(autoencoder_config, autoencoder.trainee(autoencoder_config))
+    params = state.ema["autoencoder"]
+    unit = 1.0  # the scale of the latents, which is measured in training; it changes nothing of a plan
+    return training_model(config, Autoencoder(autoencoder.network(autoencoder_config), params, unit))
+
+
+def trainee(config: ConfigDict, model: Model | None) -> Trainee:
+    """The training of config, of any task; model is of task diffusion."""
+    if model is not None:
+        return training.of_model(config, model)
+    return {"autoencoder": autoencoder, "classifier": classifier}[config.task].trainee(config)
+
+
+def batch_entries(config: ConfigDict, model: Model | None, *, precomputed: bool = True) -> dict[str, BatchEntry]:
+    """What the step reads of a batch: with precomputed, latents and features where config has such."""
+    shape = (config.data.height, config.data.width, config.data.channels)
+    precomputed = precomputed and bool(config.data.precomputed)
+    found = {"image": BatchEntry(shape, jnp.float32, -1, 1)}
+    if precomputed and model is not None and model.autoencoder is not None:
+        found = {name: BatchEntry(model.x_shape, jnp.float32) for name in ("mean", "logvar")}
+    for condition in conditions(config, model):
+        found |= (condition.features if precomputed else {}) or condition.batch(shape)
+    return found
+
+
+def abstract_batch(config: ConfigDict, model: Model | None, *, precomputed: bool = True) -> dict[str, ShapeDtypeStruct]:
+    """The shapes of one batch of `batch_entries`."""
+    n = config.train.batch_size
+    entries = batch_entries(config, model, precomputed=precomputed)
+    return {name: ShapeDtypeStruct((n, *entry.shape), entry.dtype) for name, entry in entries.items()}
+
+
+def saved_bytes(model: Model) -> int:
+    """Bytes an example that the network keeps from its forward pass for its gradients, as its program is written.
+
+    Compilers keep less where they compute a cheap part again, hardly less than half.
+    """
+
+    def kept(n: int) -> int:
+        x, t = ShapeDtypeStruct((n, *model.x_shape), jnp.float32), ShapeDtypeStruct((n,), jnp.float32)
+        entries = jax.eval_shape(model.network_entries)
+        cond = {name: ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for name, a in entries.items()}
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        pull = jax.eval_shape(lambda p, *rest: jax.vjp(lambda p: model.apply(p, *rest), p)[1], params, x, t, cond)
+        return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(pull))
+
+    return kept(2) - kept(1)  # without the parameters, which are kept once
+
+
+def traced_step(config: ConfigDict, model: Model | None, mesh: Mesh) -> Traced:
+    """The compiled step of training, of any task, as far as before its compilation."""
+    trained = trainee(config, model)
+    step = training.compiled_step(config, trained, mesh)
+    pretrained: Any = model.pretrained if model is not None else {}
+    if config.task == "autoencoder":
+        pretrained = autoencoder.pretrained(config)
+    batch, several = abstract_batch(config, model), config.train.steps_per_dispatch
+    if several > 1:
+        batch = {name: ShapeDtypeStruct((several, *a.shape), a.dtype) for name, a in batch.items()}
+    seed = jax.eval_shape(lambda: jax.random.key(0))
+    return step.trace(training.abstract_state(config, trained), batch, seed, jax.tree.map(_shape, pretrained))
+
+
+def traced_sampler(config: ConfigDict, model: Model, mesh: Mesh) -> tuple[Traced, int]:
+    """(the program that draws samples as config.sample says, how many at once), before its compilation."""
+    if isinstance(model.schedule, Learned):
+        model = model.bind(jax.jit(lambda: {"schedule": model.init(jax.random.key(0))["schedule"]})())
+    everywhere = sharding.replicated(mesh)
+    share = mesh.shape["data"] * mesh.shape["fsdp"]
+    n = -(-config.sample.num // share) * share
+
+    def held(a: Any) -> ShapeDtypeStruct:
+        return ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere)
+
+    params = jax.tree.map(held, training.abstract_state(config, trainee(config, model)).ema)
+    read = abstract_batch(config, model, precomputed=False)
+    batch = {name: ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for name, a in read.items()}
+    told = jax.eval_shape(model.entries, batch)
+    program = sample_program(model, sampling(config), mesh)
+    return program.trace(params, jax.tree.map(held, model.pretrained), ShapeDtypeStruct((n,), jnp.int32), told), n
+
+
+def without_remat(config: ConfigDict) -> ConfigDict | None:
+    """The config without rematerialization, whose step has the FLOPs that the model needs; None where it has none."""
+    if config.task != "diffusion" or not config.model.get("remat"):
+        return None
+    plain = config.copy_and_resolve_references()
+    with plain.unlocked():
+        plain.model.remat = False
+    return plain
+
+
+def laid_out(config: ConfigDict, *, fsdp: int, tensor: int, remat: bool, accumulate: int) -> ConfigDict:
+    """The same training in another layout: no key that changes its result."""
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.mesh.update(data=-1, fsdp=fsdp, tensor=tensor)
+        changed.train.accumulate = accumulate
+        if changed.task == "diffusion" and "remat" in changed.model:
+            changed.model.remat = remat
+    return changed
+
+
+def accumulations(config: ConfigDict, share: int) -> list[int]:
+    """Powers of 2, rising: numbers of micro-batches into which config's batch splits, each over so many devices."""
+    options = [2**i for i in range(config.train.batch_size.bit_length())]
+    return [n for n in options if config.train.batch_size % (share * n) == 0]
+
+
+def check_task(config: ConfigDict, *, sample: bool) -> None:
+    """Raises UserError for a task that there is none of, or that has no samples."""
+    if config.task not in ("diffusion", "autoencoder", "classifier"):
+        raise UserError(f"unknown task {config.task!r}; choose from diffusion, autoencoder, classifier")
+    if sample and config.task != "diffusion":
+        raise UserError(f"a run of task {config.task} draws no samples; leave --sample out")
+
+
+def _shape(a: Any) -> ShapeDtypeStruct:
+    return ShapeDtypeStruct(a.shape, a.dtype)

@@ -1,0 +1,107 @@
+"""What is computed of the data once, in place of at every step: latents, and the features of captions."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from ml_collections import ConfigDict
+
+from diffusion_jax.data.precomputed import Precomputed, open_precomputed
+from diffusion_jax.data.tokens import from_folder
+from diffusion_jax.errors import UserError
+from diffusion_jax.models.model import Model
+from diffusion_jax.train.state import Params
+
+
+def parts(model: Model) -> tuple[str, ...]:
+    """Whose work can be done before training: "autoencoder" and names of conditions; UserError where nobody's can.
+
+    Where a condition is made of the image that training draws, latents are not precomputed.
+    """
+    of_image = any(condition.of_image for condition in model.conditions)
+    latents = ("autoencoder",) if model.autoencoder is not None and not of_image else ()
+    text = tuple(condition.name for condition in model.conditions if condition.features)
+    if not latents + text:
+        raise UserError(
+            "nothing to precompute: the config has no latent, or spatial conditions, and no text of a published encoder"
+        )
+    return latents + text
+
+
+def precompute_program(model: Model) -> Callable[[Mapping[str, Params], Mapping[str, Any]], dict[str, Array]]:
+    """(pretrained, {"image": [B, H, W, C], "tokens": [B, N]}, each where `parts` has it) -> arrays by name; jitted.
+
+    mean and logvar [B, h, w, z] of scaled latents; text [B, N, D], text_mask [B, N] and, where the
+    network is told of it, text_pooled [B, D].
+    """
+
+    @jax.jit
+    def program(pretrained: Mapping[str, Params], batch: Mapping[str, Any]) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+        if "image" in batch and model.autoencoder is not None:
+            found["mean"], found["logvar"] = model.autoencoder.encode(pretrained["autoencoder"], batch["image"])
+        for condition in model.conditions:
+            if condition.features and set(condition.encodes) <= set(batch):
+                found |= condition.encode(pretrained[condition.name], dict(batch))
+        return found
+
+    return program
+
+
+def precomputed(config: ConfigDict, model: Model) -> Precomputed | None:
+    """The arrays of data.precomputed, None where config names none.
+
+    Raises UserError where other weights than the model's made them, or of images of another size.
+    """
+    if not config.data.precomputed:
+        return None
+    found = open_precomputed(config.data.precomputed)
+    digests = made_by(model)
+    for part, made in found.weights:
+        if digests.get(part) != made:
+            raise UserError(
+                f"{found.folder} was computed by another {part} than this config's; precompute it with this config"
+            )
+    height, width = config.data.height, config.data.width
+    shapes = {name: shape for name, shape, _ in found.arrays}
+    wanted = {}
+    if model.autoencoder is not None:
+        wanted["mean"] = model.x_shape
+    if model.text is not None:
+        wanted["text"] = (model.text.length, model.text.width)
+    for name, shape in wanted.items():
+        if name in shapes and shapes[name] != shape:
+            raise UserError(
+                f"{found.folder} has {name} of {shapes[name]}, and images of {height} x {width} with this config "
+                f"give {shape}; precompute them with this config"
+            )
+    return found
+
+
+def made_by(model: Model) -> dict[str, str]:
+    """Digests of all that decides what is computed of an example: {part of the model: SHA-256}."""
+    digests = {name: digest(params) for name, params in model.pretrained.items()}
+    if model.text is None or "text" not in digests:
+        return digests
+    options = {
+        field.name: repr(getattr(model.text.network, field.name))
+        for field in dataclasses.fields(model.text.network)
+        if field.name not in ("parent", "name")
+    }
+    words = from_folder(model.text.tokenizer).to_json() if model.text.tokenizer else ""
+    reading = json.dumps([options, words], sort_keys=True)
+    return digests | {"text encoder's options or tokenizer": hashlib.sha256(reading.encode()).hexdigest()}
+
+
+def digest(params: Params) -> str:
+    """SHA-256 of parameters and their names, in hexadecimal."""
+    found = hashlib.sha256()
+    for path, array in jax.tree_util.tree_leaves_with_path(params):
+        found.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()

@@ -1,0 +1,126 @@
+"""Trials of a sweep as one program: what their configs differ in is an argument of the step, not a constant in it.
+
+The state of K trials is a `TrainState` of which every array but the step leads with K, as do seeds and values.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.experiment import training
+from diffusion_jax.models.model import Model
+from diffusion_jax.train import sharding
+from diffusion_jax.train.state import Params, TrainState
+
+KEYS = (
+    "seed",
+    "optimizer.learning_rate",
+    "optimizer.weight_decay",
+    "ema.decay",
+    "vlb_weight",
+    "condition_dropout",
+)
+"""Keys of a config that change no shape and no structure of a step.
+
+Not b1 and b2: 1 - b2 of an f32 b2 is 1e-5 off that of a config's, so that a trial would not equal its single run.
+"""
+
+Steps = Callable[[TrainState, Any, Array, Mapping[str, Array]], tuple[TrainState, dict[str, Any]]]
+"""(states, batch, seed keys [K], {key: [K]}) -> (states, metrics), each of which leads with K."""
+
+
+def values(trials: Sequence[ConfigDict], keys: Sequence[str]) -> dict[str, Array]:
+    """{key: [K]} of what each trial's config has there; raises UserError for a key that is not one of `KEYS`."""
+    if refused := [key for key in keys if key not in KEYS]:
+        raise UserError(
+            f"--vectorised cannot sweep {', '.join(refused)}, which may change shapes or the program; "
+            f"it takes {', '.join(KEYS)}; leave --vectorised out to sweep others"
+        )
+    for config in trials:
+        training.check_optimizer(config)
+    dtypes = {key: jnp.int32 if key == "seed" else jnp.float32 for key in keys}
+    return {key: jnp.asarray([_get(config, key) for config in trials], dtypes[key]) for key in keys}
+
+
+def initial_states(config: ConfigDict, model: Model, mesh: Mesh, seeds: Array) -> TrainState:
+    """The states of trials before their first step, each that of its seed [K]."""
+    draw = jax.vmap(lambda seed: _random_state(_changed(config, {"seed": seed}), model))
+    return jax.jit(lambda seeds: _of_one_step(draw(seeds)), out_shardings=sharding.replicated(mesh))(seeds)
+
+
+def train_steps(
+    config: ConfigDict,
+    model: Model,
+    mesh: Mesh,
+    pretrained: Mapping[str, Params] = training.NO_WEIGHTS,
+    *,
+    own_batches: bool = False,
+    at_once: bool = True,
+) -> Steps:
+    """The step of every trial, not yet compiled: at once by `vmap`, or one trial after another in one program.
+
+    All trials see one batch or, with own_batches, each its own [K, B, ...], after the axis of a dispatch's steps if it
+    has one. A `vmap` over kernels makes grouped convolutions, which XLA's CPU compiler has no fast kernels for.
+    """
+    several = int(config.train.steps_per_dispatch > 1)
+
+    def step(state: TrainState, batch: Mapping[str, Array], seed: Array, values: Mapping[str, Array]) -> Any:
+        changed = _changed(config, values)
+        return training.train_step(changed, training.of_model(changed, model), mesh, pretrained)(state, batch, seed)
+
+    def steps(states: TrainState, batch: Any, seeds: Array, values: Mapping[str, Array]) -> Any:
+        states = states._replace(step=jnp.broadcast_to(states.step, seeds.shape))
+        if own_batches:
+            batch = jax.tree.map(lambda a: jnp.moveaxis(a, several, 0), batch)
+        if at_once:
+            states, metrics = jax.vmap(step, in_axes=(0, 0 if own_batches else None, 0, 0))(
+                states, batch, seeds, values
+            )
+        elif own_batches:
+            states, metrics = jax.lax.map(lambda trial: step(*trial), (states, batch, seeds, values))
+        else:
+            states, metrics = jax.lax.map(lambda trial: step(trial[0], batch, *trial[1:]), (states, seeds, values))
+        return _of_one_step(states), metrics
+
+    return steps
+
+
+@jax.jit
+def one(states: TrainState, k: int | Array) -> TrainState:
+    """The state of trial k."""
+    fields = {name: jax.tree.map(lambda a: a[k], getattr(states, name)) for name in states._fields if name != "step"}
+    return states._replace(**fields)
+
+
+def together(states: Sequence[TrainState], mesh: Mesh) -> TrainState:
+    """The states of trials that are at one step, as one."""
+    stacked = _of_one_step(jax.tree.map(lambda *arrays: jnp.stack(arrays), *states))
+    return jax.device_put(stacked, sharding.replicated(mesh))
+
+
+def _of_one_step(states: TrainState) -> TrainState:
+    return states._replace(step=states.step[0])
+
+
+def _random_state(config: ConfigDict, model: Model) -> TrainState:
+    return training.random_state(config, training.of_model(config, model))
+
+
+def _changed(config: ConfigDict, values: Mapping[str, Array]) -> ConfigDict:
+    """config with traced numbers in the place of its own."""
+    changed = ConfigDict(config.to_dict())
+    with changed.ignore_type():
+        changed.update_from_flattened_dict(dict(values))
+    return changed
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config

@@ -1,0 +1,107 @@
+"""What turns pictures into the features that distances between sets of them are taken of."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from diffusion_jax.core.schedules import Schedule
+from diffusion_jax.errors import UserError
+from diffusion_jax.interop import inception_weights
+from diffusion_jax.models.classifier import Classifier
+from diffusion_jax.nets.inception import SIDE, InceptionV3
+from diffusion_jax.train import sharding
+from diffusion_jax.train.state import Params
+
+INCEPTION = "inception"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Features:
+    """A network whose features and classes samples are measured by."""
+
+    apply: Callable[[Array | np.ndarray], Mapping[str, Array]]
+    """uint8 [B, H, W, C] -> "pooled" [B, D], "probabilities" [B, classes] and of Inception sFID's "spatial" [B, D'],
+    float32; each image by itself."""
+    record: Mapping[str, Any]
+    """What a result says of it: extractor, sha256, resize."""
+    spatial: bool = False
+
+    @property
+    def name(self) -> str:
+        """As in "FD (features: ...)"."""
+        return str(self.record["extractor"])
+
+    @property
+    def published(self) -> bool:
+        """Whether they are those of FID."""
+        return self.name == INCEPTION
+
+
+def inception(weights: Path, mesh: Mesh) -> Features:
+    """FID's InceptionV3 with the weights of a .safetensors file; gray images are repeated over the channels."""
+    if not weights.is_file():
+        inception_weights.load(weights, "", {})  # raises, and says where they are to be had
+    net = InceptionV3()
+    like = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3), jnp.uint8))["params"]
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    params = sharding.to_mesh(inception_weights.load(weights, digest, like), sharding.replicated(mesh))
+
+    def program(params: Params, images: Array) -> dict[str, Array]:
+        if images.shape[-1] == 4:
+            raise UserError("InceptionV3 takes gray or RGB images; these have an alpha channel")
+        if images.shape[-1] == 1:
+            images = jnp.repeat(images, 3, axis=-1)
+        out: Any = net.apply({"params": params}, images)
+        classes = jax.nn.softmax(out["logits_unbiased"])
+        return {"pooled": out["2048"], "probabilities": classes, "spatial": out["spatial"]}
+
+    record = {"extractor": INCEPTION, "sha256": digest, "resize": f"tensorflow 1 bilinear to {SIDE} x {SIDE}"}
+    return Features(_compiled(program, params, mesh), record, spatial=True)
+
+
+def classifier(trained: Classifier, schedule: Schedule, name: str, mesh: Mesh) -> Features:
+    """What a classifier trained here pools before its last layer, at t = 0: of images of its own size alone."""
+    params = sharding.to_mesh(trained.params, sharding.replicated(mesh))
+
+    def program(params: Params, images: Array) -> dict[str, Array]:
+        if images.shape[1:] != trained.shape:
+            raise UserError(
+                f"the features' classifier is of images {_size(trained.shape)}, these are {_size(images.shape[1:])}; "
+                "train one on this data"
+            )
+        t = schedule.conditioning(jnp.zeros(len(images)))
+        x = images.astype(jnp.float32) / 127.5 - 1
+        logits, aside = trained.network.apply({"params": params}, x, t, mutable=["intermediates"])
+        (pooled,) = aside["intermediates"]["attention_pool"]["pooled"]
+        return {"pooled": pooled, "probabilities": jax.nn.softmax(logits)}
+
+    record = {"extractor": name, "sha256": digest_of(trained.params), "resize": "none"}
+    return Features(_compiled(program, params, mesh), record)
+
+
+def _compiled(program: Callable[..., dict[str, Array]], params: Params, mesh: Mesh) -> Callable[[Any], Any]:
+    split = sharding.batch_sharding(mesh)
+    run = jax.jit(program, in_shardings=(None, split), out_shardings=split)
+    return lambda images: run(params, images)
+
+
+def digest_of(params: Params) -> str:
+    """SHA-256 of the names, types, shapes and values of a tree's arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        a = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path, simple=True, separator='/')} {a.dtype} {a.shape}".encode())
+        digest.update(np.ascontiguousarray(a).tobytes())
+    return digest.hexdigest()
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,167 @@
+"""Drawing from a model: one compiled program for all of it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from diffusion_jax.core import denoisers
+from diffusion_jax.core.denoisers import Condition, Denoiser
+from diffusion_jax.core.grids import GRIDS
+from diffusion_jax.core.samplers import SAMPLERS, sample
+from diffusion_jax.core.schedules import Schedule
+from diffusion_jax.errors import UserError
+from diffusion_jax.models.classifier import Classifier
+from diffusion_jax.models.conditions.condition import NEGATIVE
+from diffusion_jax.models.model import Model
+from diffusion_jax.spec import from_spec
+from diffusion_jax.train import sharding
+from diffusion_jax.train.state import Params
+
+THRESHOLDS: dict[str, Callable[..., Callable[[Denoiser, Schedule], Denoiser]]] = {
+    "none": lambda: lambda denoise, schedule: denoise,
+    "static": lambda low=-1.0, high=1.0: partial(denoisers.static_threshold, low=low, high=high),
+    "dynamic": lambda percentile=0.995: partial(denoisers.dynamic_threshold, percentile=percentile),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How to draw samples: the keys of config.sample, all but how many, of what and when."""
+
+    sampler: str
+    grid: str
+    steps: int
+    guidance: float
+    guidance_rescale: float
+    guidance_interval: tuple[float, ...]
+    threshold: str
+    decode_tile: int
+
+
+Guided = Callable[[Params, Mapping[str, Params], Condition], Denoiser]
+"""(params, pretrained, cond) -> the denoiser with its conditions, guidance and threshold."""
+
+
+class Guides(NamedTuple):
+    """Other networks that guide the model."""
+
+    classifier: Classifier | None = None
+    weak: Model | None = None  # of the same conditions; what autoguidance leads away from
+
+
+ALONE = Guides()
+
+
+def sample_program(model: Model, how: Sampling, mesh: Mesh, guides: Guides = ALONE) -> Any:
+    """(params, pretrained, seeds [B], cond) -> images [B, H, W, C] in about [-1, 1], all in one compiled program.
+
+    cond holds the entries of the model's conditions as their `entries` and `request` give them, such as "label" [B]
+    (num_classes is the null class) and "tokens" [B, N], images at their size; an entry "negative_tokens" is what
+    guidance leads away from in place of the condition's `null`. pretrained is the model's on the devices, with
+    "classifier" and "weak" of the guides. B is a multiple of the mesh's data x fsdp. Raises UserError, before anything
+    is traced, for what the model cannot do.
+    """
+    sampler = from_spec(how.sampler, SAMPLERS, "sampler")
+    times = from_spec(how.grid, GRIDS, "time grid")(model.schedule, how.steps)
+    guide = guided(model, how, guides)
+
+    def program(params: Params, pretrained: Mapping[str, Params], seeds: Array, cond: Condition) -> Array:
+        denoise = guide(params, pretrained, cond)
+        x = sample(denoise, sampler, model.bind(params).schedule, times, seeds, model.x_shape)
+        return model.decode(pretrained, x, how.decode_tile)
+
+    split = sharding.batch_sharding(mesh)
+    return jax.jit(program, in_shardings=(None, None, split, split), out_shardings=split)
+
+
+def trajectory_program(model: Model, how: Sampling, mesh: Mesh, *, columns: int) -> tuple[Any, np.ndarray]:
+    """((params, pretrained, seeds [B], cond) -> (x, x0), times [K]): `sample_program`'s trajectory in one program.
+
+    x [K, B, H, W, C] is the sampler's state at K of its times, evenly spaced in steps, from noise to the samples; x0
+    is the denoiser's prediction there, guided and thresholded as the sampler sees it, and at t = 0 the sample; both
+    decoded where they are latents. All N + 1 states are held in the device's memory.
+    """
+    sampler = from_spec(how.sampler, SAMPLERS, "sampler")
+    grid = from_spec(how.grid, GRIDS, "time grid")(model.schedule, how.steps)
+    guide = guided(model, how)
+    shown = np.linspace(0, len(grid) - 1, min(columns, len(grid))).round().astype(int)
+    times = grid[shown]
+
+    def program(params: Params, pretrained: Mapping[str, Params], seeds: Array, cond: Condition) -> tuple[Array, Array]:
+        denoise = guide(params, pretrained, cond)
+        schedule = model.bind(params).schedule
+        path = sample(denoise, sampler, schedule, grid, seeds, model.x_shape, trajectory=True)
+        x = path[shown]
+
+        def predict(inputs: tuple[Array, Array]) -> Array:
+            x, t = inputs
+            return denoise(x, jnp.full(len(seeds), t)).x0
+
+        x0 = jax.lax.map(predict, (x[:-1], jnp.asarray(times[:-1], x.dtype)))
+        decode = lambda x: model.decode(pretrained, x, how.decode_tile)  # noqa: E731
+        return jax.lax.map(decode, x), jax.lax.map(decode, jnp.concatenate([x0, x[-1:]]))
+
+    split = sharding.batch_sharding(mesh)
+    return jax.jit(program, in_shardings=(None, None, split, split)), times
+
+
+def guided(model: Model, how: Sampling, guides: Guides = ALONE) -> Guided:
+    """What makes the denoiser that is sampled, wrapped in the order that `core.denoisers` documents."""
+    classifier, weak = guides
+    if how.guidance != 1 and weak is None and not model.conditions:
+        raise UserError(f"guidance {how.guidance} needs a conditional model; this one has no conditions")
+    if weak is not None and how.guidance == 1:
+        raise UserError("a weaker model is what guidance leads away from; give a guidance other than 1")
+    if (how.guidance_rescale or how.guidance_interval) and how.guidance == 1:
+        raise UserError("guidance_rescale and guidance_interval need a guidance other than 1")
+    if len(how.guidance_interval) not in (0, 2):
+        raise UserError(f"guidance_interval is (low, high) of sigma / alpha, or (); got {how.guidance_interval}")
+    if how.decode_tile and (model.autoencoder is None or how.decode_tile < 2):
+        raise UserError(f"decode_tile is of a model of latents, 2 or more of them, or 0; got {how.decode_tile}")
+    if model.autoencoder is not None and how.threshold == "static":
+        raise UserError("threshold static clips to [-1, 1], which latents exceed; choose none")
+    if classifier is not None:
+        classifier.check(model.num_classes, model.shape)
+    threshold = from_spec(how.threshold, THRESHOLDS, "threshold")
+
+    def wrappers(schedule: Schedule) -> tuple[denoisers.Scale, denoisers.Rescale | None]:
+        scale: denoisers.Scale = how.guidance
+        if how.guidance_interval:
+            scale = denoisers.interval(how.guidance, schedule, *how.guidance_interval)
+        if not how.guidance_rescale:
+            return scale, None
+        return scale, denoisers.std_rescale(how.guidance_rescale, schedule, model.parameterization)
+
+    wrappers(model.schedule)  # bad options raise here
+    threshold(lambda x, t: denoisers.Prediction(x, x), model.schedule)
+
+    def guide(params: Params, pretrained: Mapping[str, Params], cond: Condition) -> Denoiser:
+        schedule = model.bind(params).schedule
+        scale, rescale = wrappers(schedule)
+        cond = dict(cond)
+        away = {name.removeprefix(NEGATIVE): cond.pop(name) for name in list(cond) if name.startswith(NEGATIVE)}
+        label = cond.get("label") if model.num_classes else cond.pop("label", None)
+        cond = dict(model.encode_images(pretrained, cond))
+        if weak is None:
+            null = {**model.null(cond), **away}
+            told, silent = (model.encode(params, pretrained, c) for c in (cond, null))
+            denoise = denoisers.classifier_free(model.denoiser(params), told, silent, scale, rescale)
+        else:
+            both = [
+                denoisers.condition(m.denoiser(p), m.encode(p, pretrained, cond))
+                for m, p in ((model, params), (weak, pretrained["weak"]))
+            ]
+            denoise = denoisers.autoguidance(both[0], both[1], scale, rescale)
+        if classifier is not None and label is not None:
+            log_prob = classifier.log_prob(pretrained["classifier"], label, schedule)
+            denoise = denoisers.classifier_guidance(denoise, log_prob, schedule, classifier.scale)
+        return threshold(denoise, schedule)
+
+    return guide

@@ -1,0 +1,160 @@
+"""Text: how captions become tokens, and which network these go through."""
+
+import dataclasses
+import functools
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from diffusion_jax.data import tokens
+from diffusion_jax.data.tokens import Cut, Tokenizer
+from diffusion_jax.errors import UserError
+from diffusion_jax.interop import huggingface_text
+from diffusion_jax.nets.text import TEXT_ENCODERS, ClipText, TextTransformer
+from diffusion_jax.spec import from_spec
+from diffusion_jax.train.state import Params
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class CutNotice:
+    """Says on stderr, once in the life of a model, that captions are longer than its text encoder reads."""
+
+    def __init__(self) -> None:
+        self.given = False
+
+    def give(self, cut: Sequence[Cut], count: int, length: int) -> None:
+        """Says it of those that are cut of count captions."""
+        with _GIVING:
+            given, self.given = self.given, True
+        if not given:
+            print(f"diffusion-jax: {cut_sentence(cut, count, length)}", file=sys.stderr, flush=True)
+
+
+_GIVING = threading.Lock()  # of all notices: one in each would keep a model from being pickled for a worker
+
+_SHOWN = 80  # characters of a caption in a message
+
+
+def cut_sentence(cut: Sequence[Cut], count: int, length: int) -> str:
+    """How many captions are cut, and what the first of them loses."""
+    text, lost = (part if len(part) <= _SHOWN else f"{part[:_SHOWN]} ..." for part in cut[0])
+    return (
+        f"{len(cut):,} of {count:,} captions are longer than the {length} tokens that the text encoder reads (two of "
+        f"which mark the ends), and are cut; the first, {text!r}, loses {lost!r}"
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Text:
+    """A text encoder: tokens [B, length] -> hidden states [B, length, width]."""
+
+    network: nn.Module
+    width: int
+    length: int
+    vocabulary: int
+    params: Params | None = None  # of a published encoder, which stays as it is; None: trained with the model
+    folder: str = ""  # of the published encoder
+    tokenizer: str = ""  # folder of the published one; "": learned from the captions
+    notice: CutNotice = dataclasses.field(default_factory=CutNotice)
+
+    @functools.cached_property
+    def null(self) -> np.ndarray:
+        """The tokens of the empty caption, int32 [length]."""
+        if self.tokenizer:
+            return tokens.from_folder(self.tokenizer).encode([""], self.length)[0]
+        pad, bos, eos = (tokens.SPECIAL.index(name) for name in ("<pad>", "<bos>", "<eos>"))
+        return np.asarray([bos, eos] + [pad] * (self.length - 2), np.int32)
+
+    @property
+    def trained(self) -> bool:
+        """Whether its parameters are the model's own."""
+        return self.params is None
+
+    def learn_tokenizer(self, captions: Iterable[str]) -> Tokenizer:
+        """The published tokenizer, or one learned from the captions; UserError for an encoder without weights."""
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(self.params)):
+            raise UserError(
+                "text='clip(...)' has sizes and no weights, so it can be planned and nothing else; train with "
+                "text=\"huggingface(folder='...')\", the folder of its weights"
+            )
+        return tokens.from_folder(self.tokenizer) if self.tokenizer else tokens.train(captions, self.vocabulary)
+
+    def encode(self, tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
+        """Tokens int32 [B, length]; the first time that texts are too long for them, stderr says so.
+
+        Raises UserError for a tokenizer of more tokens than the network embeds.
+        """
+        if tokenizer.vocabulary > self.vocabulary:
+            raise UserError(
+                f"the tokenizer has {tokenizer.vocabulary} tokens but the text encoder embeds {self.vocabulary}"
+            )
+        ids, cut = tokenizer.encode_and_cut(texts, self.length)
+        if cut:
+            self.notice.give(cut, len(texts), self.length)
+        return ids
+
+
+def transformer(
+    length: int = 32, vocabulary: int = 1024, width: int = 128, layers: int = 2, heads: int = 4, dropout: float = 0.0
+) -> Text:
+    """A `TextTransformer` trained along with the U-Net, on tokens learned from the captions of the data."""
+    return Text(TextTransformer(vocabulary, width, layers, heads, length, dropout=dropout), width, length, vocabulary)
+
+
+def huggingface(folder: str, length: int = 77, penultimate: bool = False, dtype: str = "float32") -> Text:
+    """The CLIP or BERT text encoder in a folder, pretrained, on its own tokens; penultimate is of CLIP alone."""
+    if dtype not in DTYPES:
+        raise UserError(f"huggingface takes a dtype of {' or '.join(DTYPES)}; got {dtype!r}")
+    found = huggingface_text.load(folder)
+    options = dict(found.arguments, dtype=DTYPES[dtype])
+    if penultimate:
+        if found.family != "clip":
+            raise UserError(f"huggingface(penultimate=True) is of CLIP; {folder} holds a {found.family}")
+        options["penultimate"] = True
+    if length > options["length"]:
+        raise UserError(f"the text encoder in {folder} has {options['length']} positions; got length={length}")
+    network = TEXT_ENCODERS[found.family](**options)
+    return Text(network, options["width"], length, options["vocabulary"], found.params, folder, found.tokenizer)
+
+
+def clip(width: int = 768, layers: int = 12, heads: int = 12, length: int = 77, dtype: str = "float32") -> Text:
+    """A pretrained CLIP text encoder by its sizes alone, ViT-L's by default: enough to plan with before its weights
+    have been downloaded.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"clip takes a dtype of {' or '.join(DTYPES)}; got {dtype!r}")
+    network = ClipText(width=width, layers=layers, heads=heads, hidden=4 * width, length=length, dtype=DTYPES[dtype])
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    params = jax.eval_shape(network.init, jax.random.key(0), tokens)["params"]
+    return Text(network, width, length, network.vocabulary, params)
+
+
+TEXTS: dict[str, Callable[..., Text]] = {"transformer": transformer, "huggingface": huggingface, "clip": clip}
+
+
+def published_folder(spec: str) -> str:
+    """The folder that a spec reads a published encoder from; "" where it reads none."""
+
+    @functools.wraps(huggingface)
+    def named(**arguments: Any) -> Any:
+        return str(arguments.get("folder", ""))
+
+    found = from_spec(spec, TEXTS | {"huggingface": named}, "text") if spec else ""
+    return found if isinstance(found, str) else ""
+
+
+def text(spec: str, folder: str = "") -> Text | None:
+    """The text encoder of a config, None where it has none; a published one is read from folder where that is given."""
+
+    @functools.wraps(huggingface)
+    def moved(**arguments: Any) -> Text:
+        return huggingface(**(arguments | {"folder": folder}))
+
+    return from_spec(spec, TEXTS | ({"huggingface": moved} if folder else {}), "text") if spec else None

@@ -1,0 +1,282 @@
+"""Metrics of samples against real images: drawn, featurised and reduced on the devices, batch by batch."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from diffusion_jax.core import autoencoding
+from diffusion_jax.errors import UserError
+from diffusion_jax.evals import moments, sample_metrics
+from diffusion_jax.evals.gathering import NOTHING, Gathered, Gathering, Wanted
+from diffusion_jax.evals.sample_metrics import METRICS, NearestNeighbors
+from diffusion_jax.models.features import Features
+from diffusion_jax.report import pictures
+from diffusion_jax.report.progress import progress
+from diffusion_jax.runs.evaluate.feature_extractor import PIXELS, FeatureExtractor
+from diffusion_jax.runs.evaluate.partial import PartialEvaluation
+from diffusion_jax.runs.evaluate.real_images import RealImages
+from diffusion_jax.train import sharding
+from diffusion_jax.train.interruptible import Abandoned, interruptible
+
+Phase = Callable[[str], AbstractContextManager[None]]
+"""As `train.faults.Watchdog.phase`."""
+
+_NAN = "nan"
+
+
+def no_phase(name: str) -> AbstractContextManager[None]:
+    """Of an evaluation that no watchdog looks after."""
+    return contextlib.nullcontext()
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleBatch:
+    """What samples are made of, beside their seeds; every array leads with B."""
+
+    cond: Mapping[str, np.ndarray]
+    originals: np.ndarray | None = None  # [B, H, W, C] in [-1, 1]: what they are to look like
+    captions: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSource:
+    """What is measured: a model that draws images of this shape."""
+
+    mesh: Mesh
+    shape: tuple[int, int, int]
+    draw: Callable[[np.ndarray, Mapping[str, np.ndarray]], Array]
+    """(seeds int32 [B], cond) -> images [B, H, W, C] in about [-1, 1], on the devices."""
+    told: Callable[[int], Iterator[SampleBatch]]
+    """The batches from the given one on."""
+    record: Any  # what they are told, as the result says it
+    restores: bool = False  # whether its images have originals
+    reconstructs: bool = False  # whether it draws nothing of its own
+    captioned: bool = False  # whether it is told captions
+
+
+class Interrupted(Exception):
+    """The evaluation was asked to stop after so many of its samples; what it has is saved where it can be."""
+
+    def __init__(self, done: int, num: int):
+        super().__init__(f"{done:,} of {num:,} samples")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What is gathered of the real images, and which these are."""
+
+    gathered: Gathered | None
+    record: Mapping[str, Any] | None
+
+
+def check(names: Sequence[str], sample_source: SampleSource) -> None:
+    """Raises UserError for a metric that the model cannot have."""
+    for name in names:
+        needs = METRICS[name].needs
+        if needs == "originals" and not sample_source.restores:
+            raise UserError(
+                f"{name} compares an image with its original: it is of an autoencoder, or of a super-resolution or "
+                "inpainting model that is told of the data's own images; this model has no originals"
+            )
+        if needs == "captions" and not sample_source.captioned:
+            raise UserError(f"{name} compares an image with its caption; this model is told none")
+        if name == "ssim" and min(sample_source.shape[:2]) < autoencoding.WINDOW:
+            side = autoencoding.WINDOW
+            raise UserError(f"ssim looks at {side} x {side} windows; the images are {_size(sample_source.shape[:2])}")
+        if sample_source.reconstructs and name in ("memorisation", "inception_score"):
+            raise UserError(f"{name} is of samples; an autoencoder draws none")
+
+
+def gather_real(
+    names: Sequence[str],
+    mesh: Mesh,
+    real: RealImages,
+    extractor: FeatureExtractor,
+    partial: PartialEvaluation | None = None,
+    phase: Phase = no_phase,
+    show: bool = True,
+) -> Reference:
+    """What the metrics take of real images; nothing where none looks at them, or only at a file of statistics."""
+    against = [n for n in names if METRICS[n].real and METRICS[n].moments not in extractor.reference]
+    if not against:
+        return Reference(None, None)
+    assert extractor.features is not None
+    if partial is not None and (found := partial.of("real"))[0] is not None:
+        return Reference(*found)
+    gathered = featurise(extractor.features, mesh, real, sample_metrics.wanted(against), phase, show)
+    if partial is not None:
+        partial.write("real", gathered, real.record())
+    return Reference(gathered, real.record())
+
+
+def featurise(
+    features: Features, mesh: Mesh, real: RealImages, wanted: Wanted, phase: Phase = no_phase, show: bool = True
+) -> Gathered:
+    """What is wanted of the features of real images, where show with a bar of progress."""
+    gathering = Gathering(wanted, everywhere=sharding.replicated(mesh))
+    done = 0
+    for take, examples in real.batches("real images" if show else ""):
+        with phase("sample"):
+            gathering.add(take, _computed(functools.partial(_of_real, features, examples["image"]), done, real.num))
+        done += take
+    return gathering.so_far()
+
+
+def _of_real(features: Features, images: np.ndarray) -> Mapping[str, Array]:
+    return features.apply(pictures.to_uint8(images))
+
+
+def gather_samples(
+    names: Sequence[str],
+    sample_source: SampleSource,
+    seeds: np.ndarray,
+    size: int,
+    extractor: FeatureExtractor,
+    partial: PartialEvaluation | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    phase: Phase = no_phase,
+    show: bool = True,
+) -> Gathered:
+    """What the metrics take of the samples of seeds, drawn in batches of size; goes on from unfinished.
+
+    Raises Interrupted, what there is being saved, where stopped says so between two batches. phase("sample") is entered
+    around each batch.
+    """
+    start = (partial.of("samples")[0] if partial else None) or NOTHING
+    wanted = sample_metrics.wanted(names)
+    wanted = dataclasses.replace(wanted, kept=(*wanted.kept, _NAN))
+    gathering = Gathering(wanted, start, everywhere=sharding.replicated(sample_source.mesh), inspect=_refuse_nan)
+    num = len(seeds)
+    first = start.count // size  # a batch is taken in as a whole
+    with progress(num, start=start.count, description="samples", unit="samples", show=show) as bar:
+        for i, told in zip(range(first, -(-num // size)), sample_source.told(first), strict=False):
+            take = np.arange(i * size, (i + 1) * size).clip(max=num - 1)
+            done = min((i + 1) * size, num)
+            with phase("sample"):
+                try:
+                    features = _computed(
+                        functools.partial(_of_samples, sample_source, seeds[take], told, extractor),
+                        gathering.count,
+                        num,
+                    )
+                except Interrupted:
+                    if partial is not None and gathering.count > start.count:
+                        partial.write("samples", gathering.so_far())
+                    raise
+                gathering.add(done - i * size, features)
+            bar.update(done)
+            halt = stopped()
+            if partial is not None and done < num and (halt or partial.due()):
+                partial.write("samples", gathering.so_far())
+            if halt and done < num:
+                raise Interrupted(done, num)
+    return gathering.so_far()
+
+
+def _of_samples(
+    sample_source: SampleSource, seeds: np.ndarray, told: SampleBatch, extractor: FeatureExtractor
+) -> dict[str, Array]:
+    """What is drawn of the seeds as every metric looks at it, by name, each [B, ...]."""
+    drawn = _pixels(sample_source.draw(seeds, told.cond))
+    features: dict[str, Array] = {_NAN: drawn[_NAN]}
+    if extractor.features is not None:
+        features |= extractor.features.apply(drawn["pixels"])
+    if told.originals is not None:
+        features |= _restoration(drawn["pixels"], told.originals)
+    if extractor.score is not None:
+        features["clip_score"] = extractor.score.apply(drawn["pixels"], told.captions)
+    return features
+
+
+def _computed(call: Callable[[], Any], done: int, num: int) -> Any:
+    """The arrays of call once they are computed; raises Interrupted, of done samples, where a signal came before."""
+    try:
+        return interruptible(lambda: jax.block_until_ready(call()))
+    except Abandoned:
+        raise Interrupted(done, num) from None
+
+
+def scored(
+    names: Sequence[str], sample_source: SampleSource, samples: Gathered, real: Reference, extractor: FeatureExtractor
+) -> tuple[dict[str, dict[str, Any]], dict[str, NearestNeighbors]]:
+    """(each score by name, with its label, spread and how it was taken; the samples that a score picks out)."""
+    features = extractor.features
+    found: dict[str, dict[str, Any]] = {}
+    suspects: dict[str, NearestNeighbors] = {}
+    for name in names:
+        metric = METRICS[name]
+        how: dict[str, Any] = {
+            "n": samples.count,
+            "pixels": PIXELS,
+            "shape": list(sample_source.shape),
+            "told": sample_source.record,
+        }
+        other, what = _against(name, real, extractor)
+        if features is not None and not metric.needs:
+            how["features"] = {key: features.record[key] for key in ("sha256", "resize")}
+        if extractor.score is not None and metric.needs == "captions":
+            how["features"] = {key: extractor.score.record[key] for key in ("sha256", "resize")}
+        if metric.real:
+            how["real"] = what
+        for score, result in metric.scores(samples, other, extractor.options).items():
+            published = features is not None and features.published
+            label = sample_metrics.label(name, score, features.name if features else "", published=published)
+            found[score] = {
+                "label": f"reconstruction {label}" if sample_source.reconstructs and metric.real else label,
+                "value": result.value,
+                "std": result.std,
+                "how": how | dict(result.how),
+                "features": dict(features.record) if features is not None and not metric.needs else None,
+                "notes": list(result.notes),
+            }
+            if result.suspects is not None:
+                suspects[score] = result.suspects
+    return found, suspects
+
+
+def _against(name: str, real: Reference, extractor: FeatureExtractor) -> tuple[Any, Any]:
+    """(what the metric compares samples with, which that is)."""
+    feature = METRICS[name].moments
+    if feature in extractor.reference:
+        statistics = extractor.reference[feature]
+        return statistics, {"statistics_sha256": extractor.reference_sha256, "n": statistics.count}
+    if feature and METRICS[name].real:
+        assert real.gathered is not None
+        return moments.statistics(real.gathered.moments[feature]), real.record
+    return real.gathered, real.record
+
+
+@jax.jit
+def _pixels(images: Array) -> dict[str, Array]:
+    """`report.pictures.to_uint8` on the devices, and which images [B] are not finite."""
+    axes = tuple(range(1, images.ndim))
+    x = jnp.clip(images.astype(jnp.float32), -1.0, 1.0)
+    return {"pixels": jnp.rint((x + 1.0) * 127.5).astype(jnp.uint8), _NAN: ~jnp.isfinite(images).all(axis=axes)}
+
+
+@jax.jit
+def _restoration(pixels: Array, originals: Array) -> dict[str, Array]:
+    """PSNR and SSIM [B] of pixels against originals, as these are as pixels."""
+    x, y = (a.astype(jnp.float32) / 127.5 - 1.0 for a in (_pixels(originals)["pixels"], pixels))
+    found = {"psnr": autoencoding.psnr(x, y)}
+    return found | ({"ssim": autoencoding.ssim(x, y)} if min(x.shape[1:3]) >= autoencoding.WINDOW else {})
+
+
+def _refuse_nan(kept: Mapping[str, np.ndarray]) -> None:
+    if kept[_NAN].any():
+        raise UserError(
+            f"{kept[_NAN].mean():.1%} of a batch of samples are NaN or infinite; the network or sampler has diverged"
+        )
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

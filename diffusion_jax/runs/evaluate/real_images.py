@@ -1,0 +1,78 @@
+"""Real images to measure a model on, or by: a fixed choice of the data of a config, whatever the batch."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffusion_jax import experiment
+from diffusion_jax.data.sources import Source
+from diffusion_jax.data.tokens import Tokenizer
+from diffusion_jax.errors import UserError
+from diffusion_jax.report.progress import progress
+
+
+def plain(config: ConfigDict, split: str | None, size: int) -> ConfigDict:
+    """The config with its data as they are: not mirrored, in batches of size."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.train.batch_size, config.data.flip, config.data.cache, config.data.workers = size, False, False, 0
+        config.data.split = split or config.data.split
+    return config
+
+
+class RealImages:
+    """The first num examples, in the order of training, of the data of a config; 0: all of them."""
+
+    def __init__(
+        self, config: ConfigDict, num: int, model: experiment.Model | None = None, tokenizer: Tokenizer | None = None
+    ):
+        self.config, self.num, self.size = config, num, config.train.batch_size
+        self._model, self._tokenizer = model, tokenizer
+        self._source: Source | None = None
+        self._pixels = ""
+
+    @property
+    def source(self) -> Source:
+        """Opened when first looked at; raises UserError where it has fewer than num examples."""
+        if self._source is None:
+            if self._model is None:  # nobody looks at labels
+                self._source = experiment.opened(self.config)
+            else:
+                self._source = experiment.source(self.config, self._model.classes)
+            self.num = self.num or len(self._source)
+            if len(self._source) < self.num:
+                raise UserError(
+                    f"split {self.config.data.split} of {self.config.data.source} has {len(self._source):,} images, "
+                    f"and --num is {self.num:,}; ask for fewer"
+                )
+        return self._source
+
+    def batches(self, description: str = "") -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """(k, a batch of size): k of it are among the num, the rest stand there so that one program fits all.
+
+        With a description there is a bar of progress.
+        """
+        digest = hashlib.sha256()
+        stream = experiment.batches(self.config, self.source, self._model, self._tokenizer, split=False)
+        with contextlib.closing(stream), progress(self.num, description=description, show=bool(description)) as bar:
+            for start in range(0, self.num, self.size):
+                take = min(self.size, self.num - start)
+                examples = next(stream)
+                digest.update(np.ascontiguousarray(examples["image"][:take]).tobytes())
+                yield take, examples
+                bar.update(start + take)
+        self._pixels = digest.hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        """What says which images these are, once they have been gone through."""
+        return {
+            "fingerprint": self.source.fingerprint,
+            "split": self.config.data.split,
+            "n": self.num,
+            "pixels_sha256": self._pixels,
+            "resize": "Pillow bicubic, antialiased, to cover; central crop",
+        }

@@ -1,0 +1,265 @@
+"""`diffusion-jax plan`: a config's memory, time and cost on a machine, from programs compiled for it ahead of time."""
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffusion_jax import config as configs
+from diffusion_jax.errors import UserError
+from diffusion_jax.experiment import Model, Trainee, training
+from diffusion_jax.experiment import plan as building
+from diffusion_jax.launching import machines
+from diffusion_jax.report import plan as report
+from diffusion_jax.report.atomic import replace_file
+from diffusion_jax.runs.plan import compiled, flops, preflight
+from diffusion_jax.runs.plan import search as searching
+from diffusion_jax.runs.plan.compiled_once import compiled_once
+from diffusion_jax.runs.workdir import pretrained
+from diffusion_jax.runs.workdir.output_folder import check_file
+from diffusion_jax.runs.workdir.paths import Workdir
+
+
+def plan(
+    config: ConfigDict,
+    *,
+    autoencoder: ConfigDict | None = None,
+    topology: str | None = None,
+    devices: int | None = None,
+    chip: str | None = None,
+    price: float | None = None,
+    images: int | None = None,
+    sample: bool = False,
+    search: bool = False,
+    out: Path | None = None,
+    kept: Path | None = None,
+) -> dict[str, Any]:
+    """Prints what training config takes on a machine, and writes it to out as JSON; the same is returned.
+
+    With search, of the fastest layout that fits, with all that were tried. Compiled results are in kept.
+
+    The machine is a TPU topology, so many virtual CPU devices, or this one. chip says whose peaks to reckon with where
+    the devices' own are not known. price is of a chip-hour, images how many are trained on. Raises UserError, before
+    anything is compiled, for what a user can get wrong.
+    """
+    config = configs.check(config)
+    building.check_task(config, sample=sample)
+    if (price is None) != (images is None):
+        raise UserError("a cost takes both --price=PER_CHIP_HOUR and --images=NUMBER")
+    if (price is not None and price < 0) or (images is not None and images < 1):
+        raise UserError(f"--price is at least 0 and --images at least 1; got {price} and {images}")
+    if topology and devices is not None:
+        raise UserError("choose one machine: --topology or --devices")
+    if out is not None:
+        check_file(out)
+    peaks = None if chip is None else machines.chip(chip)
+    if topology:
+        found, name = machines.topology(topology), topology
+    elif devices is not None:
+        found, name = machines.virtual(devices), f"{devices} virtual CPU devices"
+    else:
+        found, name = jax.devices(), "this machine"
+    peaks = peaks or machines.chip_of(found[0])
+    tried: list[dict[str, Any]] = []
+    if search:
+        if peaks is None:
+            raise UserError(
+                f"--search compares by the peaks of a chip, and those of {name} are not known; give a --chip"
+            )
+        config, tried = _searched(config, autoencoder, found, peaks, kept)
+    mesh = building.mesh(config, found)
+    model = _model(config, autoencoder)
+    trainee = building.trainee(config, model)
+    abstract = training.abstract_state(config, trainee)
+
+    made: dict[str, Any] = {
+        "machine": {
+            "name": name,
+            "devices": len(found),
+            "device_kind": found[0].device_kind,
+            "mesh": dict(mesh.shape),
+            "chip": None if peaks is None else dataclasses.asdict(peaks),
+        },
+        "parameters": sum(math.prod(a.shape) for a in jax.tree.leaves(abstract.params)),
+        "state_bytes_a_chip": {
+            part: _held(config, trainee, field, mesh)
+            for part, field in {"parameters": "params", "optimizer": "opt_state", "average": "ema"}.items()
+        },
+        "checkpoint_bytes": sum(_size(a.shape, a.dtype) for a in jax.tree.leaves(abstract)),
+    }
+    made["preflight"] = preflight.checks(config, model, mesh, made["checkpoint_bytes"])
+    made["train"] = _step(config, autoencoder, mesh, peaks, kept)
+    if sample and model is not None:
+        traced, n = building.traced_sampler(config, model, mesh)
+        made["sample"] = {"batch_size": n, **analyse("sampler", traced, mesh, peaks, images=n, kept=kept)}
+    if price is not None and images is not None:
+        made["cost"] = cost(made["train"], len(found), price, images)
+    if search:
+        made["search"] = tried
+    print(report.text(made))
+    if out is not None:
+        replace_file(out, (json.dumps(made, indent=2) + "\n").encode())
+        print(f"plan: {out}")
+    return made
+
+
+def _model(config: ConfigDict, autoencoder: ConfigDict | None) -> Model | None:
+    """The model that config trains; autoencoder is the config of one that is not trained yet."""
+    if config.task != "diffusion":
+        return None
+    if autoencoder is None and config.latent and not Workdir(Path(config.latent)).config.is_file():
+        raise UserError(
+            f"there is no run of an autoencoder in latent={config.latent}; plan with the shapes of one by "
+            "--autoencoder=ITS_CONFIG"
+        )
+    return pretrained.model(config, None) if autoencoder is None else building.model(config, configs.check(autoencoder))
+
+
+def _step(
+    config: ConfigDict, autoencoder: ConfigDict | None, mesh: Mesh, peaks: machines.Chip | None, kept: Path | None
+) -> dict[str, Any]:
+    """What one step of training takes."""
+    model, plain = _model(config, autoencoder), building.without_remat(config)
+    needed = None
+    if plain is not None:  # what is computed twice to save memory is work, but no use
+        needed = flops.count(building.traced_step(plain, _model(plain, autoencoder), mesh).jaxpr).flops
+    steps, batch = config.train.steps_per_dispatch, config.train.batch_size
+    traced = building.traced_step(config, model, mesh)
+    return {
+        "batch_size": batch,
+        **analyse("train step", traced, mesh, peaks, times=steps, images=batch, needed=needed, kept=kept),
+    }
+
+
+def _searched(
+    config: ConfigDict, autoencoder: ConfigDict | None, devices: Sequence[Any], peaks: machines.Chip, kept: Path | None
+) -> tuple[ConfigDict, list[dict[str, Any]]]:
+    """(config in the fastest layout that fits, or as it is where none does; all that were tried)."""
+
+    def measure(choice: searching.Choice) -> searching.Outcome:
+        laid_out = building.laid_out(config, **dataclasses.asdict(choice))
+        mesh = building.mesh(laid_out, devices)
+        trainee = building.trainee(laid_out, _model(laid_out, autoencoder))
+        held = sum(_held(laid_out, trainee, field, mesh) for field in ("params", "opt_state", "ema"))
+        if held > peaks.hbm:
+            return searching.Outcome(False, 0.0, held)
+        step = _step(laid_out, autoencoder, mesh, peaks, kept)
+        memory = step.get("memory_a_chip")
+        return searching.Outcome(
+            bool(step["fits"]), step.get("images_per_second", 0.0), memory["peak"] if memory else None
+        )
+
+    count, found = len(devices), []
+    remat = (False, True) if config.task == "diffusion" and "remat" in config.model else (False,)
+    options = searching.meshes(count, tuple({1, max(config.mesh.tensor, 1)}))
+
+    def accumulate(fsdp: int, tensor: int) -> list[int]:
+        return building.accumulations(config, count // tensor)
+
+    for choice, outcome in searching.search(options, remat, accumulate, measure):
+        found.append((choice, outcome))
+        line = report.tried(
+            len(found),
+            choice.fsdp,
+            choice.tensor,
+            choice.remat,
+            choice.accumulate,
+            config.train.batch_size * choice.tensor / count / choice.accumulate,
+            **dataclasses.asdict(outcome),
+        )
+        print(line, file=sys.stderr, flush=True)
+    chosen = searching.best(found)
+    tried = [dataclasses.asdict(choice) | dataclasses.asdict(outcome) for choice, outcome in found]
+    if chosen is None:
+        print("plan: nothing fits; more chips, or a smaller batch", file=sys.stderr, flush=True)
+        return config, tried
+    print(f"plan: the fastest that fits: {chosen.flags}", file=sys.stderr, flush=True)
+    return building.laid_out(config, **dataclasses.asdict(chosen)), tried
+
+
+def analyse(
+    what: str,
+    traced: building.Traced,
+    mesh: Mesh,
+    peaks: machines.Chip | None,
+    *,
+    times: int = 1,
+    images: int = 0,
+    needed: int | None = None,
+    kept: Path | None = None,
+) -> dict[str, Any]:
+    """What one program takes, its work and time a `times`-th of the whole; one that does not fit says so.
+
+    needed are the FLOPs that count as use, where they are not all; kept is where compiled results are. Every time is a
+    least one: the roofline's.
+    """
+    work = flops.count(traced.jaxpr)
+    asked = work.flops / times
+    made: dict[str, Any] = {
+        "flops": asked,
+        "model_flops": asked if needed is None else needed / times,
+        "open_loops": work.open_loops,
+    }
+    program = compiled_once(what, traced.lower(), mesh, kept)
+    if program.refused:
+        return made | {"fits": False, "compiler": program.refused}
+    made["compile_seconds"] = program.seconds
+    reckoned, accessed, memory = program.flops, program.accessed, program.memory
+    repeats = work.flops / work.once / times if work.once else 1 / times  # its loops are in the compiler's count once
+    found = dict(program.collectives)
+    made |= {
+        "compiled_flops_a_chip": reckoned,
+        "bytes_accessed_a_chip": accessed * repeats,
+        "loop_factor": repeats * times,
+        "memory_a_chip": None if memory is None else dataclasses.asdict(memory),
+        "fits": None if memory is None or peaks is None else memory.peak <= peaks.hbm,
+        "collectives_a_chip": _by_kind(found, times),
+    }
+    if peaks is None:
+        return made
+    sent = sum(each.sent * many for each, many in found.items()) / times
+    ideal = machines.roofline(peaks, flops=asked / mesh.size, accessed=accessed * repeats, sent=sent)
+    made["roofline"] = {**dataclasses.asdict(ideal), "seconds": ideal.seconds, "bound": ideal.bound}
+    if ideal.seconds > 0:
+        made["images_per_second"] = images / ideal.seconds
+        made["mfu"] = made["model_flops"] / mesh.size / peaks.flops / ideal.seconds
+    return made
+
+
+def cost(train: Mapping[str, Any], chips: int, price: float, images: int) -> dict[str, Any]:
+    """Of so many images at a price a chip-hour, at the pace of the roofline."""
+    if "images_per_second" not in train:
+        return {"price": price, "images": images, "hours": None, "total": None}
+    hours = images / train["images_per_second"] / 3600
+    return {"price": price, "images": images, "hours": hours, "total": hours * chips * price}
+
+
+def _by_kind(found: Mapping[compiled.Collective, int], times: int) -> dict[str, dict[str, float]]:
+    kinds: dict[str, dict[str, float]] = {}
+    for kind in compiled.KINDS:
+        of = {each: many / times for each, many in found.items() if each.kind == kind}
+        if of:
+            kinds[kind] = {
+                "count": sum(of.values()),
+                "bytes": sum(each.payload * many for each, many in of.items()),
+                "sent": sum(each.sent * many for each, many in of.items()),
+            }
+    return kinds
+
+
+def _held(config: ConfigDict, trainee: Trainee, field: str, mesh: Mesh) -> int:
+    """Bytes of a part of the training state on one chip, as training lays it out."""
+    leaves = jax.tree.leaves(getattr(training.abstract_state(config, trainee), field))
+    layout = jax.tree.leaves(getattr(training.layout(config, trainee, mesh), field))
+    return sum(_size(s.shard_shape(a.shape), a.dtype) for a, s in zip(leaves, layout, strict=True))
+
+
+def _size(shape: Sequence[int], dtype: Any) -> int:
+    return math.prod(shape) * dtype.itemsize

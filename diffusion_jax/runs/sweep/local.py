@@ -1,0 +1,210 @@
+"""Trials as processes on this machine, so many at a time, the machine's devices split between them."""
+
+import dataclasses
+import math
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.runs.sweep.reporting import not_finite
+from diffusion_jax.runs.sweep.trial_source import Source
+from diffusion_jax.runs.sweep.trials import DONE, FAILED, PRUNED, Lock, Outcome, Trial, command
+from diffusion_jax.sweeps.definition import Changes, Objective
+from diffusion_jax.train.faults import Stop
+
+_POLL = 0.2  # seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one of the trials that run at once gets of the machine."""
+
+    environment: dict[str, str]
+    cores: frozenset[int]  # empty: all
+
+
+def shares(jobs: int) -> list[Share]:
+    """The GPUs split into jobs parts or, where there are none, the processor's cores.
+
+    Raises UserError where there are fewer GPUs than jobs: two trials on one would fight for its memory.
+    """
+    if jobs < 1:
+        raise UserError(f"--jobs is at least 1; got {jobs}")
+    gpus = _gpus()
+    if not gpus:
+        every = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        split = jobs > 1 and len(every) >= jobs
+        return [Share({}, frozenset(every[i::jobs]) if split else frozenset()) for i in range(jobs)]
+    if jobs > len(gpus):
+        raise UserError(f"--jobs={jobs} is more than the {len(gpus)} GPUs here; give at most {len(gpus)}")
+    return [Share({"CUDA_VISIBLE_DEVICES": ",".join(gpus[i::jobs])}, frozenset()) for i in range(jobs)]
+
+
+def _gpus() -> list[str]:
+    """The names of the GPUs that JAX would use; found without JAX, which would take their memory."""
+    if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name.strip() and name != "-1"]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    lines = listing.stdout.splitlines() if listing.returncode == 0 else []
+    return [str(i) for i, _ in enumerate(line for line in lines if line.startswith("GPU "))]
+
+
+class _Running:
+    """The process of a trial, in a session of its own: Ctrl-C reaches it through us, once."""
+
+    def __init__(self, trial: Trial, lock: Lock, share: Share, words: list[str], seen: int):
+        self.trial, self.lock, self.share, self.seen = trial, lock, share, seen
+        self.started, self.pruned, self._asked = time.monotonic(), False, False
+        self._log = trial.log.open("ab")
+        self._log_begin = self._log.tell()
+        self.process = subprocess.Popen(
+            words,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | share.environment,
+            pass_fds=(lock.child,),
+            start_new_session=True,
+        )
+        lock.note(self.process.pid)
+        if share.cores:  # before it has imported anything that counts them
+            os.sched_setaffinity(self.process.pid, share.cores)
+
+    def terminate(self) -> None:
+        """Asks it to save and end, once: to ask twice is to kill."""
+        if not self._asked and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        self._asked = True
+
+    def close(self) -> str:
+        """Frees lock and log; returns the last thing that the process said."""
+        self._log.close()
+        self.lock.release()
+        with self.trial.log.open("rb") as file:
+            file.seek(self._log_begin)
+            said = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        return said[-1].removeprefix("diffusion-jax: ") if said else "it said nothing"
+
+
+def run(
+    source: Source,
+    *,
+    objective: Objective,
+    config_file: str,
+    overrides: Changes,
+    jobs: int,
+    stop: Stop,
+    passed_over: frozenset[int] = frozenset(),
+) -> None:
+    """Runs all trials that no other process runs, and waits for those; ends them all on a signal, saved.
+
+    Raises UserError, the trials stopped and saved, where the objective is not among what a finished trial logged.
+    """
+    free = shares(jobs)
+    running: list[_Running] = []
+    left = set(passed_over)  # not to be started by this process
+    told = False
+    try:
+        while True:
+            while free and stop.signal is None and (claimed := source.claim(left | {r.trial.number for r in running})):
+                trial, lock = claimed
+                if trial.trained:  # by a manifest's line, or before a kill
+                    source.tell(trial, found := _settle(trial, source, objective))
+                    print(f"trial {trial.number:03d} {found.state}, and was trained before", flush=True)
+                    lock.release()
+                    continue
+                words = command(config_file, str(trial.workdir.root), overrides | trial.changes)
+                running.append(_Running(trial, lock, free.pop(), words, source.seen(trial)))
+                print(f"trial {trial.number:03d}: {_say(trial.changes)}", flush=True)
+            if not running:
+                elsewhere = [trial for trial in source.unfinished() if trial.number not in left]
+                if not elsewhere or stop.signal is not None:
+                    return
+                if not told:
+                    numbers = ", ".join(f"{trial.number:03d}" for trial in elsewhere)
+                    print(f"waiting for trials that other processes run: {numbers}", flush=True)
+                told = True
+            for one in list(running):
+                if stop.signal is not None or (not one.pruned and _pruned(one, source, objective)):
+                    one.terminate()
+                if one.process.poll() is None:
+                    continue
+                running.remove(one)
+                free.append(one.share)
+                if not one.pruned:
+                    _pruned(one, source, objective)  # by what it logged last
+                outcome = _end(one, objective, stopped=stop.signal is not None)
+                if outcome is None:
+                    left.add(one.trial.number)
+                else:
+                    source.tell(one.trial, outcome)
+            stopping = stop.signal is not None
+            time.sleep(_POLL if running or not stopping else 0)
+    finally:
+        for one in running:
+            one.terminate()
+        for one in running:
+            one.process.wait()
+            one.close()
+
+
+def _pruned(one: _Running, source: Source, objective: Objective) -> bool:
+    """Reports what the trial has logged since; whether the source ends it, which is then noted, at step `seen`."""
+    for step, value in objective.course(one.trial.records()):
+        if step > one.seen:
+            one.seen = step
+            one.pruned = source.report(one.trial, step, value)
+            if one.pruned:
+                break
+    return one.pruned
+
+
+def _settle(trial: Trial, source: Source, objective: Objective) -> Outcome:
+    """The outcome of a trial that was trained while nobody watched: pruned where it would have been."""
+    seen = source.seen(trial)
+    for step, value in objective.course(trial.records()):
+        if step > seen and source.report(trial, step, value):
+            return Outcome(PRUNED, value, step=step)
+    return judge(trial, objective)
+
+
+def _end(one: _Running, objective: Objective, *, stopped: bool) -> Outcome | None:
+    """How the trial of a process that has ended ended; None where it was stopped and can go on."""
+    status, said = one.process.returncode, one.close()
+    number = f"trial {one.trial.number:03d}"
+    seconds = round(time.monotonic() - one.started, 1)
+    if one.pruned:
+        course = [value for step, value in objective.course(one.trial.records()) if step <= one.seen]
+        print(f"{number} pruned after {one.seen} steps: {objective.metric} {course[-1]:.5g}", flush=True)
+        return Outcome(PRUNED, course[-1], seconds=seconds, step=one.seen)
+    if one.trial.trained:
+        outcome = dataclasses.replace(judge(one.trial, objective), seconds=seconds)
+        says = f"{objective.metric} {outcome.value:.5g}" if outcome.value is not None else outcome.reason
+        print(f"{number} {outcome.state}: {says}", flush=True)
+        return outcome
+    if stopped or status == 0:
+        print(f"{number} stopped before its end; the same command goes on", flush=True)
+        return None
+    reason = f"ended by {signal.Signals(-status).name}" if status < 0 else f"status {status}: {said}"
+    print(f"{number} failed: {reason}", flush=True)
+    return Outcome(FAILED, reason=reason, seconds=seconds)
+
+
+def judge(trial: Trial, objective: Objective) -> Outcome:
+    """The outcome of a trial that is trained."""
+    value = trial.result(objective)
+    if not math.isfinite(value):
+        return Outcome(FAILED, reason=not_finite(objective))
+    return Outcome(DONE, value)
+
+
+def _say(changes: Changes) -> str:
+    return "  ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in changes.items())

@@ -1,0 +1,110 @@
+"""What is looked at while a model trains: pictures of the same seeds, and of the same examples, every time."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffusion_jax import experiment
+from diffusion_jax.data.sources import Source
+from diffusion_jax.data.tokens import Tokenizer
+from diffusion_jax.models.likelihood import own_conditions
+from diffusion_jax.report import pictures
+from diffusion_jax.runs.sample.examples import first_batch
+from diffusion_jax.train import sharding
+from diffusion_jax.train.interruptible import interruptible
+from diffusion_jax.train.state import Params
+
+Draw = Callable[[Params], np.ndarray]
+"""Averaged parameters -> a picture uint8 [H, W, 3]."""
+
+_PROMPTS = 8  # rows of a grid by caption, where config gives none
+
+
+def samples(
+    config: ConfigDict,
+    model: experiment.Model,
+    mesh: Mesh,
+    source: Source,
+    tokenizer: Tokenizer | None,
+    pretrained: Mapping[str, Params],
+) -> Draw:
+    """Samples in rows: by caption, by class, or by example where the model is told of an image."""
+    program = experiment.sample_program(model, experiment.sampling(config), mesh)
+    share = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def draw(params: Params, rows: int, columns: int, cond: Mapping[str, np.ndarray]) -> np.ndarray:
+        """uint8 [rows, columns, H, W, C]; cond has an entry [rows] of each condition."""
+        take = np.arange(-(-rows * columns // share) * share).clip(max=rows * columns - 1)
+        told = {name: a[take // columns] for name, a in cond.items()}
+        split = sharding.batch_sharding(mesh)
+        seeds, told = sharding.to_mesh((take.astype(np.int32), told), split)
+        images = interruptible(lambda: sharding.to_host(program(params, pretrained, seeds, told)))
+        return pictures.to_uint8(images[: rows * columns]).reshape(rows, columns, *images.shape[1:])
+
+    if any(condition.shown_by_example for condition in model.conditions):
+        return _by_example(config, model, source, tokenizer, draw)
+    num = config.sample.num
+    if model.text is not None and tokenizer is not None:
+        prompts = list(config.sample.prompts) or _captions(source, min(_PROMPTS, num))
+        columns = max(num // len(prompts), 1)
+        cond = {"tokens": model.text.encode(tokenizer, prompts)}
+        if model.num_classes:
+            cond["label"] = np.full(len(prompts), model.num_classes, np.int32)
+        return lambda params: pictures.labelled_grid(draw(params, len(prompts), columns, cond), rows=prompts)
+    rows = max(model.num_classes, 1)
+    columns = max(num // rows, 1)
+    names = source.class_names or [str(label) for label in range(rows)]
+    cond = {"label": np.arange(rows, dtype=np.int32)} if model.num_classes else {}
+
+    def by_class(params: Params) -> np.ndarray:
+        pixels = draw(params, rows, columns, cond)
+        return pictures.grid(pixels[0]) if rows == 1 else pictures.labelled_grid(pixels, rows=names)
+
+    return by_class
+
+
+def _by_example(
+    config: ConfigDict,
+    model: experiment.Model,
+    source: Source,
+    tokenizer: Tokenizer | None,
+    draw: Callable[..., np.ndarray],
+) -> Draw:
+    """A row an example: what the model is told, three samples, and the image it is of."""
+    columns = 3
+    rows = max(config.sample.num // columns, 1)
+    batch = first_batch(config, source, model, tokenizer, rows)
+    cond = own_conditions(model, batch)
+    given = [picture[:, None] for each in model.conditions for picture in each.pictures(cond, model.shape[2])]
+
+    def by_example(params: Params) -> np.ndarray:
+        real = pictures.to_uint8(batch["image"])[:, None]
+        pixels = np.concatenate([*given, draw(params, rows, columns, cond), real], axis=1)
+        return pictures.labelled_grid(pixels, rows=[f"example {i}" for i in batch["index"]])
+
+    return by_example
+
+
+def reconstructions(
+    config: ConfigDict, source: Source, mesh: Mesh, program: Callable[..., experiment.autoencoder.Reconstruction]
+) -> tuple[Draw, Callable[[Params], dict[str, float]]]:
+    """(a picture of images above what is made of them, their measures), both of averaged parameters."""
+    batch = first_batch(config, source, None, None, max(config.sample.num, 2))
+    images = sharding.to_mesh(batch["image"], sharding.replicated(mesh))
+
+    def draw(params: Params) -> np.ndarray:
+        decoded = interruptible(lambda: sharding.to_host(program(params, images).images))
+        shown = np.stack([pictures.to_uint8(a) for a in (sharding.to_host(images), decoded)])[:, : config.sample.num]
+        return pictures.labelled_grid(shown, rows=["image", "decoded"])
+
+    def measure(params: Params) -> dict[str, float]:
+        made = program(params, images)
+        return {name: float(getattr(made, name)) for name in ("latent_mean", "latent_std", "psnr", "ssim")}
+
+    return draw, measure
+
+
+def _captions(source: Source, count: int) -> list[str]:
+    return [source[i]["caption"] for i in range(min(count, len(source)))]

@@ -1,0 +1,68 @@
+"""What a run of training says and writes beside its checkpoints and metrics."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffusion_jax import config as configs
+from diffusion_jax.data import pipeline
+from diffusion_jax.report.atomic import replace_file
+from diffusion_jax.report.examples import ExampleLog
+from diffusion_jax.runs.train.parameter_table import parameter_table
+from diffusion_jax.runs.workdir.paths import Workdir
+from diffusion_jax.train.guard import NonFinite
+from diffusion_jax.train.state import TrainState
+
+
+def append_nonfinite(workdir: Workdir, event: NonFinite, config: ConfigDict, size: int) -> None:
+    """Adds to nonfinite.jsonl all that the step depended on but the state: its examples, and with seed its draws."""
+    n = config.train.batch_size
+    start = event.position["position"] - (event.after + 1) * n
+    record = {
+        "step": event.step,
+        "positions": [start, start + n],  # in the stream of examples, the last one excluded
+        "examples": pipeline.example_indices(config.seed, size, start, n).tolist(),  # their places in the source
+        "seed": config.seed,  # times and noise are drawn with fold_in(key(seed), step - 1)
+        **{name: str(value) for name, value in event.metrics.items()},
+    }
+    with (workdir.root / "nonfinite.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+@contextlib.contextmanager
+def example_log(
+    config: ConfigDict, workdir: Workdir, resumed: int | None
+) -> Iterator[Callable[[np.ndarray], None] | None]:
+    """What to call with the examples of each dispatch; None where they are not asked for."""
+    if not config.data.log_examples:
+        yield None
+        return
+    log = ExampleLog(
+        workdir.examples,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+        resumed_step=resumed,
+        steps_per_dispatch=config.train.steps_per_dispatch,
+    )
+    with contextlib.closing(log):
+        yield lambda index: log.append(index.tolist())
+
+
+def print_changes(workdir: Workdir, config: ConfigDict, resumed: int) -> None:
+    """Says where the run goes on, and with what other settings than before."""
+    before, now = (configs.flat(c.to_dict()) for c in (workdir.read_config(), config))
+    changed = [f"{key}: {before[key]!r} -> {now[key]!r}" for key in now if before[key] != now[key]]
+    print(f"resuming from step {resumed} in {workdir.root}" + (f"; changed: {', '.join(changed)}" if changed else ""))
+
+
+def print_summary(workdir: Workdir, mesh: Mesh, state: TrainState) -> None:
+    """The size of the network and the mesh; the table of every array goes to a file."""
+    replace_file(workdir.parameters, parameter_table(state.params).encode())
+    count = sum(a.size for a in jax.tree.leaves(state.params))
+    shape = " x ".join(f"{size} {axis}" for axis, size in mesh.shape.items())
+    print(f"{count:,} parameters ({workdir.parameters}) on {shape} {mesh.devices.flat[0].device_kind}", flush=True)

@@ -1,0 +1,134 @@
+"""What is trained: a diffusion model, an autoencoder or a classifier. `train` treats all alike."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffusion_jax import experiment
+from diffusion_jax.data.pipeline import TrainBatches
+from diffusion_jax.data.sources import Source
+from diffusion_jax.errors import UserError
+from diffusion_jax.runs.sample.examples import first_batch
+from diffusion_jax.runs.train import long_captions, training_data, training_evaluation
+from diffusion_jax.runs.train import preview_pictures as preview
+from diffusion_jax.runs.train.training_evaluation import Evaluate
+from diffusion_jax.runs.workdir import classes, pretrained
+from diffusion_jax.runs.workdir.paths import Workdir
+from diffusion_jax.train import sharding
+from diffusion_jax.train.checkpoint import abstract_like
+from diffusion_jax.train.interruptible import compiled_first
+from diffusion_jax.train.state import Params, TrainState
+
+_JUDGED = 256  # images that measure a classifier
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One training: its state, its step and its data, and what is to be seen of it."""
+
+    source: Source
+    batches: TrainBatches
+    abstract: TrainState  # shapes and shardings
+    init: Callable[[], TrainState]
+    step: Callable[[TrainState, Any, Any], Any]  # compiled; the state is donated
+    draw: Callable[[Params], np.ndarray] | None  # averaged parameters -> a picture; None: nothing to see
+    measure: Callable[[Params], dict[str, float]] = lambda params: {}  # of averaged parameters; kept with a checkpoint
+    keep: Callable[[], None] = lambda: None  # brings into the workdir what the model needs beside its parameters
+    evaluation: Evaluate | None = None
+    model: experiment.Model | None = None  # of a diffusion model
+
+
+def task(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
+    """The training that config asks for; raises UserError, before the workdir is touched, for what does not fit."""
+    if config.task not in TASKS:
+        raise UserError(f"unknown task {config.task!r}; choose from {', '.join(TASKS)}")
+    return TASKS[config.task](config, workdir, mesh, pretrained.origin(config, workdir))
+
+
+def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir | None) -> Task:
+    """A diffusion model; origin is where its first parameters come from (`pretrained.origin`)."""
+    model = pretrained.model(config, origin)
+    source, known = training_data.opened(config, workdir)
+    model = dataclasses.replace(model, classes=known)
+    tokenizer = pretrained.tokenizer(model, source, origin)
+    precomputed = experiment.precomputed(config, model)
+    if model.text is not None and tokenizer is not None and "text" not in getattr(precomputed, "names", ()):
+        long_captions.notice(model.text, tokenizer, source, config.sample.prompts)
+    weights = sharding.to_mesh(model.pretrained, sharding.replicated(mesh))
+    trainee = experiment.trainee(config, model)
+    step = compiled_first(experiment.compiled_step(config, trainee, mesh))
+
+    def keep() -> None:
+        pretrained.keep(config, workdir, origin, model, tokenizer)
+        classes.keep(workdir, known)
+
+    return Task(
+        source,
+        experiment.batches(config, source, model, tokenizer, precomputed=precomputed),
+        _abstract(config, trainee, mesh),
+        lambda: experiment.initial_state(config, trainee, mesh),
+        lambda state, batch, seed: step(state, batch, seed, weights),
+        preview.samples(config, model, mesh, source, tokenizer, weights),
+        keep=keep,
+        evaluation=training_evaluation.of_diffusion(config, workdir.root, mesh, model, tokenizer, weights),
+        model=model,
+    )
+
+
+def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir | None) -> Task:
+    """An autoencoder; its checkpoints hold the standard deviation of its latents, by which they are scaled."""
+    source, _ = training_data.opened(config, workdir)
+    weights: Mapping[str, Params] = experiment.autoencoder.pretrained(config)
+    weights = sharding.to_mesh(weights, sharding.replicated(mesh))
+    trainee = experiment.autoencoder.trainee(config)
+    step = compiled_first(experiment.compiled_step(config, trainee, mesh))
+    program = experiment.autoencoder.reconstruct_program(config)
+    draw, measure = preview.reconstructions(config, source, mesh, program)
+    return Task(
+        source,
+        experiment.batches(config, source),
+        _abstract(config, trainee, mesh),
+        lambda: experiment.initial_state(config, trainee, mesh),
+        lambda state, batch, seed: step(state, batch, seed, weights),
+        draw,
+        measure,
+        evaluation=training_evaluation.of_autoencoder(config, workdir.root, mesh, program),
+    )
+
+
+def classifier(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir | None) -> Task:
+    """A classifier of noisy images; its measure is how many of some images it knows, by time."""
+    source, known = training_data.opened(config, workdir)
+    trainee = experiment.classifier.trainee(config)
+    step = compiled_first(experiment.compiled_step(config, trainee, mesh))
+    program = experiment.classifier.accuracy_program(config)
+    batch = first_batch(config, source, None, None, _JUDGED)
+
+    def measure(params: Params) -> dict[str, float]:
+        return {f"accuracy/{t}": float(program(params, batch["image"], batch["label"], t)) for t in (0.0, 0.25, 0.5)}
+
+    return Task(
+        source,
+        experiment.batches(config, source),
+        _abstract(config, trainee, mesh),
+        lambda: experiment.initial_state(config, trainee, mesh),
+        lambda state, batch, seed: step(state, batch, seed, {}),
+        None,
+        measure,
+        keep=lambda: classes.keep(workdir, known),
+    )
+
+
+def _abstract(config: ConfigDict, trainee: experiment.Trainee, mesh: Mesh) -> TrainState:
+    return abstract_like(experiment.abstract_state(config, trainee), experiment.layout(config, trainee, mesh))
+
+
+TASKS: dict[str, Callable[[ConfigDict, Workdir, Mesh, Workdir | None], Task]] = {
+    "diffusion": diffusion,
+    "autoencoder": autoencoder,
+    "classifier": classifier,
+}

@@ -1,0 +1,57 @@
+"""The training data of a run: opened, its classes numbered, and said what it holds and what is done to it."""
+
+import jax
+from ml_collections import ConfigDict
+
+from diffusion_jax import config as configs
+from diffusion_jax import experiment
+from diffusion_jax.data import description
+from diffusion_jax.data.classes import Classes, shown
+from diffusion_jax.data.sources import Source
+from diffusion_jax.errors import UserError
+from diffusion_jax.runs.workdir import classes
+from diffusion_jax.runs.workdir.paths import Workdir
+
+MISSING = ("tell", "refuse")
+"""What data.missing_captions may be."""
+
+
+def opened(config: ConfigDict, workdir: Workdir) -> tuple[Source, Classes | None]:
+    """(the training data of a run of config in the workdir, what its labels number; None without classes).
+
+    The first process prints what the data holds. Raises UserError where it does not fit the config.
+    """
+    data = experiment.opened(config)
+    found = classes.of_training(config, workdir, data)
+    names = found.names if found is not None and config.init_from else None  # the other's may be more than the data's
+    if names is None or len(names) != config.model.num_classes:
+        experiment.source(config, data=data)  # raises where the data has more or fewer classes than the model
+    source = experiment.source(config, found, data)
+    lines = _described(config, source, found)
+    if jax.process_index() == 0:
+        print(*lines, sep="\n", flush=True)
+    return source, found
+
+
+def _described(config: ConfigDict, source: Source, found: Classes | None) -> list[str]:
+    """What is in the data, a line each; raises UserError where the config refuses it."""
+    if config.data.missing_captions not in MISSING:
+        raise UserError(f"data.missing_captions={config.data.missing_captions!r} is {' or '.join(MISSING)}")
+    if not len(source):
+        return []  # which the pipeline refuses
+    options = config.data
+    examples = description.examples_of(source)
+    size = (options.height, options.width, options.channels)
+    lines = [f"data: {description.images(source, examples, *size)}"]
+    usual = configs.base().data
+    if size == (usual.height, usual.width, usual.channels) and not lines[0].endswith("as they are"):
+        lines.append(
+            f"data: {size[0]} x {size[1]} x {size[2]} is the default of data.height, data.width and data.channels; set "
+            "them to train on images of another size"
+        )
+    if found is not None and found.names is not None:
+        lines.append(f"data: {len(found.names):,} class{'es' if len(found.names) > 1 else ''}: {shown(found.names)}")
+    missing = description.missing_sentences(description.missing(source, examples))
+    if missing and options.missing_captions == "refuse":
+        raise UserError(f"{options.source}: {'; '.join(missing)}; complete it, or set data.missing_captions=tell")
+    return lines + [f"data: {sentence}" for sentence in missing]

@@ -1,0 +1,146 @@
+"""The folder that a command writes: tried before the work begins, then complete or as it was."""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.train.interruptible import uninterrupted
+
+_UNFINISHED = ".unfinished-"
+"""How the names of folders begin that hold what is not complete yet."""
+
+_SMALLEST = 4
+"""How many times smaller than its pixels we take a file of pictures to be at most, where it is said not to fit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputFolder:
+    """A folder, given as --out, to which a command brings all its files at once.
+
+    A folder that exists stays the same folder: its entries are replaced, not the folder itself. So it may be the
+    current folder, a symbolic link, a mount, or a folder whose parent cannot be written. Old entries are moved aside,
+    new ones are moved in, and only then the old ones are deleted. An error in between puts everything back.
+    """
+
+    path: Path
+    replaces: Callable[[str], bool] = lambda name: True
+    """Whether an old entry of this name makes way for the new ones."""
+    marker: str = ""
+    """The file that marks a complete folder: of the old entries it is the first to go, of the new ones the last."""
+
+    def entries(self) -> list[str]:
+        """The names of what is there now; what a killed command left unfinished does not count."""
+        if not self.path.is_dir():
+            return []
+        return sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(_UNFINISHED))
+
+    def check(self) -> None:
+        """Raises UserError unless the folder can be written, which is tried."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out={self.path} is a file; give a folder")
+        check_writable(self.path)
+        mounts = [name for name in self.entries() if self.replaces(name) and os.path.ismount(self.path / name)]
+        if mounts:
+            raise UserError(
+                f"--out={self.path} has a mount, {mounts[0]}, which cannot be replaced; give another folder"
+            )
+
+    def check_room(self, pixels: int) -> None:
+        """Raises UserError where so many bytes of pixels cannot fit on the disk, however well they are compressed."""
+        free = shutil.disk_usage(_existing(self.path)).free
+        if pixels > _SMALLEST * free:
+            raise UserError(
+                f"--out={self.path}: {pixels / 2**30:,.1f} GiB of pixels do not fit on its disk, which has "
+                f"{free / 2**30:,.1f} GiB free; draw fewer, or give a folder on another disk"
+            )
+
+    @contextlib.contextmanager
+    def written(self) -> Iterator[Path]:
+        """An empty folder to write to, on the same disk; where the block ends its entries are brought into place.
+
+        An error within the block leaves everything as it was. Where the finished entries cannot be brought into place
+        they are kept: UserError says where.
+        """
+        target = Path(os.path.realpath(self.path))
+        made = _make_folders(target.parent)
+        exists = target.is_dir()
+        work = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=target if exists else target.parent))
+        new = work / "new"
+        try:
+            new.mkdir()  # with the permissions that the user's umask gives, which mkdtemp ignores
+            yield new
+        except BaseException:
+            with uninterrupted():
+                shutil.rmtree(work, ignore_errors=True)
+                _remove_folders(made)
+            raise
+        with uninterrupted():
+            try:
+                self._replace(new, target, work / "old") if exists else new.rename(target)
+            except OSError as error:
+                raise UserError(
+                    f"--out={self.path} could not be replaced: {_reason(error)}; all that was made is in {new}"
+                ) from error
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _replace(self, new: Path, target: Path, aside: Path) -> None:
+        aside.mkdir()
+        old = sorted((name for name in self.entries() if self.replaces(name)), key=lambda name: name != self.marker)
+        come = sorted(os.listdir(new), key=lambda name: name == self.marker)
+        moves = [(target / name, aside / name) for name in old] + [(new / name, target / name) for name in come]
+        done: list[tuple[Path, Path]] = []
+        try:
+            for source, to in moves:
+                if os.path.lexists(to):
+                    raise FileExistsError(17, "another file has come there", str(to))
+                source.rename(to)
+                done.append((source, to))
+        except OSError:
+            for source, to in reversed(done):
+                to.rename(source)
+            raise
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UserError unless files can be made in folder, or folder itself where it does not exist yet."""
+    base = _existing(folder)
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=_UNFINISHED, dir=base))
+    except OSError as error:
+        where = "" if base == folder else f", in {base}"
+        raise UserError(f"{folder} cannot be written{where}: {_reason(error)}; give another place") from error
+
+
+def check_file(file: Path) -> None:
+    """Raises UserError unless file can be written; it is not touched."""
+    if file.is_dir():
+        raise UserError(f"{file} is a folder; give a file")
+    check_writable(file.parent)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest of those above it that exists; a symbolic link counts as what it leads to."""
+    path = Path(os.path.realpath(folder))
+    return next(each for each in (path, *path.parents) if os.path.lexists(each))
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Makes folder and those above it; returns those that were not there, the innermost first."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _remove_folders(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):  # somebody else has put something there
+            folder.rmdir()
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

@@ -1,0 +1,50 @@
+"""How much memory there is: of the host, and of a device."""
+
+import re
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+_MEMINFO = Path("/proc/meminfo")
+
+_CONTROL = Path("/sys/fs/cgroup")
+
+
+def host() -> int | None:
+    """Bytes that this process can still take of the host's memory without swap; None where the system does not say.
+
+    The least of what the kernel calls available and of what the container's limit (cgroup v2) leaves.
+    """
+    left = [_available(), _left_of_limit()]
+    return min((each for each in left if each is not None), default=None)
+
+
+def a_device(mesh: Mesh) -> int | None:
+    """Bytes that programs can have on each device of a mesh: of its own memory all that jax may take, or an equal part
+    of what is left of the host's. None where nobody says.
+    """
+    local = mesh.local_mesh.devices.ravel()
+    if local[0].platform == "cpu":
+        free = host()
+        return None if free is None else free // len(local)
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in local]
+    return min((limit for limit in limits if limit), default=None)
+
+
+def _available() -> int | None:
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", _MEMINFO.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+def _left_of_limit() -> int | None:
+    try:
+        limit, used = ((_CONTROL / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        cached = re.search(r"^inactive_file (\d+)", (_CONTROL / "memory.stat").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    if not limit.isdecimal():  # "max"
+        return None
+    return int(limit) - int(used) + (int(cached[1]) if cached else 0)  # what is cached of files makes way

@@ -1,0 +1,96 @@
+"""A blocking call is left behind when the run is asked to stop, and only then; moves of files are not cut."""
+
+import os
+import signal
+import threading
+import time
+
+import jax
+import pytest
+
+from diffusion_jax.train import interruptible as module
+from diffusion_jax.train.faults import stop_on_signal
+from diffusion_jax.train.interruptible import Abandoned, interruptible, left_behind, uninterrupted
+
+
+@pytest.fixture
+def blocked():
+    """A call that does not end before the test does, and has the result 3."""
+    event = threading.Event()
+
+    def call():
+        event.wait(30)
+        return 3
+
+    yield call
+    event.set()
+    while left_behind():
+        time.sleep(0.01)
+
+
+def later(seconds, number):
+    threading.Timer(seconds, lambda: os.kill(os.getpid(), number)).start()
+
+
+def test_a_result_and_an_error_come_back():
+    assert interruptible(lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        interruptible(lambda: 1 // 0)
+    assert not left_behind()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_noted_signal_leaves_the_call_behind(blocked, number):
+    with stop_on_signal() as stop:
+        later(0.1, number)
+        begun = time.monotonic()
+        with pytest.raises(Abandoned):
+            interruptible(blocked, grace=0.2)
+        assert 0.3 <= time.monotonic() - begun < 2
+        assert stop.signal == number.name
+        assert left_behind()
+        with pytest.raises(Abandoned):  # nothing begins after it
+            interruptible(lambda: pytest.fail("began"))
+
+
+def test_a_call_that_ends_in_its_grace_keeps_its_result():
+    with stop_on_signal():
+        later(0.1, signal.SIGTERM)
+        assert interruptible(lambda: time.sleep(0.4) or 3, grace=30) == 3
+
+
+def test_ctrl_c_where_nothing_notes_it_is_an_interrupt_at_once(blocked):
+    later(0.1, signal.SIGINT)
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interruptible(blocked)
+    assert time.monotonic() - begun < 1
+
+
+def test_of_several_processes_none_leaves_a_call(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert interruptible(threading.current_thread) is threading.main_thread()
+
+
+def test_outside_of_the_main_thread_it_is_the_call_itself():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(interruptible(threading.current_thread)))
+    thread.start()
+    thread.join()
+    assert found == [thread]
+
+
+def test_a_signal_waits_for_the_end_of_what_is_not_to_be_cut():
+    reached = []
+
+    def work():
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert module.cannot_be_cut()
+            reached.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert reached
+    assert not module.cannot_be_cut()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
