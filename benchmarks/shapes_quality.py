@@ -12,12 +12,12 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import experiment
 from diffusion_jax.core.autoencoding import psnr, ssim
 from diffusion_jax.data import shapes
+from diffusion_jax.models.likelihood import own_conditions
 from diffusion_jax.report import pictures
 from diffusion_jax.runs.sample.examples import first_batch
 from diffusion_jax.runs.workdir import pretrained
@@ -35,11 +35,7 @@ def measure(root: Path, num: int, out: Path | None, overrides: dict) -> dict[str
     trained = restore(root, step=None, average=True, overrides=overrides)
     model = trained.model
     batch = first_batch(config, source, model, trained.tokenizer, num)
-    cond = {"tokens": batch["tokens"]} if model.text else {}
-    for condition in model.spatial:
-        parts = condition.parts(jax.tree.map(jnp.asarray, batch))
-        cond |= {name: np.asarray(a) for name, a in parts.items()}
-        cond |= {level: np.zeros(num, np.float32) for level in condition.levels}
+    cond = own_conditions(model, batch)
     program = experiment.sample_program(model, trained.how, trained.mesh)
     size = 50
     drawn = []
@@ -51,7 +47,7 @@ def measure(root: Path, num: int, out: Path | None, overrides: dict) -> dict[str
     pixels = pictures.to_uint8(images)
     if out:
         pictures.save_png(out, pictures.grid(pixels[:64]))
-    names = {condition.name for condition in model.spatial}
+    names = {condition.name for condition in model.conditions}
     found: dict[str, float] = {"num": num, "step": trained.step}
     if model.text:
         captions = [source[int(i)]["caption"] for i in batch["index"]]

@@ -25,7 +25,7 @@ ROOMS = {
     "interop": set(),
     "models": {"spec", "core", "nets", "data", "train", "evals", "interop"},
     "experiment": {"spec", "config", "core", "nets", "data", "train", "evals", "interop", "models"},
-    "testing": {"core", "nets", "ranges"},
+    "testing": {"core", "nets", "ranges", "data", "models"},
     "launching": set(),
     "runs": {"config", "extensions", "ranges", "core", "data", "train", "evals", "interop", "models", "experiment"}
     | {"report", "sweeps", "launching"},

@@ -13,6 +13,7 @@ from configs import tiny
 from diffusion_jax import config as configs
 from diffusion_jax import experiment
 from diffusion_jax.errors import UserError
+from diffusion_jax.experiment import plan
 from diffusion_jax.train import sharding
 
 # float32 rounding, which guidance and a random network amplify over the steps; another seed differs by 0.1 and more.
@@ -35,23 +36,15 @@ def test_every_config_builds(name):
     config = configs.check(importlib.import_module(f"configs.{name}").get_config())
     assert importlib.import_module(f"configs.{name}").__doc__
     mesh = sharding.mesh(devices=jax.devices()[:1])
-    n, size = config.train.batch_size, (config.data.height, config.data.width)
-    batch = {
-        "image": jax.ShapeDtypeStruct((n, *size, config.data.channels), np.float32),
-        "label": jax.ShapeDtypeStruct((n,), np.int32),
-        "map": jax.ShapeDtypeStruct((n, *size), np.int32),
-        "mask": jax.ShapeDtypeStruct((n, *size), bool),
-    }
     if config.task == "diffusion":
         model = experiment.model(config, *autoencoder_of(config))
         pretrained = model.pretrained
-        if model.text is not None:
-            batch["tokens"] = jax.ShapeDtypeStruct((n, model.text.length), np.int32)
         trainee = experiment.trainee(config, model)
         experiment.sample_program(model, experiment.sampling(config), mesh)
     else:
         part = {"autoencoder": experiment.autoencoder, "classifier": experiment.classifier}[config.task]
-        trainee, pretrained = part.trainee(config), {}
+        model, trainee, pretrained = None, part.trainee(config), {}
+    batch = plan.abstract_batch(config, model)
     state = experiment.abstract_state(config, trainee)
     step = lambda *args: experiment.train_step(config, trainee, mesh, args[3])(*args[:3])  # noqa: E731
     after, metrics = jax.eval_shape(step, state, batch, jax.random.key(0), pretrained)

@@ -19,10 +19,10 @@ OVERRIDES = (
 )
 """Flags that replace a key of the config's sampling."""
 
-ASKED = ("label", "prompt", "prompts", "negative_prompt", "low_res", "augment", "map")
+REQUEST = ("label", "prompt", "prompts", "negative_prompt", "low_res", "augment", "map", "condition")
 """Flags that say what samples are to be of."""
 
-FLAGS = (*OVERRIDES, *ASKED, "num", "seed", "ema", "step")
+FLAGS = (*OVERRIDES, *REQUEST, "num", "seed", "ema", "step")
 
 
 def define(values: flags.FlagValues, *, num: int) -> None:
@@ -41,6 +41,12 @@ def define(values: flags.FlagValues, *, num: int) -> None:
     flags.DEFINE_string("low_res", None, "Image to enlarge, or folder of samples.", flag_values=values)
     flags.DEFINE_float("augment", 0.0, "Level of noise added to what is enlarged, in [0, 1).", flag_values=values)
     flags.DEFINE_string("map", None, "Semantic map: a gray or palette PNG with a class a pixel.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "condition",
+        [],
+        "NAME=VALUE of any other condition of the model; several values are taken in turn.",
+        flag_values=values,
+    )
     flags.DEFINE_string("sampler", None, "Sampler, such as ddpm or 'ddim(eta=0.5)'.", flag_values=values)
     flags.DEFINE_string("grid", None, "Time grid, such as trailing.", flag_values=values)
     flags.DEFINE_integer("steps", None, "Steps of the sampler.", flag_values=values)
@@ -82,7 +88,7 @@ def arguments(values: flags.FlagValues) -> dict[str, Any]:
     rest = {
         "num": values.num,
         "seed": values.seed,
-        "sample_request": _asked(values),
+        "sample_request": _request(values),
         "step": values.step,
         "average": average(values),
     }
@@ -112,9 +118,23 @@ def average(values: flags.FlagValues) -> bool | float:
         raise UserError(f"--ema is true, false or a length such as 0.1; got {values.ema}") from None
 
 
-def _asked(values: flags.FlagValues) -> Any:
+def _request(values: flags.FlagValues) -> Any:
     from diffusion_jax.runs.sample.conditions import SampleRequest, read_prompts
 
     prompts = list(values.prompt) + (read_prompts(Path(values.prompts)) if values.prompts else [])
     low_res, semantic = (Path(path) if path else None for path in (values.low_res, values.map))
-    return SampleRequest(values.label, prompts, values.negative_prompt, low_res, values.augment, semantic)
+    given: dict[str, list[str]] = {}
+    for text in values.condition:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise UserError(f"--condition is NAME=VALUE, as in --condition brightness=0.3; got {text!r}")
+        given.setdefault(name, []).append(value)
+    return SampleRequest(
+        labels=values.label,
+        prompts=prompts,
+        negative_prompt=values.negative_prompt,
+        low_res=low_res,
+        augment=values.augment,
+        map=semantic,
+        values=given,
+    )

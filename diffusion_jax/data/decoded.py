@@ -1,53 +1,61 @@
 """Examples of a source as arrays, read, decoded and cropped, before what chance does to them."""
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.data import masks, transforms
+from diffusion_jax.data import transforms
 from diffusion_jax.data.corrupt import CorruptError, readable
-from diffusion_jax.data.example import Example, Source
+from diffusion_jax.data.example import Source
+from diffusion_jax.data.readers import Place, Reader, require
 from diffusion_jax.errors import UserError
+
+Read = tuple[np.ndarray | None, tuple[dict[str, Any], ...]]
+"""The image of one example (None where images are not read), and the values of each reader."""
 
 
 class Examples(NamedTuple):
     """Examples as they were decoded, before what chance does to them."""
 
     indices: np.ndarray  # int64 [B]: what was asked for, or what took the place of a corrupt one
-    images: np.ndarray  # uint8 [B, H, W, C], or [B, 0, 0, 0] where they are not asked for
-    labels: np.ndarray  # int32 [B], arbitrary where the source has none
-    captions: np.ndarray  # of str [B], or of None where they are not asked for
-    maps: np.ndarray  # int32 [B, H, W], or [B, 0, 0] where they are not asked for
+    images: np.ndarray  # uint8 [B, H, W, C], or [B, 0, 0, 0] where they are not read
+    values: tuple[dict[str, np.ndarray], ...]  # of each reader, [B, ...]
 
     def take(self, rows: np.ndarray) -> "Examples":
         """Those in rows."""
-        return Examples(*(part[rows] for part in self))
+        values = tuple({name: a[rows] for name, a in each.items()} for each in self.values)
+        return Examples(self.indices[rows], self.images[rows], values)
 
-    def put(
-        self, row: int, index: int, image: np.ndarray | None, label: int, caption: str | None, map: np.ndarray | None
-    ) -> None:
-        """Takes one example in; what is None was not asked for."""
-        self.indices[row], self.labels[row], self.captions[row] = index, label, caption
+    def put(self, row: int, index: int, read: Read) -> None:
+        """Takes one example in."""
+        image, values = read
+        self.indices[row] = index
         if image is not None:
             self.images[row] = image
-        if map is not None:
-            self.maps[row] = map
+        for mine, one in zip(self.values, values, strict=True):
+            for name, value in one.items():
+                mine[name][row] = value
 
 
 class Decoded:
-    """The examples of a source, of which "image", "caption" and "map" may be asked for; cache holds what was read."""
+    """The examples of a source: their images of shape H W C, None to read none, and what readers read.
+
+    cache holds what was read.
+    """
 
     def __init__(
         self,
         source: Source,
         shape: tuple[int, int, int],
-        asked: frozenset[str],
-        cache: bool,
-        map_classes: int,
-        corrupt_limit: int,
+        readers: Sequence[Reader],
+        *,
+        images: bool = True,
+        cache: bool = False,
+        corrupt_limit: int = 0,
     ):
-        self._source, self._shape, self._asked, self._cache = source, shape, asked, cache
-        self._map_classes, self._corrupt_limit = map_classes, corrupt_limit
+        self._source, self._shape, self._images, self._cache = source, shape, images, cache
+        self.readers, self._corrupt_limit = tuple(readers), corrupt_limit
         self._hold()
 
     def _hold(self) -> None:
@@ -55,11 +63,12 @@ class Decoded:
         self._examples, self._held = self._room(size), np.zeros(size, bool)
 
     def _room(self, size: int) -> Examples:
-        height, width, _ = self._shape
-        maps = np.empty((size, height, width) if "map" in self._asked else (size, 0, 0), np.int32)
-        pixels = self._shape if "image" in self._asked else (0, 0, 0)
-        images, labels = np.empty((size, *pixels), np.uint8), np.empty(size, np.int32)
-        return Examples(np.empty(size, np.int64), images, labels, np.empty(size, object), maps)
+        images = np.empty((size, *(self._shape if self._images else (0, 0, 0))), np.uint8)
+        values = tuple(
+            {name: np.empty((size, *shape), dtype) for name, (shape, dtype) in reader.held(self._shape[:2]).items()}
+            for reader in self.readers
+        )
+        return Examples(np.empty(size, np.int64), images, values)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_examples", "_held")}
@@ -69,7 +78,7 @@ class Decoded:
         self._hold()
 
     def read(self, indices: np.ndarray) -> Examples:
-        """The examples at indices [B]; raises UserError that names one that lacks what is asked for."""
+        """The examples at indices [B]; raises UserError that names one that lacks what a reader reads."""
         if not self._cache:
             examples = self._room(len(indices))
             for row, index in enumerate(indices):
@@ -80,38 +89,25 @@ class Decoded:
             self._held[index] = True  # last: another thread may be looking
         return self._examples.take(indices)
 
-    def _readable(self, index: int) -> tuple[int, np.ndarray | None, int, str | None, np.ndarray | None]:
-        which, example = readable(index, len(self._source), self._corrupt_limit, self.read_one)
-        return which, *example
+    def _readable(self, index: int) -> tuple[int, Read]:
+        return readable(index, len(self._source), self._corrupt_limit, self.read_one)
 
-    def read_one(self, index: int) -> tuple[np.ndarray | None, int, str | None, np.ndarray | None]:
-        """The image, label, caption and map of one example; raises CorruptError if they cannot be read."""
+    def read_one(self, index: int) -> Read:
+        """The image of one example, and the values of each reader; raises CorruptError if they cannot be read."""
         height, width, channels = self._shape
         try:
             example = self._source[index]
         except UserError as error:
             raise CorruptError(str(error)) from error
-        name = example["name"]
-        caption = require(example, "caption") if "caption" in self._asked else None
-        if "image" not in self._asked:
-            return None, example.get("label", 0), caption, None
-        picture = require(example, "map") if "map" in self._asked else None
-        try:
-            image = transforms.decode(example["image"], channels=channels, name=name)
-            map = None if picture is None else masks.read_map(picture, image.shape[:2], height, width, name=name)
-        except UserError as error:
-            raise CorruptError(str(error)) from error
-        if map is not None and map.max() >= self._map_classes:
-            raise UserError(
-                f"the map of {name} has class {map.max()}, and the model is told of 0 to {self._map_classes - 1}"
-            )
-        return transforms.resize_crop(image, height, width), example.get("label", 0), caption, map
-
-
-def require(example: Example, key: Literal["caption", "map"]) -> Any:
-    """What an example has there; raises UserError that names it where it has nothing."""
-    if key not in example:
-        raise UserError(
-            f"{example['name']} has no {key}, which the model is trained on; use data with a {key} for each"
-        )
-    return example[key]
+        for reader in self.readers:
+            for field in reader.fields:
+                require(example, field)
+        image = None
+        if self._images:
+            try:
+                image = transforms.decode(example["image"], channels=channels, name=example["name"])
+            except UserError as error:
+                raise CorruptError(str(error)) from error
+        place = Place((height, width), None if image is None else (image.shape[0], image.shape[1]))
+        values = tuple(reader.read(example, place) for reader in self.readers)
+        return None if image is None else transforms.resize_crop(image, height, width), values

@@ -12,29 +12,27 @@ of the global batch, and with it the noise that each image meets, would depend o
 
 import dataclasses
 import functools
-import re
+import math
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
-from diffusion_jax.data import masks, transforms
+from diffusion_jax.data import transforms
 from diffusion_jax.data.corrupt import Skipped
-from diffusion_jax.data.decoded import Decoded, require
+from diffusion_jax.data.decoded import Decoded
 from diffusion_jax.data.example import Source
 from diffusion_jax.data.precomputed import Precomputed
+from diffusion_jax.data.readers import Reader, Rows
 from diffusion_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
-Encode = Callable[[Sequence[str]], np.ndarray]
 
 MAX_CACHE = 2**32  # bytes of decoded pixels
-
-_SIDED = re.compile(r"\b(left|right)", re.IGNORECASE)
 
 
 def _key(seed: int, purpose: int) -> np.ndarray:
@@ -69,14 +67,10 @@ class _Rows:
     """Our process's rows of the batch that starts at a position of the stream; what threads and workers run."""
 
     decoded: Decoded
+    image_size: tuple[int, int]
     size: int  # of the source
-    labelled: bool
     seed: int
     flip: bool
-    captioned: bool
-    encode: Encode | None
-    map: bool
-    mask: bool
     precomputed: Precomputed | None
     offset: int  # of the first of our rows in the global batch
     count: int
@@ -87,26 +81,23 @@ class _Rows:
 
     def __call__(self, start: int) -> Batch:
         first = start + self.offset
-        index, images, labels, captions, maps = self.decoded.read(self.indices(start))
+        index, images, values = self.decoded.read(self.indices(start))
+        each = list(zip(self.decoded.readers, values, strict=True))
         where = None
         if self.flip:
             where = coins(self.seed, first, self.count)
-            if self.captioned:
-                where &= [_SIDED.search(caption) is None for caption in captions]
-            images, maps = transforms.mirror(images, where), transforms.mirror(maps, where)
+            for reader, read in each:
+                if (upright := reader.keeps_side(read)) is not None:
+                    where &= ~upright
+            images = transforms.mirror(images, where)
         batch = {"index": index}
         if self.precomputed:
             batch |= self.precomputed.read(index, where)
         if images.size:
             batch["image"] = transforms.to_float(images)
-        if self.labelled:
-            batch["label"] = labels
-        if self.encode:
-            batch["tokens"] = np.asarray(self.encode(captions.tolist()), np.int32)
-        if self.map:
-            batch["map"] = maps
-        if self.mask:
-            batch["mask"] = masks.random_masks(self.seed, first, self.count, *images.shape[1:3])
+        rows = Rows(self.seed, first, self.count, self.image_size, where)
+        for reader, read in each:
+            batch |= reader.entries(read, rows)
         return batch
 
 
@@ -186,9 +177,7 @@ def train_batches(
     seed: int,
     flip: bool = False,
     cache: bool = False,
-    encode: Encode | None = None,
-    map_classes: int = 0,
-    mask: bool = False,
+    readers: Sequence[Reader] = (),
     precomputed: Precomputed | None = None,
     corrupt_limit: int = 0,
     process_index: int = 0,
@@ -198,17 +187,13 @@ def train_batches(
 ) -> TrainBatches:
     """Batches of source for ever, this process's rows of each: batch n is a function of seed and n alone.
 
-    A batch holds "image" float32 [b, H, W, C] in [-1, 1], "index" int64 [b], the examples' places in source, and
-    "label" int32 [b] where source has labels; b = batch_size / process_count. With encode, which must be picklable if
-    there are workers, "tokens" int32 [b, N] is what it makes of the captions [b]. With map_classes, "map" int32
-    [b, H, W] is the semantic map, whose values are below it, with the image's crop and mirroring; with mask, "mask"
-    bool [b, H, W] is one of `masks.random_masks`. With flip, half of the images are mirrored, at random, but none whose
-    caption the model is told says left or right, which would be false of its mirror image. With precomputed, a batch
-    holds its arrays too, and no image if latents are among them. cache keeps decoded images in memory. threads run in
-    each of workers processes, or in this one if workers is 0. Up to corrupt_limit examples of this process that cannot
-    be read are named, and others take their place, which "index" tells. Raises UserError for the next one, for numbers
-    that
-    don't fit together, and for a source that lacks what is asked for.
+    A batch holds "image" float32 [b, H, W, C] in [-1, 1], "index" int64 [b], the examples' places in source, and the
+    entries that readers make; b = batch_size / process_count. With flip, half of the images are mirrored, at random,
+    but none that a reader keeps from it. With precomputed, a batch holds its arrays too, and no image if latents are
+    among them. cache keeps decoded images in memory. threads run in each of workers processes, or in this one if
+    workers is 0. Up to corrupt_limit examples of this process that cannot be read are named, and others take their
+    place, which "index" tells. Raises UserError for the next one, for numbers that don't fit together, and for a source
+    that lacks what a reader reads.
     """
     size = len(source)
     height, width = image_size
@@ -229,31 +214,29 @@ def train_batches(
         raise UserError(f"channels={channels} must be 1 (gray), 3 (RGB) or 4 (RGBA)")
     if not size:
         raise UserError("the data source has no examples; check its split")
-    if mask and min(image_size) < 2:
-        raise UserError(f"masks need images of at least 2 x 2 pixels, not {height} x {width}")
-    if cache and (needed := size * height * width * (channels + 4 * bool(map_classes))) > MAX_CACHE:
+    shapes = [shape for reader in readers for shape in reader.held(image_size).values()]
+    an_example = height * width * channels + sum(math.prod(s) * np.dtype(kind).itemsize for s, kind in shapes if s)
+    if cache and (needed := size * an_example) > MAX_CACHE:
         raise UserError(f"cache=True would hold {needed:,} bytes of pixels, more than {MAX_CACHE:,}; set cache=False")
     if precomputed is not None:
-        _check_precomputed(precomputed, source, flip=flip, spatial=mask or map_classes > 0)
-    if encode is not None:
-        require(source[0], "caption")
-    if map_classes:
-        require(source[0], "map")
+        _check_precomputed(precomputed, source, flip=flip, of_image=any(reader.of_image for reader in readers))
+    for reader in readers:
+        reader.check(source, image_size)
     latents = precomputed is not None and "mean" in precomputed.names
-    captioned = encode is not None or (precomputed is not None and "text" in precomputed.names)
-    asks = {"image": not latents, "caption": captioned, "map": map_classes}
-    asked = frozenset(key for key, wanted in asks.items() if wanted)
     count = batch_size // process_count
     rows = _Rows(
-        decoded=Decoded(source, (height, width, channels), asked, cache, map_classes, corrupt_limit),
+        decoded=Decoded(
+            source,
+            (height, width, channels),
+            readers,
+            images=not latents,
+            cache=cache,
+            corrupt_limit=corrupt_limit,
+        ),
+        image_size=(height, width),
         size=size,
-        labelled=source.num_classes is not None,
         seed=seed,
         flip=flip,
-        captioned=captioned,
-        encode=encode,
-        map=bool(map_classes),
-        mask=mask,
         precomputed=precomputed,
         offset=process_index * count,
         count=count,
@@ -269,7 +252,7 @@ def train_batches(
     )
 
 
-def _check_precomputed(found: Precomputed, source: Source, *, flip: bool, spatial: bool) -> None:
+def _check_precomputed(found: Precomputed, source: Source, *, flip: bool, of_image: bool) -> None:
     if found.fingerprint != source.fingerprint:
         raise UserError(
             f"the arrays in {found.folder} are of the data {found.fingerprint!r}, but the source is "
@@ -277,5 +260,5 @@ def _check_precomputed(found: Precomputed, source: Source, *, flip: bool, spatia
         )
     if "mean" in found.names and flip and not found.flip:
         raise UserError(f"{found.folder} has no latents of mirror images; precompute with data.flip, or train without")
-    if "mean" in found.names and spatial:
+    if "mean" in found.names and of_image:
         raise UserError(f"a mask or map goes with an image, and {found.folder} has latents alone; train without it")

@@ -1,7 +1,5 @@
 """The data of a config."""
 
-from functools import partial
-
 import jax
 from ml_collections import ConfigDict
 
@@ -10,6 +8,7 @@ from diffusion_jax.data.classes import Classes, renumbered, shown
 from diffusion_jax.data.precomputed import Precomputed
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.conditions import Condition, Label, spatial
 from diffusion_jax.models.model import Model
 
 _CAPTIONS = 20_000  # read to learn a tokenizer
@@ -18,6 +17,8 @@ _CAPTIONS = 20_000  # read to learn a tokenizer
 def opened(config: ConfigDict) -> sources.Source:
     """The data set that data.source names, its classes numbered in its own order."""
     needs = {"caption": bool(config.text), "label": bool(config.model.num_classes)}
+    readers = [reader for condition in spatial(config.spatial) if (reader := condition.reader())]
+    needs |= dict.fromkeys((field for reader in readers for field in reader.fields), True)
     return sources.open_source(
         config.data.source,
         split=config.data.split,
@@ -59,16 +60,16 @@ def batches(
     precomputed: Precomputed | None = None,
     split: bool = True,
 ) -> pipeline.TrainBatches:
-    """Endless training batches, with what the model's conditions are made of; split: this process's slice of each."""
-    spatial = model.spatial if model else ()
-    encode = partial(model.text.encode, tokenizer) if model and model.text and tokenizer else None
-    if precomputed is not None and "text" in precomputed.names:
-        encode = None
-    if precomputed is not None and "mean" in precomputed.names and spatial:
+    """Endless training batches, with what the conditions of the task read; split: this process's slice of each."""
+    told = conditions(config, model)
+    names = () if precomputed is None else precomputed.names
+    if precomputed is not None and "mean" in names and any(condition.of_image for condition in told):
         raise UserError(
             f"{', '.join(config.spatial)} is made of the image, and data.precomputed={precomputed.folder} has latents "
             "alone; precompute the text alone, or nothing"
         )
+    # What was precomputed is read all the same, without an entry of its own: it says which images are mirrored.
+    each = [condition.reader(None if set(condition.features) & set(names) else tokenizer) for condition in told]
     return pipeline.train_batches(
         data,
         image_size=(config.data.height, config.data.width),
@@ -81,12 +82,18 @@ def batches(
         workers=config.data.workers,
         process_index=jax.process_index() if split else 0,
         process_count=jax.process_count() if split else 1,
-        encode=encode,
+        readers=[reader for reader in each if reader is not None],
         precomputed=precomputed,
         corrupt_limit=config.data.corrupt_limit,
-        map_classes=sum(condition.channels(1).get("map", 0) for condition in spatial),
-        mask=any("mask" in condition.reads for condition in spatial),
     )
+
+
+def conditions(config: ConfigDict, model: Model | None) -> tuple[Condition, ...]:
+    """What is told in the task of config: the model's conditions or, for a classifier, the class."""
+    if model is not None:
+        return model.conditions
+    wanted = config.task != "autoencoder" and config.model.num_classes
+    return (Label(config.model.num_classes),) if wanted else ()
 
 
 def tokenizer(model: Model, data: sources.Source) -> Tokenizer | None:

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffusion_jax.core.conditions import SPATIAL
 from diffusion_jax.core.predictions import PREDICTIONS
 from diffusion_jax.core.schedules import MODIFIERS, SCHEDULES, Learned, Schedule, learned
 from diffusion_jax.errors import UserError
 from diffusion_jax.experiment.objective import objective
+from diffusion_jax.models.conditions import Caption, Label, check_names, spatial
 from diffusion_jax.models.latent import Autoencoder
 from diffusion_jax.models.model import Model
 from diffusion_jax.models.text import DTYPES, text
@@ -53,24 +53,31 @@ def model(config: ConfigDict, autoencoder: Autoencoder | None = None, text_folde
     shape = (config.data.height, config.data.width, config.data.channels)
     x_channels = autoencoder.latent_shape(shape)[-1] if autoencoder else config.data.channels
     encoder = text(config.text, text_folder)
-    spatial = tuple(from_spec(spec, SPATIAL, "spatial condition") for spec in config.spatial)
+    conditions = spatial(config.spatial) + ((Label(num_classes),) if num_classes else ())
+    conditions += (Caption(encoder),) if encoder else ()
+    check_names(conditions, shape)
     network = make(
         out_channels=x_channels * (2 if parameterization.learned_variance else 1),
-        num_classes=num_classes or None,
-        text_features=encoder.width if encoder else None,
-        concat=tuple(entry for condition in spatial for entry in condition.channels(1)),
-        levels=tuple(level for condition in spatial for level in condition.levels),
+        num_classes=max((each.num_classes for each in conditions), default=0) or None,
+        text_features=next((each.text_features for each in conditions if each.text_features), None),
+        concat=tuple(entry for condition in conditions for entry in condition.channels(1)),
+        levels=tuple(level for condition in conditions for level in condition.levels),
         level_scale=config.level_scale,
         dtype=DTYPES[dtype],
         **options,
     )
-    if network.pools_text and encoder is None:
-        raise UserError("model.pooled_text needs a text encoder; give `text`")
+    if network.pools_text:
+        if encoder is None:
+            raise UserError("model.pooled_text needs a text encoder; give `text`")
+        conditions = (*conditions[:-1], Caption(encoder, pooled=True))
     built = Model(
-        network, schedule(config.schedule), parameterization, shape, num_classes, encoder, spatial, autoencoder
+        network=network,
+        schedule=schedule(config.schedule),
+        parameterization=parameterization,
+        shape=shape,
+        conditions=conditions,
+        autoencoder=autoencoder,
     )
-    if len({condition.name for condition in spatial}) < len(spatial):
-        raise UserError(f"each spatial condition is given once; got {', '.join(config.spatial)}")
     goal = objective(config, built.schedule, parameterization)
     if isinstance(built.schedule, Learned) and not goal.learns_schedule:
         raise UserError(f"a learned schedule needs objective='vdm', by which it learns; got {config.objective!r}")

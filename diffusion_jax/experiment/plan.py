@@ -11,9 +11,11 @@ from ml_collections import ConfigDict
 from diffusion_jax.core.schedules.learned import Learned
 from diffusion_jax.errors import UserError
 from diffusion_jax.experiment import autoencoder, classifier, training
+from diffusion_jax.experiment.data import conditions
 from diffusion_jax.experiment.model import model as training_model
 from diffusion_jax.experiment.sampling import sampling
 from diffusion_jax.experiment.training import Trainee
+from diffusion_jax.models.conditions import BatchEntry
 from diffusion_jax.models.latent import Autoencoder
 from diffusion_jax.models.model import Model
 from diffusion_jax.models.sampling import sample_program
@@ -52,27 +54,23 @@ def trainee(config: ConfigDict, model: Model | None) -> Trainee:
     return {"autoencoder": autoencoder, "classifier": classifier}[config.task].trainee(config)
 
 
-def abstract_batch(config: ConfigDict, model: Model | None, *, precomputed: bool = True) -> dict[str, ShapeDtypeStruct]:
-    """The shapes of one batch of what the step reads: with precomputed, latents and features where config has such."""
-    n, (height, width) = config.train.batch_size, (config.data.height, config.data.width)
+def batch_entries(config: ConfigDict, model: Model | None, *, precomputed: bool = True) -> dict[str, BatchEntry]:
+    """What the step reads of a batch: with precomputed, latents and features where config has such."""
+    shape = (config.data.height, config.data.width, config.data.channels)
     precomputed = precomputed and bool(config.data.precomputed)
-    batch = {"image": ShapeDtypeStruct((n, height, width, config.data.channels), jnp.float32)}
+    found = {"image": BatchEntry(shape, jnp.float32, -1, 1)}
     if precomputed and model is not None and model.autoencoder is not None:
-        batch = {name: ShapeDtypeStruct((n, *model.x_shape), jnp.float32) for name in ("mean", "logvar")}
-    if config.task != "autoencoder" and config.model.num_classes:
-        batch["label"] = ShapeDtypeStruct((n,), jnp.int32)
-    if model is not None and model.text is not None:
-        length = model.text.length
-        if precomputed and not model.text.trained:
-            batch["text"] = ShapeDtypeStruct((n, length, model.text.width), jnp.float32)
-            batch["text_mask"] = ShapeDtypeStruct((n, length), jnp.bool_)
-            if model.pooled_text:
-                batch["text_pooled"] = ShapeDtypeStruct((n, model.text.width), jnp.float32)
-        else:
-            batch["tokens"] = ShapeDtypeStruct((n, length), jnp.int32)
-    reads = {entry for condition in model.spatial for entry in condition.reads} if model else set()
-    kinds = {"map": jnp.int32, "mask": jnp.bool_}
-    return batch | {name: ShapeDtypeStruct((n, height, width), kinds[name]) for name in sorted(reads)}
+        found = {name: BatchEntry(model.x_shape, jnp.float32) for name in ("mean", "logvar")}
+    for condition in conditions(config, model):
+        found |= (condition.features if precomputed else {}) or condition.batch(shape)
+    return found
+
+
+def abstract_batch(config: ConfigDict, model: Model | None, *, precomputed: bool = True) -> dict[str, ShapeDtypeStruct]:
+    """The shapes of one batch of `batch_entries`."""
+    n = config.train.batch_size
+    entries = batch_entries(config, model, precomputed=precomputed)
+    return {name: ShapeDtypeStruct((n, *entry.shape), entry.dtype) for name, entry in entries.items()}
 
 
 def saved_bytes(model: Model) -> int:
@@ -83,15 +81,8 @@ def saved_bytes(model: Model) -> int:
 
     def kept(n: int) -> int:
         x, t = ShapeDtypeStruct((n, *model.x_shape), jnp.float32), ShapeDtypeStruct((n,), jnp.float32)
-        cond: dict[str, Any] = {"label": ShapeDtypeStruct((n,), jnp.int32)} if model.num_classes else {}
-        if model.text is not None:
-            cond["text"] = ShapeDtypeStruct((n, model.text.length, model.text.width), jnp.float32)
-            if model.pooled_text:
-                cond["text_pooled"] = ShapeDtypeStruct((n, model.text.width), jnp.float32)
-        for condition in model.spatial:
-            entries = condition.channels(model.x_shape[-1]).items()
-            cond |= {name: ShapeDtypeStruct((n, *model.x_shape[:-1], c), jnp.float32) for name, c in entries}
-            cond |= {level: ShapeDtypeStruct((n,), jnp.float32) for level in condition.levels}
+        entries = jax.eval_shape(model.network_entries)
+        cond = {name: ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for name, a in entries.items()}
         params = jax.eval_shape(model.init, jax.random.key(0))
         pull = jax.eval_shape(lambda p, *rest: jax.vjp(lambda p: model.apply(p, *rest), p)[1], params, x, t, cond)
         return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(pull))
@@ -126,11 +117,8 @@ def traced_sampler(config: ConfigDict, model: Model, mesh: Mesh) -> tuple[Traced
 
     params = jax.tree.map(held, training.abstract_state(config, trainee(config, model)).ema)
     read = abstract_batch(config, model, precomputed=False)
-    batch = {name: jnp.zeros((1, *a.shape[1:]), a.dtype) for name, a in read.items()}
-    cond: dict[str, Any] = {name: a for name, a in batch.items() if name in ("label", "tokens")}
-    for condition in model.spatial:
-        cond |= condition.parts(batch) | {level: jnp.zeros(1) for level in condition.levels}
-    told = {name: ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for name, a in cond.items()}
+    batch = {name: ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for name, a in read.items()}
+    told = jax.eval_shape(model.entries, batch)
     program = sample_program(model, sampling(config), mesh)
     return program.trace(params, jax.tree.map(held, model.pretrained), ShapeDtypeStruct((n,), jnp.int32), told), n
 

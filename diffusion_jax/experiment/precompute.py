@@ -14,18 +14,18 @@ from ml_collections import ConfigDict
 from diffusion_jax.data.precomputed import Precomputed, open_precomputed
 from diffusion_jax.data.tokens import from_folder
 from diffusion_jax.errors import UserError
-from diffusion_jax.experiment.training import FEATURES
 from diffusion_jax.models.model import Model
 from diffusion_jax.train.state import Params
 
 
 def parts(model: Model) -> tuple[str, ...]:
-    """Whose work can be done before training, of "autoencoder" and "text"; raises UserError where nobody's can.
+    """Whose work can be done before training: "autoencoder" and names of conditions; UserError where nobody's can.
 
-    A spatial condition is made of the image that training draws, so where there is one, latents are not precomputed.
+    Where a condition is made of the image that training draws, latents are not precomputed.
     """
-    latents = ("autoencoder",) if model.autoencoder is not None and not model.spatial else ()
-    text = ("text",) if model.text is not None and not model.text.trained else ()
+    of_image = any(condition.of_image for condition in model.conditions)
+    latents = ("autoencoder",) if model.autoencoder is not None and not of_image else ()
+    text = tuple(condition.name for condition in model.conditions if condition.features)
     if not latents + text:
         raise UserError(
             "nothing to precompute: the config has no latent, or spatial conditions, and no text of a published encoder"
@@ -45,9 +45,9 @@ def precompute_program(model: Model) -> Callable[[Mapping[str, Params], Mapping[
         found: dict[str, Array] = {}
         if "image" in batch and model.autoencoder is not None:
             found["mean"], found["logvar"] = model.autoencoder.encode(pretrained["autoencoder"], batch["image"])
-        if "tokens" in batch:
-            encoded = model.encode_text(pretrained["text"], batch)
-            found |= {name: encoded[name] for name in FEATURES if name in encoded}
+        for condition in model.conditions:
+            if condition.features and set(condition.encodes) <= set(batch):
+                found |= condition.encode(pretrained[condition.name], dict(batch))
         return found
 
     return program

@@ -6,13 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax.core import conditions
 from diffusion_jax.core.autoencoding import sample_posterior
 from diffusion_jax.core.objectives import Examples, Objective, Trained
 from diffusion_jax.experiment.objective import objective
@@ -118,7 +116,7 @@ def examples(
     def draw(key: Array, batch: steps.Batch) -> Examples:
         x0 = _x0(model, jax.random.fold_in(key, 3), batch, pretrained)
         cond_key = jax.random.split(key, 3)[2]  # the objective draws with the others
-        return Examples(x0, _conditions(model, cond_key, batch, pretrained, dropout=config.condition_dropout))
+        return Examples(x0, model.draw_cond(cond_key, batch, pretrained, config.condition_dropout))
 
     return draw
 
@@ -154,36 +152,6 @@ def _x0(model: Model, key: Array, batch: Mapping[str, Array], pretrained: Mappin
     else:
         mean, logvar = model.autoencoder.encode(pretrained["autoencoder"], batch["image"])
     return sample_posterior(mean, logvar, jax.random.normal(key, mean.shape))
-
-
-FEATURES = ("text", "text_mask", "text_pooled")
-"""What a batch holds in place of tokens where the captions' features were precomputed."""
-
-
-def _conditions(
-    model: Model, key: Array, batch: Mapping[str, Array], pretrained: Mapping[str, Params], *, dropout: float
-) -> dict[str, Array]:
-    """What the network is told of each example, or not: class and caption are left out together."""
-    cond: dict[str, Any] = {}
-    if model.num_classes:
-        cond["label"] = batch["label"]
-    encoded = {name: batch[name] for name in FEATURES if name in batch}  # precomputed
-    if model.text and not encoded:
-        cond["tokens"] = batch["tokens"]
-    if cond or encoded:
-        out = jax.random.bernoulli(key, dropout, (len(next(iter((cond | encoded).values()))),))
-        null = model.null(cond)
-        if encoded and model.text:
-            nothing = {"tokens": jnp.asarray(model.text.null)[None]}
-            null, cond = {**null, **model.encode_text(pretrained["text"], nothing)}, cond | encoded
-        cond = {name: jnp.where(out.reshape(-1, *(1,) * (a.ndim - 1)), null[name], a) for name, a in cond.items()}
-    if "tokens" in cond and model.text and not model.text.trained:
-        cond = dict(model.encode_text(pretrained["text"], cond))
-    for i, condition in enumerate(model.spatial):
-        augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, i))
-        parts = dict(model.encode_images(pretrained, condition.parts(batch)))
-        cond |= conditions.dropped(dropout_key, condition.augment(augment_key, parts), condition.dropout)
-    return cond
 
 
 def compiled_step(config: ConfigDict, trainee: Trainee, mesh: Mesh) -> Any:

@@ -11,11 +11,11 @@ from jax import Array
 from jax.sharding import Mesh
 
 from diffusion_jax.core import editing
-from diffusion_jax.core.conditions import inpaint
 from diffusion_jax.core.denoisers import Condition, Denoiser
 from diffusion_jax.core.grids import GRIDS
 from diffusion_jax.core.samplers import SAMPLERS
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.conditions.condition import NEGATIVE
 from diffusion_jax.models.model import Model
 from diffusion_jax.models.sampling import ALONE, Guided, Guides, Sampling, guided
 from diffusion_jax.spec import from_spec
@@ -57,7 +57,7 @@ def edit_program(model: Model, how: Sampling, mesh: Mesh, edit: Edit, guides: Gu
     """
     sampler = from_spec(how.sampler, SAMPLERS, "sampler")
     times = edit_times(model, how, edit)
-    told = any(condition.name == "inpaint" for condition in model.spatial)
+    told = [condition for condition in model.conditions if condition.edits]
     hold = edit.inpaint and not told
     if hold:  # a sampler that cannot keep a part raises here
         held = editing.repaint(sampler, jnp.zeros(1), jnp.ones(1, bool), edit.resample, edit.jump)
@@ -88,8 +88,8 @@ def edit_program(model: Model, how: Sampling, mesh: Mesh, edit: Edit, guides: Gu
     ) -> Array:
         images = jnp.broadcast_to(image, (len(seeds), *image.shape))
         masks = jnp.broadcast_to(unknown, (len(seeds), *unknown.shape))
-        if told:
-            cond = {**cond, **inpaint().parts({"image": images, "mask": masks[..., 0]})}
+        for condition in told:
+            cond = {**cond, **condition.of_edit(images, masks)}
         x0, hidden = images, masks
         if model.autoencoder is not None:
             x0 = model.autoencoder.encode(pretrained["autoencoder"], images)[0]
@@ -98,8 +98,8 @@ def edit_program(model: Model, how: Sampling, mesh: Mesh, edit: Edit, guides: Gu
         schedule = model.bind(params).schedule
         denoise = denoiser(guide, params, pretrained, cond)
         if edit.invert:
-            silent = dict(model.null(cond)) if {"label", "tokens"} & set(cond) else dict(cond)
-            silent.pop("negative", None)
+            silent = model.without(model.together, cond)
+            silent = {name: a for name, a in silent.items() if not name.startswith(NEGATIVE)}
             noise = editing.invert(denoiser(plain, params, pretrained, silent), schedule, times, x0)
             x = editing.integrate(denoise, sampler, schedule, times, noise, editing.step_keys(seeds))
         else:

@@ -68,17 +68,8 @@ def bits_per_dim_program(model: Model, how: Sampling, mesh: Mesh, method: str, s
 
 
 def own_conditions(model: Model, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the model is told of each image of a batch: its class, its caption, what its spatial conditions make of it.
-
-    Nothing of it is left out or noised.
-    """
-    cond = {"label": batch["label"]} if model.num_classes else {}
-    cond |= {"tokens": batch["tokens"]} if model.text else {}
-    for condition in model.spatial:
-        parts = condition.parts(jax.tree.map(jnp.asarray, dict(batch)))
-        cond |= {name: np.asarray(a) for name, a in parts.items()}
-        cond |= {level: np.zeros(len(batch["image"]), np.float32) for level in condition.levels}
-    return cond
+    """What the model is told of each example of a batch; nothing of it is left out or noised."""
+    return {name: np.asarray(a) for name, a in model.entries(batch).items()}
 
 
 def bound(model: Model, steps: int) -> Measure:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,16 +10,16 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffusion_jax.core import denoisers
-from diffusion_jax.core.conditions import Spatial
-from diffusion_jax.core.denoisers import Condition, ConditionalDenoiser
+from diffusion_jax.core.conditions import left_out
+from diffusion_jax.core.denoisers import Condition as Cond
+from diffusion_jax.core.denoisers import ConditionalDenoiser
 from diffusion_jax.core.predictions import Parameterization
 from diffusion_jax.core.schedules import Learned, Schedule
 from diffusion_jax.data.classes import Classes
+from diffusion_jax.models.conditions.condition import Condition
 from diffusion_jax.models.latent import Autoencoder
 from diffusion_jax.models.text import Text
 from diffusion_jax.nets.network import Network, TensorRule
-from diffusion_jax.nets.text import OUTER_LAYERS as TEXT_OUTER
-from diffusion_jax.nets.text import TENSOR_RULES as TEXT_RULES
 from diffusion_jax.train.state import Params
 
 
@@ -27,19 +27,17 @@ from diffusion_jax.train.state import Params
 class Model:
     """A network together with what gives its output a meaning: schedule, prediction, image shape and conditions.
 
-    It is told label [B], tokens [B, N] and the entries of its spatial conditions [B, H, W, C'], as `cond`. Weights that
-    are not its own, of an autoencoder or of a published text encoder, are `pretrained`, and handed over beside params.
-    These are the network's or, where more is trained along, {"unet", "text", "schedule", "objective"} as far as there
-    are such, "unet" being the network whatever its family.
+    It is told the entries of its conditions, as `cond`. Weights that are not its own, of an autoencoder or of a
+    published text encoder, are `pretrained`, and handed over beside params. These are the network's or, where more is
+    trained along, {"unet", "schedule", "objective"} and the names of conditions with encoders, as far as there are
+    such, "unet" being the network whatever its family.
     """
 
     network: Network
     schedule: Schedule  # one that is learned as it is at first; `bind` gives it parameters
     parameterization: Parameterization
     shape: tuple[int, int, int]  # H W C of one image
-    num_classes: int  # 0: unconditional
-    text: Text | None = None
-    spatial: tuple[Spatial, ...] = ()
+    conditions: tuple[Condition, ...] = ()  # each draws with a key of its place: those of config.spatial are the first
     autoencoder: Autoencoder | None = None  # x is an image's latent
     own: Callable[[Array], Params] | None = None  # key -> parameters of the objective's own, which are trained along
     classes: Classes | None = dataclasses.field(default=None, compare=False)  # what a label means; None: unknown
@@ -50,19 +48,29 @@ class Model:
         return self.autoencoder.latent_shape(self.shape) if self.autoencoder else self.shape
 
     @property
-    def pooled_text(self) -> bool:
-        """Whether the network is told one vector for the whole text, beside its tokens."""
-        return self.network.pools_text
+    def num_classes(self) -> int:
+        """How many classes it is told; 0: none."""
+        return max((condition.num_classes for condition in self.conditions), default=0)
+
+    @property
+    def text(self) -> Text | None:
+        """The text encoder of its captions; None where it is told none."""
+        return next((each.text_encoder for each in self.conditions if each.text_encoder), None)
+
+    @property
+    def together(self) -> tuple[Condition, ...]:
+        """The conditions that are left out together, by config.condition_dropout: class and caption."""
+        return tuple(condition for condition in self.conditions if condition.dropout is None)
 
     @property
     def tensor_rules(self) -> tuple[TensorRule, ...]:
         """How the trained parameters are split over the mesh axis `tensor`."""
-        return self.network.tensor_rules + (TEXT_RULES if self.text is not None and self.text.trained else ())
+        return self.network.tensor_rules + tuple(rule for each in self._encoders for rule in each.tensor_rules)
 
     @property
     def outer_layers(self) -> tuple[str, ...]:
         """Names in the paths of first and last layers, which Muon leaves to Adam."""
-        return self.network.outer_layers + (TEXT_OUTER if self.text is not None and self.text.trained else ())
+        return self.network.outer_layers + tuple(name for each in self._encoders for name in each.outer_layers)
 
     @property
     def stacked_layers(self) -> tuple[str, ...]:
@@ -73,14 +81,19 @@ class Model:
     def pretrained(self) -> dict[str, Params]:
         """The weights that training leaves as they are, on the host."""
         weights = {} if self.autoencoder is None else {"autoencoder": self.autoencoder.params}
-        return weights if self.text is None or self.text.trained else weights | {"text": self.text.params}
+        return weights | {each.name: each.pretrained for each in self.conditions if each.pretrained is not None}
+
+    @property
+    def _encoders(self) -> tuple[Condition, ...]:
+        """The conditions with an encoder that is trained along."""
+        return tuple(condition for condition in self.conditions if condition.trained)
 
     @property
     def _parts(self) -> tuple[str, ...]:
         """What is trained beside the network."""
-        text = ("text",) if self.text is not None and self.text.trained else ()
         schedule = ("schedule",) if isinstance(self.schedule, Learned) else ()
-        return text + schedule + (("objective",) if self.own is not None else ())
+        own = ("objective",) if self.own is not None else ()
+        return tuple(each.name for each in self._encoders) + schedule + own
 
     def bind(self, params: Params) -> "Model":
         """The model with the schedule that these parameters have learned; itself where none is learned."""
@@ -88,25 +101,19 @@ class Model:
             return self
         return dataclasses.replace(self, schedule=Learned(params["schedule"]))
 
+    def network_entries(self) -> Cond:
+        """Zeros in the shapes that the network is told for one example."""
+        return {name: a for each in self.conditions for name, a in each.network_entries(self.x_shape).items()}
+
     def init(self, key: Array) -> Params:
         """Random parameters."""
         x = jnp.zeros((1, *self.x_shape))
-        cond: dict[str, Array] = {"label": jnp.zeros(1, jnp.int32)} if self.num_classes else {}
-        if self.text:
-            cond["text"] = jnp.zeros((1, self.text.length, self.text.width))
-            if self.pooled_text:
-                cond["text_pooled"] = jnp.zeros((1, self.text.width))
-        channels = x.shape[-1]
-        for condition in self.spatial:
-            cond |= {name: jnp.zeros((1, *x.shape[1:-1], c)) for name, c in condition.channels(channels).items()}
-            cond |= {name: jnp.zeros(1) for name in condition.levels}
-        params = self.network.init(key, x, jnp.zeros(1), cond)["params"]
+        params = self.network.init(key, x, jnp.zeros(1), self.network_entries())["params"]
         if not self._parts:
             return params
         params = {"unet": params}
-        if self.text is not None and self.text.trained:
-            tokens = jnp.zeros((1, self.text.length), jnp.int32)
-            params["text"] = self.text.network.init(jax.random.fold_in(key, 1), tokens)["params"]
+        for i, condition in enumerate(self._encoders):
+            params[condition.name] = condition.init(_of_encoder(key, i))
         if isinstance(self.schedule, Learned):
             params["schedule"] = jax.tree.map(jnp.asarray, self.schedule.params)
         if self.own is not None:
@@ -118,13 +125,16 @@ class Model:
         """The shapes of the parameters; nothing is allocated."""
         return jax.eval_shape(self.init, jax.random.key(0))
 
-    def apply(self, params: Params, x: Array, t: Array, cond: Condition, dropout: Array | None = None) -> Array:
+    def apply(self, params: Params, x: Array, t: Array, cond: Cond, dropout: Array | None = None) -> Array:
         """The network's output for x [B, *x_shape] and conditioning t [B]; with a dropout key, as in training.
 
-        cond is as x is (`encode_images`), and has its text encoded or, of an encoder that is trained along, "tokens".
+        cond is as x is (`encode_images`), and encoded by pretrained encoders; what encoders that are trained along have
+        not encoded, they encode here.
         """
-        if "tokens" in cond:
-            cond = self.encode_text(params["text"], cond, dropout)
+        for i, condition in enumerate(self._encoders):
+            if set(condition.encodes) & set(cond):
+                key = None if dropout is None else _of_encoder(dropout, i)
+                cond = _encoded(condition, params[condition.name], cond, key)
         if self._parts:
             params = params["unet"]
         rngs = None if dropout is None else {"dropout": dropout}
@@ -135,41 +145,83 @@ class Model:
         apply = lambda x, t, cond: self.apply(params, x, t, cond)  # noqa: E731
         return denoisers.from_network(apply, self.bind(params).schedule, self.parameterization)
 
-    def encode_images(self, pretrained: Mapping[str, Params], cond: Condition) -> Condition:
-        """The entries of spatial conditions as x is: images as latents, masks and maps at their size."""
-        if self.autoencoder is None:
-            return cond
+    def entries(self, batch: Mapping[str, Any]) -> dict[str, Array]:
+        """What it is told of each example of a batch, nothing of it left out or noised, images at their size."""
+        return {name: a for condition in self.conditions for name, a in condition.entries(batch).items()}
+
+    def draw_cond(self, key: Array, batch: Cond, pretrained: Mapping[str, Params], dropout: float | Array) -> Cond:
+        """What it is told of each example of a batch in training, with augmentation and dropout, as `apply` takes it.
+
+        `together` is left out of a share `dropout` of the examples, any other condition as often as it says itself.
+        """
+        told: dict[str, Array] = {}
+        for i, condition in enumerate(self.conditions):
+            augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, i))
+            entries = condition.augment(augment_key, self._as_x(condition, pretrained, condition.entries(batch)))
+            n = len(next(iter(entries.values())))
+            out = None
+            if condition.dropout is None:
+                out = jax.random.bernoulli(key, dropout, (n,))  # the same for all
+            elif condition.dropout:
+                out = jax.random.bernoulli(dropout_key, condition.dropout, (n,))
+            if out is not None:
+                entries = left_out(out, entries, condition.null(entries, pretrained.get(condition.name)))
+            told |= entries
+        return self._encode(pretrained, told)
+
+    def encode_images(self, pretrained: Mapping[str, Params], cond: Cond) -> Cond:
+        """Entries of the images' size as x is: images as latents, masks and maps at the latents' size."""
         changed = dict(cond)
-        for condition in self.spatial:
-            for name in set(condition.channels(1)) & set(cond):
-                if name in condition.images:
-                    changed[name] = self.autoencoder.encode(pretrained["autoencoder"], cond[name])[0]
-                else:
-                    changed[name] = self.autoencoder.shrink(cond[name])
+        for condition in self.conditions:
+            changed |= self._as_x(condition, pretrained, cond)
         return changed
 
-    def null(self, cond: Condition) -> Condition:
-        """What guidance leads away from: no class and no caption; where cond has neither, no spatial condition."""
-        changed = dict(cond)
-        if "label" in cond:
-            changed["label"] = jnp.full_like(cond["label"], self.num_classes)
-        if "tokens" in cond:
-            assert self.text is not None
-            changed["tokens"] = jnp.broadcast_to(self.text.null, cond["tokens"].shape)
-        if not {"label", "tokens"} & set(cond):
-            changed = jax.tree.map(jnp.zeros_like, changed)
+    def _as_x(self, condition: Condition, pretrained: Mapping[str, Params], cond: Cond) -> dict[str, Array]:
+        """The entries of one condition in cond, as `encode_images`."""
+        changed = {name: cond[name] for name in condition.names if name in cond}
+        if self.autoencoder is None:
+            return changed
+        for name in set(condition.channels(1)) & set(changed):
+            if name in condition.images:
+                changed[name] = self.autoencoder.encode(pretrained["autoencoder"], changed[name])[0]
+            else:
+                changed[name] = self.autoencoder.shrink(changed[name])
         return changed
+
+    def null(self, cond: Cond) -> Cond:
+        """What guidance leads away from: no class and no caption; where it is told neither, none of its conditions."""
+        return self.without(self.together or self.conditions, cond)
+
+    def without(self, conditions: Sequence[Condition], cond: Cond) -> dict[str, Array]:
+        """cond with these conditions left out of every example."""
+        changed = dict(cond)
+        for condition in conditions:
+            if entries := {name: cond[name] for name in condition.names if name in cond}:
+                changed |= condition.null(entries)
+        return changed
+
+    def encode(self, params: Params, pretrained: Mapping[str, Params], cond: Cond) -> Cond:
+        """cond encoded by the encoders of conditions, those that are trained along and those that are not."""
+        return self._encode({**pretrained, **{each.name: params[each.name] for each in self._encoders}}, cond)
+
+    def _encode(self, weights: Mapping[str, Params], cond: Cond) -> Cond:
+        """cond encoded by those encoders that weights has."""
+        for condition in self.conditions:
+            if set(condition.encodes) & set(cond) and condition.name in weights:
+                cond = _encoded(condition, weights[condition.name], cond)
+        return cond
 
     def decode(self, pretrained: Mapping[str, Params], x: Array, tile: int = 0) -> Array:
         """x as images."""
         return x if self.autoencoder is None else self.autoencoder.decode(pretrained["autoencoder"], x, tile)
 
-    def encode_text(self, params: Params, cond: Condition, dropout: Array | None = None) -> Condition:
-        """cond with its tokens encoded, by the text encoder's own parameters."""
-        assert self.text is not None
-        rngs = None if dropout is None else {"dropout": jax.random.fold_in(dropout, 1)}
-        train = dropout is not None
-        encoded: Any = self.text.network.apply({"params": params}, cond["tokens"], train=train, rngs=rngs)
-        rest = {name: value for name, value in cond.items() if name != "tokens"}
-        pooled = {"text_pooled": encoded.pooled} if self.pooled_text else {}
-        return rest | {"text": encoded.hidden, "text_mask": encoded.mask} | pooled
+
+def _of_encoder(key: Array, i: int) -> Array:
+    """The key of the i-th encoder that is trained along; 2 is the objective's."""
+    return jax.random.fold_in(key, 1 + 2 * i)
+
+
+def _encoded(condition: Condition, weights: Params, cond: Cond, dropout: Array | None = None) -> Cond:
+    entries = {name: cond[name] for name in condition.names if name in cond}
+    rest = {name: a for name, a in cond.items() if name not in condition.encodes}
+    return rest | condition.encode(weights, entries, dropout)

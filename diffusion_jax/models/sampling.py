@@ -18,6 +18,7 @@ from diffusion_jax.core.samplers import SAMPLERS, sample
 from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.classifier import Classifier
+from diffusion_jax.models.conditions.condition import NEGATIVE
 from diffusion_jax.models.model import Model
 from diffusion_jax.spec import from_spec
 from diffusion_jax.train import sharding
@@ -61,10 +62,11 @@ ALONE = Guides()
 def sample_program(model: Model, how: Sampling, mesh: Mesh, guides: Guides = ALONE) -> Any:
     """(params, pretrained, seeds [B], cond) -> images [B, H, W, C] in about [-1, 1], all in one compiled program.
 
-    cond holds, of what the model is told, "label" [B] (num_classes is the null class), "tokens" [B, N] and, if guidance
-    is to lead away from another than the empty caption, "negative" [B, N]; and the entries of spatial conditions at the
-    image's size. pretrained is the model's on the devices, with "classifier" and "weak" of the guides. B is a multiple
-    of the mesh's data x fsdp. Raises UserError, before anything is traced, for what the model cannot do.
+    cond holds the entries of the model's conditions as their `entries` and `request` give them, such as "label" [B]
+    (num_classes is the null class) and "tokens" [B, N], images at their size; an entry "negative_tokens" is what
+    guidance leads away from in place of the condition's `null`. pretrained is the model's on the devices, with
+    "classifier" and "weak" of the guides. B is a multiple of the mesh's data x fsdp. Raises UserError, before anything
+    is traced, for what the model cannot do.
     """
     sampler = from_spec(how.sampler, SAMPLERS, "sampler")
     times = from_spec(how.grid, GRIDS, "time grid")(model.schedule, how.steps)
@@ -113,7 +115,7 @@ def trajectory_program(model: Model, how: Sampling, mesh: Mesh, *, columns: int)
 def guided(model: Model, how: Sampling, guides: Guides = ALONE) -> Guided:
     """What makes the denoiser that is sampled, wrapped in the order that `core.denoisers` documents."""
     classifier, weak = guides
-    if how.guidance != 1 and weak is None and not (model.num_classes or model.text or model.spatial):
+    if how.guidance != 1 and weak is None and not model.conditions:
         raise UserError(f"guidance {how.guidance} needs a conditional model; this one has no conditions")
     if weak is not None and how.guidance == 1:
         raise UserError("a weaker model is what guidance leads away from; give a guidance other than 1")
@@ -144,18 +146,16 @@ def guided(model: Model, how: Sampling, guides: Guides = ALONE) -> Guided:
         schedule = model.bind(params).schedule
         scale, rescale = wrappers(schedule)
         cond = dict(cond)
-        negative = cond.pop("negative", None)
+        away = {name.removeprefix(NEGATIVE): cond.pop(name) for name in list(cond) if name.startswith(NEGATIVE)}
         label = cond.get("label") if model.num_classes else cond.pop("label", None)
         cond = dict(model.encode_images(pretrained, cond))
         if weak is None:
-            null = dict(model.null(cond))
-            if negative is not None:
-                null["tokens"] = negative
-            told, silent = (_told(model, params, pretrained, c) for c in (cond, null))
+            null = {**model.null(cond), **away}
+            told, silent = (model.encode(params, pretrained, c) for c in (cond, null))
             denoise = denoisers.classifier_free(model.denoiser(params), told, silent, scale, rescale)
         else:
             both = [
-                denoisers.condition(m.denoiser(p), _told(m, p, pretrained, cond))
+                denoisers.condition(m.denoiser(p), m.encode(p, pretrained, cond))
                 for m, p in ((model, params), (weak, pretrained["weak"]))
             ]
             denoise = denoisers.autoguidance(both[0], both[1], scale, rescale)
@@ -165,10 +165,3 @@ def guided(model: Model, how: Sampling, guides: Guides = ALONE) -> Guided:
         return threshold(denoise, schedule)
 
     return guide
-
-
-def _told(model: Model, params: Params, pretrained: Mapping[str, Params], cond: Condition) -> Condition:
-    """cond with its caption encoded, by the model's own text encoder or the published one."""
-    if model.text is None:
-        return cond
-    return model.encode_text(params["text"] if model.text.trained else pretrained["text"], cond)

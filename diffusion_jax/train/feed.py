@@ -1,7 +1,7 @@
 """Host batches to the devices, a few ahead of the step."""
 
 import collections
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -26,25 +26,13 @@ def device_batches(
     host: HostBatches,
     mesh: Mesh,
     *,
-    names: Sequence[str] = (
-        "image",
-        "label",
-        "tokens",
-        "map",
-        "mask",
-        "mean",
-        "logvar",
-        "text",
-        "text_mask",
-        "text_pooled",
-    ),
     steps_per_dispatch: int = 1,
     ahead: int = 2,
     handed: Callable[[np.ndarray], None] | None = None,
 ) -> Iterator[tuple[Batch, Any]]:
     """Endless (batch on the mesh, position after it); transfers run up to `ahead` dispatches before they are used.
 
-    Of each batch, the arrays called names that it has; handed gets its "index" [n B], once it is handed out.
+    Every entry of a batch is transferred but "index" [n B], which handed gets once its batch is handed out.
 
     With steps_per_dispatch n > 1 the batches are [n, B, ...]. The position belongs to the batch handed out, however
     many are under way, so that what a checkpoint stores is exactly what training has seen.
@@ -55,7 +43,8 @@ def device_batches(
     def transfer() -> tuple[Batch, Any, np.ndarray]:
         batches = [next(host) for _ in range(steps_per_dispatch)]
         batch = jax.tree.map(lambda *arrays: np.stack(arrays), *batches) if stacked else batches[0]
-        on_mesh = {k: jax.make_array_from_process_local_data(sharding, batch[k]) for k in names if k in batch}
+        read = {name: a for name, a in batch.items() if name != "index"}
+        on_mesh = {name: jax.make_array_from_process_local_data(sharding, a) for name, a in read.items()}
         return on_mesh, host.get_state(), np.ravel(batch.get("index", ()))
 
     queue = collections.deque(transfer() for _ in range(ahead))

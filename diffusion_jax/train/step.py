@@ -1,7 +1,7 @@
 """The training step: a pure function of (state, batch, seed) and nothing else."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ import optax
 from jax import Array
 
 from diffusion_jax.core.objectives import Drawn, Examples, Objective, Trained
+from diffusion_jax.errors import UserError
 from diffusion_jax.train import ema
 from diffusion_jax.train.state import Params, TrainState
 
@@ -51,7 +52,8 @@ def train_step(
     micro-batches equals the step on the whole batch, dropout aside. state.profiles has an average for each of gammas
     (`train.ema`). Randomness is fold_in(seed, step): a resumed run draws what the uninterrupted one would have. Where
     the loss or the norm of its gradient is not finite the state stays as it was but for its count of steps, and
-    loss_by_time, of an objective with a time, is empty.
+    loss_by_time, of an objective with a time, is empty. Raises UserError, when it is traced, for an entry of a batch
+    that examples does not read.
     """
 
     def mean_loss(params: Params, drawn: Drawn, key: Array) -> tuple[Array, Array]:
@@ -76,7 +78,7 @@ def train_step(
 
     def step(state: TrainState, batch: Batch, seed: Array) -> tuple[TrainState, Metrics]:
         draw_key, dropout_key = jax.random.split(jax.random.fold_in(seed, state.step))
-        drawn = objective.draw(draw_key, examples(draw_key, batch), state.history, state.step)
+        drawn = objective.draw(draw_key, all_read(examples, draw_key, batch), state.history, state.step)
         (value, losses), grads = gradient(state.params, drawn, dropout_key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -96,6 +98,40 @@ def train_step(
         return kept._replace(step=state.step + 1), metrics
 
     return step
+
+
+class _Observed(Mapping[str, Array]):
+    """A batch that remembers which of its entries were read."""
+
+    def __init__(self, batch: Batch):
+        self._batch = batch
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Array:
+        value = self._batch[name]
+        self.read.add(name)
+        return value
+
+    def __contains__(self, name: object) -> bool:  # which Mapping would answer by reading
+        return name in self._batch
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._batch)
+
+    def __len__(self) -> int:
+        return len(self._batch)
+
+
+def all_read(examples: Callable[[Array, Batch], Examples], key: Array, batch: Batch) -> Examples:
+    """examples(key, batch); raises UserError that names an entry of the batch that it did not read."""
+    observed = _Observed(batch)
+    found = examples(key, observed)
+    if unread := sorted(set(batch) - observed.read):
+        raise UserError(
+            f"nothing reads the entry {unread[0]!r} of a batch; what is trained reads "
+            f"{', '.join(sorted(observed.read))}: leave it out, or add the condition that reads it"
+        )
+    return found
 
 
 def by_time(t: Array, losses: Array) -> Binned:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from diffusion_jax.data import corrupt
 from diffusion_jax.data.pipeline import example_indices, train_batches
+from diffusion_jax.data.readers import Captions
 from diffusion_jax.errors import UserError
 
 SIZE = 40
@@ -88,7 +89,7 @@ def test_where_all_are_corrupt_none_is_looked_for_without_end():
 def test_what_is_the_models_to_ask_for_is_not_skipped():
     """No caption anywhere is a mistake of the config."""
     with pytest.raises(UserError, match="has no caption"):
-        epoch(Broken(), corrupt_limit=5, encode=len)
+        epoch(Broken(), corrupt_limit=5, readers=[Captions(len)])
 
 
 def test_a_negative_limit_is_refused():

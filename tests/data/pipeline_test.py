@@ -14,6 +14,7 @@ from PIL import Image
 
 from diffusion_jax.data import masks, pipeline
 from diffusion_jax.data.pipeline import train_batches
+from diffusion_jax.data.readers import Captions, Labels, Maps, Masks
 from diffusion_jax.data.sources import open_source
 from diffusion_jax.errors import UserError
 
@@ -64,7 +65,7 @@ def lengths_and_numbers(captions):
     return np.array([[len(caption), int(caption.split()[1].strip(","))] for caption in captions])
 
 
-EVERYTHING = {"encode": lengths_and_numbers, "map_classes": 14, "mask": True}
+EVERYTHING = {"readers": (Labels(), Captions(lengths_and_numbers), Maps(14), Masks())}
 
 
 def ramp(index):
@@ -72,8 +73,10 @@ def ramp(index):
 
 
 def stream(source=None, **options):
-    chosen = {"image_size": (2, 4), "channels": 1, "batch_size": 4, "seed": 0, "flip": True, **options}
-    return train_batches(Ramps(10) if source is None else source, **chosen)
+    source = Ramps(10) if source is None else source
+    readers = (Labels(),) if source.labelled else ()
+    chosen = {"image_size": (2, 4), "channels": 1, "batch_size": 4, "seed": 0, "flip": True, "readers": readers}
+    return train_batches(source, **(chosen | options))
 
 
 def take(batches, count):
@@ -325,19 +328,19 @@ def test_captions_maps_and_masks_come_where_asked():
     np.testing.assert_array_equal(batch["mask"], masks.random_masks(0, 0, 4, 2, 4))
     assert set(take(stream(Described(10)), 1)[0]) == set(plain)
     # What is asked for beside changes nothing of the images and their order.
-    asked, alone = (take(stream(Described(10), **o), 8) for o in ({"map_classes": 14, "mask": True}, {}))
+    asked, alone = (take(stream(Described(10), **o), 8) for o in ({"readers": (Labels(), Maps(14), Masks())}, {}))
     assert_same([{key: batch[key] for key in plain} for batch in asked], alone)
 
 
 def test_maps_are_mirrored_with_their_images():
-    batch = together(take(stream(Described(10), map_classes=14), 20))
+    batch = together(take(stream(Described(10), readers=[Maps(14)]), 20))
     flipped = batch["map"][:, 0, 0] > batch["map"][:, 0, 3]
     np.testing.assert_array_equal(flipped, flips(batch))
     np.testing.assert_array_equal(np.sort(batch["map"], axis=2), np.tile(np.arange(10, 14), (80, 2, 1)))
 
 
 def test_captions_of_sides_keep_their_images_as_they_are():
-    batch = together(take(stream(Described(10), encode=lengths_and_numbers), 50))
+    batch = together(take(stream(Described(10), readers=[Captions(lengths_and_numbers)]), 50))
     sided = batch["index"] % 2 == 1
     assert not flips(batch)[sided].any()
     free = flips(together(take(stream(Described(10)), 50)))  # captions that nobody reads do not count
@@ -365,17 +368,17 @@ def test_processes_and_positions_change_nothing_of_what_is_asked():
 
 def test_data_that_lacks_what_is_asked_is_refused():
     with pytest.raises(UserError, match="ramp 0 has no caption, which"):
-        stream(Ramps(4), encode=lengths_and_numbers)
+        stream(Ramps(4), readers=[Captions(lengths_and_numbers)])
     with pytest.raises(UserError, match="ramp 0 has no map, which"):
-        stream(Described(4, mapped=False), map_classes=14)
-    refused = stream(Described(4), map_classes=13)
+        stream(Described(4, mapped=False), readers=[Maps(14)])
+    refused = stream(Described(4), readers=[Maps(13)])
     with pytest.raises(UserError, match=r"ramp \d has class 13, and the model is told of 0 to 12"):
         next(refused)
     refused.close()
     with pytest.raises(UserError, match="masks need images of at least 2 x 2 pixels"):
-        stream(image_size=(1, 4), mask=True)
+        stream(image_size=(1, 4), readers=[Masks()])
     with pytest.raises(UserError, match=r"would hold 16,200,000,000 bytes"):
-        stream(Described(10), map_classes=14, cache=True, image_size=(18_000, 18_000))
+        stream(Described(10), readers=[Maps(14)], cache=True, image_size=(18_000, 18_000))
 
 
 @pytest.mark.parametrize(

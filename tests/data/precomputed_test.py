@@ -7,6 +7,7 @@ from PIL import Image
 from diffusion_jax.data.image_folder import image_folder
 from diffusion_jax.data.pipeline import train_batches
 from diffusion_jax.data.precomputed import open_precomputed, write_precomputed
+from diffusion_jax.data.readers import Masks
 from diffusion_jax.errors import UserError
 
 COUNT = 7
@@ -92,7 +93,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path, source):
     with pytest.raises(UserError, match="no latents of mirror images"):
         train_batches(source, precomputed=found, flip=True, **options)
     with pytest.raises(UserError, match="goes with an image"):
-        train_batches(source, precomputed=found, mask=True, **options)
+        train_batches(source, precomputed=found, readers=[Masks()], **options)
     (tmp_path / "other").mkdir()
     Image.new("L", (4, 4)).save(tmp_path / "other/0.png")
     with pytest.raises(UserError, match="precompute them of this data"):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from diffusion_jax.data import shapes, transforms
 from diffusion_jax.data.pipeline import train_batches
+from diffusion_jax.data.readers import Maps
 from diffusion_jax.data.sources import open_source
 from diffusion_jax.errors import UserError
 
@@ -137,7 +138,7 @@ def test_the_source_holds_the_pictures(built):
 
 def test_a_batch_of_shapes_is_aligned(built):
     source = built("shapes:16,30")
-    options = {"image_size": (16, 16), "channels": 3, "batch_size": 30, "seed": 0, "flip": True, "map_classes": 4}
+    options = {"image_size": (16, 16), "channels": 3, "batch_size": 30, "seed": 0, "flip": True, "readers": [Maps(4)]}
     batches = train_batches(source, **options)
     batch = next(batches)
     batches.close()

@@ -41,7 +41,14 @@ def model(config):
     built = experiment.model(config, experiment.Autoencoder(network, jax.device_get(params), 0.7))
     tokens = jnp.zeros((1, built.text.length), jnp.int32)
     text = jax.device_get(jax.jit(built.text.network.init)(jax.random.key(3), tokens)["params"])
-    return dataclasses.replace(built, text=dataclasses.replace(built.text, params=text))
+    return of_encoder(built, params=text)
+
+
+def of_encoder(model, **changes):
+    """The model, told of captions alone, with another text encoder."""
+    (caption,) = model.conditions
+    encoder = dataclasses.replace(caption.encoder, **changes)
+    return dataclasses.replace(model, conditions=(dataclasses.replace(caption, encoder=encoder),))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +91,7 @@ def test_another_autoencoder_or_size_is_refused(config, model, folder):
         experiment.batches(
             config,
             experiment.source(config),
-            dataclasses.replace(model, spatial=experiment.model(config, model.autoencoder).spatial),
+            experiment.model(config, model.autoencoder),
             precomputed=open_precomputed(str(folder)),
         )
 
@@ -95,18 +102,18 @@ def test_features_of_another_tokenizer_or_other_options_are_refused(config, mode
     config.data.precomputed = str(folder)
     reading = "text encoder's options or tokenizer"
     assert reading in dict(experiment.precomputed(config, model).weights)
-    other = dataclasses.replace(model.text, network=model.text.network.clone(heads=1))
+    other = of_encoder(model, network=model.text.network.clone(heads=1))
     with pytest.raises(UserError, match=f"computed by another {reading}"):
-        experiment.precomputed(config, dataclasses.replace(model, text=other))
+        experiment.precomputed(config, other)
     monkeypatch.setattr(
         experiment.precompute, "from_folder", lambda _: experiment.tokenizer(model, experiment.source(config))
     )
     with pytest.raises(UserError, match=f"computed by another {reading}"):
-        experiment.precomputed(config, dataclasses.replace(model, text=dataclasses.replace(model.text, tokenizer="x")))
+        experiment.precomputed(config, of_encoder(model, tokenizer="x"))
     older = open_precomputed(str(folder))
     older = dataclasses.replace(older, weights=tuple(each for each in older.weights if each[0] != reading))
     monkeypatch.setattr(experiment.precompute, "open_precomputed", lambda _: older)
-    experiment.precomputed(config, dataclasses.replace(model, text=other))
+    experiment.precomputed(config, other)
 
 
 @pytest.mark.parametrize(

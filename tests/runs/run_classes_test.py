@@ -12,12 +12,12 @@ from diffusion_jax import experiment
 from diffusion_jax.config import base
 from diffusion_jax.data.classes import Classes, known
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.conditions.label import labels_for
 from diffusion_jax.runs.evaluate.real_images import RealImages, plain
 from diffusion_jax.runs.train import training_data
 from diffusion_jax.runs.workdir import classes
 from diffusion_jax.runs.workdir.mirror import Mirror
 from diffusion_jax.runs.workdir.paths import Workdir
-from diffusion_jax.runs.workdir.restored import labels_for
 
 NUMBERS = tuple(map(str, range(1, 13)))
 BY_TEXT = tuple(sorted(NUMBERS))

@@ -25,7 +25,7 @@ from diffusion_jax.runs.evaluate.measured_samples import Interrupted, SampleSour
 from diffusion_jax.runs.evaluate.partial import PartialEvaluation
 from diffusion_jax.runs.evaluate.real_images import RealImages
 from diffusion_jax.runs.evaluate.results import line, result_of, write
-from diffusion_jax.runs.sample.conditions import SampleRequest
+from diffusion_jax.runs.sample.conditions import SampleRequest, record
 from diffusion_jax.runs.workdir.output_folder import check_writable
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.runs.workdir.restored import NO_GUIDES, GuideRequest, Trained, restore, seeds_from, weights_name
@@ -146,7 +146,7 @@ class Evaluator:
         about = self._about(request, trained.step, trained.weights)
         if self._of_samples:
             about |= {"seeds": [int(self._seeds[0]), int(self._seeds[-1])]}
-            about |= {"guided_by": subjects.record(request.guided_by), "sampling": dataclasses.asdict(trained.how)}
+            about |= {"guided_by": record(request.guided_by), "sampling": dataclasses.asdict(trained.how)}
         measured_samples.check(self._of_samples, sample_source)
         found: dict[str, dict[str, Any]] = {}
         if BITS_PER_DIM in self._names:
@@ -164,7 +164,7 @@ class Evaluator:
         program = self._program(None, lambda: experiment.autoencoder.reconstruct_program(self._config))
         about = self._about(request, step, weights_name(request.average))
         about |= {"seeds": [int(self._seeds[0]), int(self._seeds[-1])]}
-        about |= {"guided_by": subjects.record(request.guided_by), "sampling": None}
+        about |= {"guided_by": record(request.guided_by), "sampling": None}
         result = result_of(request.root, evaluation.config, about, {})
         sample_source = evaluation.reconstructions_of(program, params)
         measured_samples.check(self._of_samples, sample_source)

@@ -1,7 +1,6 @@
 """What an evaluation measures: the samples of a diffusion model, or what an autoencoder makes of images."""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,12 @@ from diffusion_jax import experiment
 from diffusion_jax.models.likelihood import own_conditions
 from diffusion_jax.runs.evaluate.measured_samples import SampleBatch, SampleSource
 from diffusion_jax.runs.evaluate.real_images import RealImages
-from diffusion_jax.runs.sample.conditions import SampleRequest, conditions
+from diffusion_jax.runs.sample.conditions import SampleRequest, conditions, record
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.runs.workdir.restored import Trained, choose_step, restore_weights
 from diffusion_jax.train import sharding
 from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.state import Params
-
-RESTORED = {"low_resolution", "inpaint"}
-"""Spatial conditions made of an image that the sample is to look like."""
 
 
 def of_samples(
@@ -34,13 +30,13 @@ def of_samples(
     own: RealImages,
     captions: bool = False,
 ) -> SampleSource:
-    """Samples of a model, by its `sample_program`: told what asked says or, where the model needs more than a class and
-    asked says nothing, sample i what image i of own is. captions: they are handed over as text too.
+    """Samples of a model, by its `sample_program`: told what sample_request says or, where the model needs a
+    request and there is none, sample i what image i of own is. captions: they are handed over as text too.
     """
     model = trained.model
-    as_images = bool(model.text or model.spatial) and not any(dataclasses.asdict(sample_request).values())
+    as_images = any(condition.needs_request for condition in model.conditions) and not sample_request.anything
     captions = captions and model.text is not None
-    restores = as_images and any(condition.name in RESTORED for condition in model.spatial)
+    restores = as_images and any(condition.restores for condition in model.conditions)
     cond = {} if as_images else conditions(sample_request, trained, seeds)
 
     def told(first: int) -> Iterator[SampleBatch]:
@@ -94,8 +90,3 @@ def _told(sample_request: SampleRequest, trained: Trained, cond: Mapping[str, np
         {"labels": trained.label_names(cond["label"][: len(sample_request.labels)])} if sample_request.labels else {}
     )
     return {**record(sample_request), **labels}
-
-
-def record(sample_request: Any) -> Mapping[str, Any]:
-    """A dataclass of flags as JSON takes it."""
-    return {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(sample_request).items()}

@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 from diffusion_jax import experiment
 from diffusion_jax.config import check
 from diffusion_jax.data import transforms
-from diffusion_jax.data.example import Example
+from diffusion_jax.data.decoded import Decoded
 from diffusion_jax.data.precomputed import write_precomputed
+from diffusion_jax.data.readers import Rows
 from diffusion_jax.data.sources import Source
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
@@ -75,24 +76,21 @@ def _records(
     """The arrays of every example in the source's order, then of their mirror images."""
     weights = jax.device_put(model.pretrained)
     program = experiment.precompute_program(model)
+    each = [condition.reader(tokenizer) for condition in model.conditions if condition.features]
+    readers = [reader for reader in each if reader is not None]
+    shape = (config.data.height, config.data.width, config.data.channels)
+    decoded = Decoded(source, shape, readers, images=latents)
     total = len(source) * (2 if flip else 1)
     with progress(total, units_per_step=1) as bar:
         for start in range(0, total, batch):
             places = np.arange(start, start + batch).clip(max=total - 1)
-            images, captions = [], []
-            for place in places:
-                example = source[int(place % len(source))]
-                if tokenizer is not None:
-                    captions.append(_caption(example))
-                if latents:
-                    pixels = transforms.decode(example["image"], channels=config.data.channels, name=example["name"])
-                    pixels = transforms.resize_crop(pixels, config.data.height, config.data.width)
-                    images.append(pixels[:, ::-1] if place >= len(source) else pixels)
+            examples = decoded.read(places % len(source))
             told = {}
-            if images:
-                told["image"] = transforms.to_float(np.stack(images))
-            if tokenizer is not None and model.text is not None:
-                told["tokens"] = model.text.encode(tokenizer, captions)
+            if latents:
+                told["image"] = transforms.to_float(transforms.mirror(examples.images, places >= len(source)))
+            rows = Rows(config.seed, start, batch, shape[:2], None)
+            for reader, values in zip(readers, examples.values, strict=True):
+                told |= reader.entries(values, rows)
             found = interruptible(functools.partial(_computed, program, weights, told))
             for row in range(min(batch, total - start)):
                 yield {
@@ -104,9 +102,3 @@ def _records(
 
 def _computed(program: Callable[..., Any], weights: Any, told: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return jax.device_get(program(weights, told))
-
-
-def _caption(example: Example) -> str:
-    if "caption" not in example:
-        raise UserError(f"{example['name']} has no caption, which the text encoder is to read")
-    return example["caption"]

@@ -14,6 +14,7 @@ from diffusion_jax import experiment
 from diffusion_jax.data.prepared import is_prepared
 from diffusion_jax.errors import UserError
 from diffusion_jax.experiment import plan as building
+from diffusion_jax.models.conditions import BatchEntry
 from diffusion_jax.runs.sample import examples
 from diffusion_jax.train import memory
 from diffusion_jax.train.state import TrainState
@@ -68,10 +69,8 @@ def _bytes_a_device(tree: Any) -> int:
 
 
 def _guidance(config: ConfigDict, model: experiment.Model) -> Check:
-    dropouts = [condition.dropout for condition in model.spatial]
-    if model.num_classes or model.text:
-        dropouts = [config.condition_dropout]
-    left_out = max(dropouts, default=0.0)
+    own = [condition.dropout for condition in model.conditions if condition.dropout is not None]
+    left_out = config.condition_dropout if model.together else max(own, default=0.0)
     says = f"guidance {config.sample.guidance:g}; conditions are left out of {left_out:.0%} of the training examples"
     return _check("guidance", left_out > 0, says if left_out else f"{says}: the model never learns what it leads from")
 
@@ -88,33 +87,21 @@ def _data(config: ConfigDict, model: experiment.Model | None) -> list[Check]:
     except (UserError, OSError, ImportError) as error:
         return [_check("data", False, f"not read: {error}")]
     found = [_check("data", True, f"{len(source):,} examples in {config.data.source}")]
-    for name, wanted in building.abstract_batch(config, model, precomputed=False).items():
+    for name, wanted in building.batch_entries(config, model, precomputed=False).items():
         if name not in batch:
-            found.append(_check(name, False, f"the data has none; the step reads {list(wanted.shape)}"))
+            found.append(_check(name, False, f"the data has none; the step reads {[n, *wanted.shape]}"))
             continue
-        found.append(_entry(name, batch[name], (n, *wanted.shape[1:]), wanted.dtype, _range(name, config, model)))
+        found.append(_entry(name, batch[name], n, wanted))
     return found
 
 
-def _range(name: str, config: ConfigDict, model: experiment.Model | None) -> tuple[float, float]:
-    """The least and greatest value that an entry of a batch may have."""
-    if name == "label":
-        return 0, config.model.num_classes - 1
-    if name == "tokens" and model is not None and model.text is not None:
-        return 0, model.text.vocabulary - 1
-    if name == "map" and model is not None:
-        classes = [c for condition in model.spatial for e, c in condition.channels(1).items() if e == "map"]
-        return 0, max(classes, default=math.inf) - 1
-    return (0, 1) if name == "mask" else (-1, 1)
-
-
-def _entry(name: str, a: np.ndarray, shape: tuple[int, ...], dtype: Any, allowed: tuple[float, float]) -> Check:
+def _entry(name: str, a: np.ndarray, n: int, wanted: BatchEntry) -> Check:
     low, high = float(a.min()), float(a.max())
     says = f"{list(a.shape[1:])} {a.dtype}, from {low:g} to {high:g}"
-    if a.shape != shape or a.dtype != dtype:
-        return _check(name, False, f"{says}; the step reads {list(shape[1:])} {dtype}")
-    if not (np.isfinite(a).all() and allowed[0] <= low and high <= allowed[1]):
-        return _check(name, False, f"{says}; within {allowed[0]:g} to {allowed[1]:g} is expected")
+    if a.shape != (n, *wanted.shape) or a.dtype != wanted.dtype:
+        return _check(name, False, f"{says}; the step reads {list(wanted.shape)} {np.dtype(wanted.dtype)}")
+    if not (np.isfinite(a).all() and wanted.low <= low and high <= wanted.high):
+        return _check(name, False, f"{says}; within {wanted.low:g} to {wanted.high:g} is expected")
     if name == "image" and high - low < 0.1:
         return _check(name, False, f"{says}: the images are all but blank")
     return _check(name, True, says)

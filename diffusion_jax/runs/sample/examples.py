@@ -1,4 +1,4 @@
-"""Examples of the data, and pictures of what a model is told of them."""
+"""Examples of the data, with what a model is told of them."""
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -6,7 +6,6 @@ from ml_collections import ConfigDict
 from diffusion_jax import experiment
 from diffusion_jax.data.sources import Source
 from diffusion_jax.data.tokens import Tokenizer
-from diffusion_jax.report import pictures
 
 
 def first_batch(
@@ -21,12 +20,3 @@ def first_batch(
         return next(batches)
     finally:
         batches.close()
-
-
-def picture_of(name: str, a: np.ndarray, channels: int) -> np.ndarray:
-    """An entry of a spatial condition [B, H, W, C'] as pictures uint8 [B, H, W, channels]: a map's classes as grays."""
-    if a.shape[-1] != channels:
-        classes = a.shape[-1]
-        gray = a if classes == 1 else (a @ np.arange(classes))[..., None] / max(classes - 1, 1)
-        a = np.repeat(2 * gray - 1, channels, axis=-1)
-    return pictures.to_uint8(a)

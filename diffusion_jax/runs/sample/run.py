@@ -16,9 +16,8 @@ from diffusion_jax.core.editing import count_windows
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import pictures
 from diffusion_jax.report.progress import progress
-from diffusion_jax.runs.sample.conditions import SampleRequest, conditions, cut_prompts
+from diffusion_jax.runs.sample.conditions import SampleRequest, conditions, cut_prompts, record
 from diffusion_jax.runs.sample.edit import EditRequest, PreparedEdit, prepare
-from diffusion_jax.runs.sample.examples import picture_of
 from diffusion_jax.runs.workdir.output_folder import OutputFolder
 from diffusion_jax.runs.workdir.restored import NO_GUIDES, GuideRequest, Trained, restore, seeds_from
 from diffusion_jax.train import memory
@@ -55,8 +54,8 @@ def sample(
 
     With an image given each sample is an edit of it, and edit.png shows them beside it.
 
-    Sample i has seed `seed` + i and is of what `asked` says; without labels, its class is drawn from its seed. step
-    None is the newest checkpoint. overrides replace fields of the config's `Sampling` where not None.
+    Sample i has seed `seed` + i and is of what sample_request says; without labels, its class is drawn from its seed.
+    step None is the newest checkpoint. overrides replace fields of the config's `Sampling` where not None.
     """
     if batch < 1:
         raise UserError(f"--batch is at least 1; got {batch}")
@@ -74,11 +73,7 @@ def sample(
     height, width = trained.model.shape[:2] if prepared is None else prepared.edit.canvas
     folder.check_room(num * height * width * trained.model.shape[2])
     _check_memory(trained, size, (height, width))
-    cond = conditions(sample_request, trained, seeds)
-    if any(condition.name == "inpaint" for condition in trained.model.spatial) and not (
-        prepared and prepared.edit.inpaint
-    ):
-        raise UserError("this model paints what is unknown of an image; give --init_image with --mask or --expand")
+    cond = conditions(sample_request, trained, seeds, painted=prepared is not None and prepared.edit.inpaint)
     program = _program(trained, prepared)
     images = []
     with progress(num, description="sample", unit="samples") as bar:
@@ -95,10 +90,10 @@ def sample(
         "weights": trained.weights,
         "sampling": dataclasses.asdict(trained.how),
         "seeds": [int(seed), int(seed) + num - 1],
-        "asked": _record(sample_request),
+        "asked": record(sample_request),
         "labels": trained.label_names(cond["label"]) if "label" in cond else None,  # of each sample
         "cut": [cut._asdict() for cut in cut_prompts(sample_request, trained)],
-        "guided_by": _record(guided_by),
+        "guided_by": record(guided_by),
         "shape": list(images[0].shape[1:]),
         "edit": _edit_record(given, prepared, trained),
         "device": jax.devices()[0].device_kind,
@@ -106,8 +101,8 @@ def sample(
     }
     drawn = np.concatenate(images)[:num]
     extra = {} if prepared is None else {"edit.png": _compare(prepared, drawn)}
-    if sample_request.low_res or sample_request.map:
-        extra["given.png"] = _beside(cond, drawn)
+    if told_pictures := _pictures(trained, cond, drawn.shape[-1]):
+        extra["given.png"] = _beside(told_pictures, drawn)
     if 1 < len(sample_request.labels) <= min(num, _COLUMNS):
         extra["classes.png"] = _by_class(drawn, manifest["labels"][: len(sample_request.labels)])
     shown = {"grid.png": min(num, _GRID)} | dict.fromkeys(extra, min(num, _COMPARED))
@@ -164,10 +159,6 @@ def _program(trained: Trained, prepared: PreparedEdit | None) -> Callable[..., j
     )
 
 
-def _record(flags: SampleRequest | GuideRequest) -> dict:
-    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(flags).items()}
-
-
 def _edit_record(given: EditRequest | None, prepared: PreparedEdit | None, trained: Trained) -> dict | None:
     """What is edited and how: with the time that the edit starts at, the noise there, and the steps from there on."""
     if given is None or prepared is None:
@@ -179,12 +170,17 @@ def _edit_record(given: EditRequest | None, prepared: PreparedEdit | None, train
     return files | dataclasses.asdict(prepared.edit) | start
 
 
-def _beside(cond: Mapping[str, np.ndarray], images: np.ndarray) -> np.ndarray:
-    """What the samples were told of an image, beside the first of them."""
-    name = "low_resolution" if "low_resolution" in cond else "map"
-    rows = min(len(images), _COMPARED)
-    given = picture_of(name, cond[name][:rows], images.shape[-1])
-    return pictures.grid(np.stack([given, images[:rows]], axis=1).reshape(2 * rows, *images.shape[1:]), columns=2)
+def _pictures(trained: Trained, cond: Mapping[str, np.ndarray], channels: int) -> list[np.ndarray]:
+    """What the first samples were told that can be seen, each uint8 [K, H, W, channels]."""
+    first = {name: a[:_COMPARED] for name, a in cond.items()}
+    return [shown for condition in trained.model.conditions for shown in condition.pictures(first, channels)]
+
+
+def _beside(given: list[np.ndarray], images: np.ndarray) -> np.ndarray:
+    """Pictures of what the samples were told, beside the first of them."""
+    rows, columns = len(given[0]), len(given) + 1
+    shown = np.stack([*given, images[:rows]], axis=1).reshape(columns * rows, *images.shape[1:])
+    return pictures.grid(shown, columns=columns)
 
 
 def _by_class(images: np.ndarray, names: list[str]) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Mapping
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -11,8 +9,9 @@ from ml_collections import ConfigDict
 from diffusion_jax import experiment
 from diffusion_jax.data.sources import Source
 from diffusion_jax.data.tokens import Tokenizer
+from diffusion_jax.models.likelihood import own_conditions
 from diffusion_jax.report import pictures
-from diffusion_jax.runs.sample.examples import first_batch, picture_of
+from diffusion_jax.runs.sample.examples import first_batch
 from diffusion_jax.train import sharding
 from diffusion_jax.train.interruptible import interruptible
 from diffusion_jax.train.state import Params
@@ -44,7 +43,7 @@ def samples(
         images = interruptible(lambda: sharding.to_host(program(params, pretrained, seeds, told)))
         return pictures.to_uint8(images[: rows * columns]).reshape(rows, columns, *images.shape[1:])
 
-    if model.spatial:
+    if any(condition.shown_by_example for condition in model.conditions):
         return _by_example(config, model, source, tokenizer, draw)
     num = config.sample.num
     if model.text is not None and tokenizer is not None:
@@ -77,18 +76,12 @@ def _by_example(
     columns = 3
     rows = max(config.sample.num // columns, 1)
     batch = first_batch(config, source, model, tokenizer, rows)
-    cond = {"label": batch["label"]} if model.num_classes else {}
-    cond |= {"tokens": batch["tokens"]} if model.text else {}
-    shown = []
-    for condition in model.spatial:
-        parts = {name: np.asarray(a) for name, a in condition.parts(jax.tree.map(jnp.asarray, batch)).items()}
-        cond |= parts | {level: np.zeros(rows, np.float32) for level in condition.levels}
-        shown += [picture_of(name, a, model.shape[2]) for name, a in parts.items()]
+    cond = own_conditions(model, batch)
+    given = [picture[:, None] for each in model.conditions for picture in each.pictures(cond, model.shape[2])]
 
     def by_example(params: Params) -> np.ndarray:
-        given = np.stack([*shown], axis=1)
         real = pictures.to_uint8(batch["image"])[:, None]
-        pixels = np.concatenate([given, draw(params, rows, columns, cond), real], axis=1)
+        pixels = np.concatenate([*given, draw(params, rows, columns, cond), real], axis=1)
         return pictures.labelled_grid(pixels, rows=[f"example {i}" for i in batch["index"]])
 
     return by_example

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import experiment
-from diffusion_jax.data.classes import NULL, Classes, known
+from diffusion_jax.data.classes import Classes, known
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.workdir import classes, snapshots
@@ -184,33 +184,6 @@ def seeds_from(seed: int, num: int) -> np.ndarray:
     if not 0 <= seed <= 2**31 - num:
         raise UserError(f"--seed is at least 0 and --seed + --num at most 2^31; got {seed}")
     return np.arange(seed, seed + num, dtype=np.int32)
-
-
-def labels_for(seeds: np.ndarray, labels: Sequence[str], num_classes: int, of: Classes | None = None) -> np.ndarray:
-    """int32 [N] in [0, num_classes], num_classes being the null class: labels in turn, or drawn from the seeds.
-
-    labels are names or numbers of classes, as `Classes.number` reads them, or `NULL`.
-    """
-    if not labels:
-        # The class of a sample depends on its seed alone, as everything else about it.
-        draw = [np.random.default_rng(int(seed)).integers(max(num_classes, 1)) for seed in seeds]
-        return np.asarray(draw, np.int32)
-    if not num_classes:
-        raise UserError("--label needs a class-conditional model; this one has no classes")
-    of = of or known(None, num_classes)
-    numbers = []
-    for label in labels:
-        try:
-            number = num_classes if label == NULL else of.number(label)
-        except UserError as error:
-            raise UserError(
-                f"--label={label}: this run is of an earlier version, which did not keep the names of classes, and its "
-                f"training data cannot be read for them ({error}); give a number from 0 to {num_classes - 1}"
-            ) from None
-        if number is None:
-            raise UserError(f"--label is {of.choices(label)}, or {NULL}; got {label}")
-        numbers.append(number)
-    return np.resize(np.asarray(numbers, np.int32), len(seeds))
 
 
 def choose_step(checkpoints: Checkpoints, step: int | None) -> int:

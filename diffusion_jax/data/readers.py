@@ -1,0 +1,209 @@
+"""Readers: which fields of an example a batch is made of beside its image, and what entries of a batch they become.
+
+A reader runs in threads and worker processes, so it is picklable and keeps no state. What it makes of an example
+depends on that example, and on the place of its row in the stream of examples, alone.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax.data import masks, transforms
+from diffusion_jax.data.corrupt import CorruptError
+from diffusion_jax.data.example import Example, Source
+from diffusion_jax.errors import UserError
+
+Encode = Callable[[Sequence[str]], np.ndarray]
+"""Captions [B] -> tokens int32 [B, N]."""
+
+_SIDED = re.compile(r"\b(left|right)", re.IGNORECASE)
+
+
+class Place(NamedTuple):
+    """What an example is read for."""
+
+    size: tuple[int, int]  # H W of the images of a batch
+    original: tuple[int, int] | None  # h w of the example's image, before it is scaled; None: images are not read
+
+
+class Rows(NamedTuple):
+    """The rows of one batch: where in the stream of examples they are, and what chance did to their images."""
+
+    seed: int
+    first: int  # position of the first row in the stream
+    num: int  # B
+    size: tuple[int, int]  # H W of the images
+    mirrored: np.ndarray | None  # bool [B]: which of them are flipped left to right; None: none is
+
+
+class Reader:
+    """Makes entries of a batch of fields of its examples; as it stands, it reads nothing."""
+
+    fields: tuple[str, ...] = ()
+    """Fields that every `Example` must have for it."""
+    of_image: bool = False
+    """Whether its entries lie on the pixels of the image: then latents cannot take the image's place."""
+
+    def check(self, source: Source, size: tuple[int, int]) -> None:
+        """Raises UserError where the source, or images of size H W, cannot serve; called before the first batch."""
+        try:
+            example = source[0]
+        except UserError:  # which counts as a corrupt one, when its turn comes
+            return
+        for field in self.fields:
+            require(example, field)
+
+    def held(self, size: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """{value: (shape, dtype)} of what `read` gives for one example; dtype object for texts."""
+        return {}
+
+    def read(self, example: Example, place: Place) -> dict[str, Any]:
+        """The values of one example, before what chance does to it; they may be kept in memory.
+
+        Raises CorruptError where the example cannot be read and another may take its place, UserError where the config
+        and the data do not fit together.
+        """
+        return {}
+
+    def keeps_side(self, values: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """bool [B]: which examples must not be mirrored, as their values would be false then; None: all may be."""
+        return None
+
+    def entries(self, values: Mapping[str, np.ndarray], rows: Rows) -> dict[str, np.ndarray]:
+        """The entries [B, ...] of a batch, of values [B, ...]."""
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Field(Reader):
+    """A number, or an array of one shape, that each example has in the field `name`: the entry of that name.
+
+    A mirror image has the same. Its entry is [B, *shape] of dtype.
+    """
+
+    name: str
+    shape: tuple[int, ...] = ()
+    dtype: str = "float32"
+
+    @property
+    def fields(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The one field."""
+        return (self.name,)
+
+    def held(self, size: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """As `Reader`."""
+        return {self.name: (self.shape, np.dtype(self.dtype))}
+
+    def read(self, example: Example, place: Place) -> dict[str, Any]:
+        """As `Reader`."""
+        value = np.asarray(require(example, self.name))
+        if value.shape != self.shape or value.dtype.kind not in "biuf":
+            raise CorruptError(
+                f"{example['name']} has a {self.name} of shape {value.shape} and type {value.dtype}; expected numbers "
+                f"of shape {self.shape}"
+            )
+        return {self.name: value.astype(self.dtype)}
+
+    def entries(self, values: Mapping[str, np.ndarray], rows: Rows) -> dict[str, np.ndarray]:
+        """As `Reader`."""
+        return {self.name: values[self.name]}
+
+
+class Labels(Field):
+    """The classes of the examples, entry "label" int32 [B]."""
+
+    def __init__(self) -> None:
+        super().__init__("label", dtype="int32")
+
+    def check(self, source: Source, size: tuple[int, int]) -> None:
+        """As `Reader`: the source itself says whether its examples have labels."""
+        if source.num_classes is None:
+            raise UserError("the data has no labels, which the model is trained on; use data with a label for each")
+
+
+@dataclasses.dataclass(frozen=True)
+class Captions(Reader):
+    """Captions as tokens, entry "tokens" int32 [B, N]; without encode, no entry.
+
+    encode must be picklable where there are workers. No image whose caption says left or right is mirrored, as that
+    would be false of the mirror image.
+    """
+
+    encode: Encode | None = None
+
+    fields = ("caption",)
+
+    def held(self, size: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """As `Reader`."""
+        return {"caption": ((), object)}
+
+    def read(self, example: Example, place: Place) -> dict[str, Any]:
+        """As `Reader`."""
+        return {"caption": require(example, "caption")}
+
+    def keeps_side(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """As `Reader`."""
+        return np.array([_SIDED.search(caption) is not None for caption in values["caption"]])
+
+    def entries(self, values: Mapping[str, np.ndarray], rows: Rows) -> dict[str, np.ndarray]:
+        """As `Reader`."""
+        return {"tokens": np.asarray(self.encode(values["caption"].tolist()), np.int32)} if self.encode else {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Maps(Reader):
+    """Semantic maps, entry "map" int32 [B, H, W] with values below `classes`, cropped and mirrored with the image."""
+
+    classes: int
+
+    fields = ("map",)
+    of_image = True
+
+    def held(self, size: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """As `Reader`."""
+        return {"map": (size, np.dtype(np.int32))}
+
+    def read(self, example: Example, place: Place) -> dict[str, Any]:
+        """As `Reader`."""
+        picture, name = require(example, "map"), example["name"]
+        assert place.original is not None  # as `of_image` says
+        try:
+            found = masks.read_map(picture, place.original, *place.size, name=name)
+        except UserError as error:
+            raise CorruptError(str(error)) from error
+        if found.max() >= self.classes:
+            raise UserError(
+                f"the map of {name} has class {found.max()}, and the model is told of 0 to {self.classes - 1}"
+            )
+        return {"map": found}
+
+    def entries(self, values: Mapping[str, np.ndarray], rows: Rows) -> dict[str, np.ndarray]:
+        """As `Reader`."""
+        return {"map": values["map"] if rows.mirrored is None else transforms.mirror(values["map"], rows.mirrored)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Masks(Reader):
+    """Random masks of what is to be painted, entry "mask" bool [B, H, W], as `masks.random_masks` draws them."""
+
+    of_image = True
+
+    def check(self, source: Source, size: tuple[int, int]) -> None:
+        """As `Reader`."""
+        masks.random_masks(0, 0, 1, *size)  # raises where images have no part to hide
+
+    def entries(self, values: Mapping[str, np.ndarray], rows: Rows) -> dict[str, np.ndarray]:
+        """As `Reader`."""
+        return {"mask": masks.random_masks(rows.seed, rows.first, rows.num, *rows.size)}
+
+
+def require(example: Example, field: str) -> Any:
+    """What an example has in a field; raises UserError that names it where it has nothing."""
+    if field not in example:
+        raise UserError(
+            f"{example['name']} has no {field}, which the model is trained on; use data with a {field} for each"
+        )
+    return example[field]  # type: ignore[literal-required]

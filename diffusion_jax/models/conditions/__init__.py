@@ -1,0 +1,86 @@
+"""The conditions that a model can be told: `CONDITIONS` of config.spatial, and class and caption, which have keys."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.models.conditions.caption import Caption
+from diffusion_jax.models.conditions.condition import NEGATIVE, BatchEntry, Condition, Entries
+from diffusion_jax.models.conditions.inpaint import Inpaint
+from diffusion_jax.models.conditions.label import Label
+from diffusion_jax.models.conditions.low_resolution import LowResolution
+from diffusion_jax.models.conditions.request import RequestSetting, SampleRequest
+from diffusion_jax.models.conditions.semantic_map import SemanticMap
+from diffusion_jax.spec import from_spec
+
+__all__ = [
+    "CONDITIONS",
+    "NEGATIVE",
+    "BatchEntry",
+    "Caption",
+    "Condition",
+    "Entries",
+    "Label",
+    "RequestSetting",
+    "SampleRequest",
+    "check_names",
+    "requested",
+    "spatial",
+]
+
+CONDITIONS: dict[str, type[Condition]] = {
+    "low_resolution": LowResolution,
+    "inpaint": Inpaint,
+    "map": SemanticMap,
+}
+
+
+def spatial(specs: Sequence[str]) -> tuple[Condition, ...]:
+    """The conditions of config.spatial; raises UserError for what is none, and for one that is given twice."""
+    found = []
+    for spec in specs:
+        built = from_spec(spec, CONDITIONS, "condition (spatial)")
+        if not isinstance(built, Condition):
+            raise UserError(f"condition (spatial) {spec} gives no diffusion_jax.models.conditions.Condition")
+        found.append(built)
+    if len({condition.name for condition in found}) < len(found):
+        raise UserError(f"each spatial condition is given once; got {', '.join(specs)}")
+    return tuple(found)
+
+
+_TAKEN = {"unet", "schedule", "objective", "autoencoder", "classifier", "weak", "image", "index", "mean", "logvar"}
+
+
+def check_names(conditions: Sequence[Condition], shape: tuple[int, int, int]) -> None:
+    """Raises UserError where two conditions have the same name, or entries of the same name."""
+    seen: dict[str, str] = dict.fromkeys(_TAKEN, "the model itself")
+    for condition in conditions:
+        names = {condition.name, *condition.names, *condition.batch(shape)}
+        if taken := sorted(names & set(seen)):
+            raise UserError(
+                f"condition {condition.name!r} has the name {taken[0]!r}, which is {seen[taken[0]]}'s; rename it"
+            )
+        seen |= dict.fromkeys(names, condition.name)
+
+
+def requested(
+    conditions: Sequence[Condition], request: SampleRequest, setting: RequestSetting
+) -> dict[str, np.ndarray]:
+    """The entries [N, ...] of all conditions for what a user asks; raises UserError for what none of them takes."""
+    told = tuple(conditions)
+    names = {condition.name for condition in told}
+    kinds: tuple[type[Condition], ...] = (Label, Caption, *CONDITIONS.values())
+    for kind in kinds:
+        for field in kind.takes if kind.name not in names else ():
+            if request.says(field):
+                raise UserError(kind.refusal(field, told))
+    own = [condition.name for condition in told if not condition.takes]
+    if unknown := sorted(set(request.values) - set(own)):
+        raise UserError(
+            f"--condition {unknown[0]} is of a model that is told it; this one takes {', '.join(own) or 'none'}"
+        )
+    cond: dict[str, np.ndarray] = {}
+    for condition in reversed(told):
+        cond |= condition.request(request, setting)
+    return cond
