@@ -1,6 +1,7 @@
 """The training of a config: optimizer, mesh, step and state."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ class Trainee:
     players: tuple[str, ...] = ()
     """Names of networks in params that have an optimizer each, which clips by its own gradients; (): one for all."""
 
-    @property
+    @functools.cached_property
     def abstract(self) -> Params:
         """The shapes of the parameters; nothing is allocated."""
         return jax.eval_shape(self.init, jax.random.key(0))

@@ -1,6 +1,7 @@
 """A network together with what gives its output a meaning."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -119,7 +120,7 @@ class Model:
             params["objective"] = self.own(jax.random.fold_in(key, 2))
         return params
 
-    @property
+    @functools.cached_property
     def abstract(self) -> Params:
         """The shapes of the parameters; nothing is allocated."""
         return jax.eval_shape(self.init, jax.random.key(0))

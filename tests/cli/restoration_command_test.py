@@ -27,10 +27,9 @@ def write(root, task, **changes):
     workdir = Workdir(root)
     workdir.write_config(config)
     if task == "diffusion":
-        trainee = experiment.trainee(config, experiment.model(config))
+        abstract = experiment.abstract_state(config, experiment.trainee(config, experiment.model(config)))
     else:
-        trainee = getattr(experiment, task).trainee(config)
-    abstract = experiment.abstract_state(config, trainee)
+        abstract = experiment.abstract_state(config, getattr(experiment, task).trainee(config))
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda a: np.asarray(0.2 * rng.standard_normal(a.shape), a.dtype), abstract)
     with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:

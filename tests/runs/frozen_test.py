@@ -129,7 +129,13 @@ def write_autoencoder(root, step):
     config = tiny()
     config.task, config.data.channels = "autoencoder", 3
     config.autoencoder.update(channels=4, multipliers=(1, 1), blocks=1, groups=2, mid_attention=False)
-    save(Workdir(root), config, experiment.autoencoder.abstract_state(config), step, measured={"latent_std": 2.0})
+    save(
+        Workdir(root),
+        config,
+        experiment.abstract_state(config, experiment.autoencoder.trainee(config)),
+        step,
+        measured={"latent_std": 2.0},
+    )
 
 
 def latent(folders, autoencoder, **changes):
@@ -142,9 +148,9 @@ def latent(folders, autoencoder, **changes):
 def traced_once():
     """The autoencoders here are of one shape, which is traced again at every reading."""
     with pytest.MonkeyPatch.context() as patch:
-        once = functools.cache(lambda text: trace(configs.from_json(text)))
-        trace = experiment.autoencoder.abstract_state
-        patch.setattr(experiment.autoencoder, "abstract_state", lambda config: once(configs.to_json(config)))
+        once = functools.cache(lambda text: make(configs.from_json(text)))
+        make = experiment.autoencoder.trainee
+        patch.setattr(experiment.autoencoder, "trainee", lambda config: once(configs.to_json(config)))
         yield
 
 
@@ -155,6 +161,10 @@ def begin(config, workdir):
     workdir.write_config(config)
     pretrained.keep(config, workdir, origin, model, None)
     return model
+
+
+def state_of(config, model):
+    return experiment.abstract_state(config, experiment.trainee(config, model))
 
 
 def same(workdir, root):
@@ -187,7 +197,7 @@ def test_the_autoencoder_is_the_one_that_the_parameters_were_trained_with(folder
     shutil.copytree(autoencoders[0], a)
     workdir, other = Workdir(tmp_path / "run"), Workdir(tmp_path / "other")
     model = begin(latent(folders, a), workdir)
-    save(workdir, latent(folders, a), experiment.abstract_state(latent(folders, a), model))
+    save(workdir, latent(folders, a), state_of(latent(folders, a), model))
     for config, place in (
         (latent(folders, b), workdir),
         (latent(folders, b, init_from=str(workdir.root)), other),
@@ -244,7 +254,7 @@ def test_the_published_text_encoder_is_the_parameters_own(folders, tmp_path):
     begin(published(folders, b), workdir)
     model = begin(published(folders, a), workdir)  # after a kill before the first checkpoint
     assert words() == (a / "vocab.txt").read_bytes()
-    save(workdir, published(folders, a), experiment.abstract_state(published(folders, a), model))
+    save(workdir, published(folders, a), state_of(published(folders, a), model))
     with pytest.raises(UserError, match=rf"{b}.* does not name .*: it is another; give .*huggingface\(folder='{a}'"):
         begin(published(folders, b), workdir)
     begin(published(folders, c), workdir)
@@ -265,7 +275,7 @@ def test_a_mirror_holds_one_runs_copies(folders, autoencoders, tmp_path):
         begin(latent(folders, a), workdir)
         Mirror(address, workdir.root).begin()
         model = begin(latent(folders, b), workdir)
-        save(workdir, latent(folders, b), experiment.abstract_state(latent(folders, b), model))
+        save(workdir, latent(folders, b), state_of(latent(folders, b), model))
         Mirror(address, workdir.root).begin()
         begin(latent(folders, a), other)
         assert Mirror(address, other.root).fetch() == 5

@@ -27,8 +27,9 @@ def check(model, batch_size, **train):
     config = get_config()
     config.train.update(batch_size=batch_size, **train)
     mesh = sharding.mesh()
-    state = experiment.abstract_state(config, model)
-    preflight.check_memory(config, model, abstract_like(state, experiment.layout(config, state, mesh)), mesh)
+    trainee = experiment.trainee(config, model)
+    state = experiment.abstract_state(config, trainee)
+    preflight.check_memory(config, model, abstract_like(state, experiment.layout(config, trainee, mesh)), mesh)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from diffusion_jax.runs.sample import examples
 from diffusion_jax.train import memory
 from diffusion_jax.train.state import TrainState
 
-_LARGEST = 100  # a network hardly keeps more than so many of its first activations; with fewer bytes free it is traced
+_KEPT_A_VALUE = 2**14  # bytes for each value of x, more than networks keep: less than it needs no look at the network
 
 Check = dict[str, str]
 """{"check", "verdict": ok or warning, "says"}."""
@@ -53,10 +53,7 @@ def check_memory(config: ConfigDict, model: experiment.Model | None, state: Trai
     batch = batch * config.train.steps_per_dispatch // share
     needs = {"the state": held, "gradients": _bytes_a_device(state.params), "the batch": batch}
     examples = -(-config.train.batch_size // (share * config.train.accumulate))
-    if (
-        model is not None
-        and held + examples * _LARGEST * 4 * math.prod(model.x_shape[:2]) * config.model.channels > free
-    ):
+    if model is not None and held + examples * math.prod(model.x_shape) * _KEPT_A_VALUE > free:
         needs["what the network keeps for its gradients"] = examples * building.saved_bytes(model) // 2
     if sum(needs.values()) > free:
         parts = ", ".join(f"{name} {size / 2**30:,.1f}" for name, size in needs.items())
