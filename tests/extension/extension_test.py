@@ -13,7 +13,8 @@ import pytest
 from diffusion_jax import extensions
 from diffusion_jax.cli.main import main
 from diffusion_jax.errors import UserError
-from diffusion_jax.testing import check_network, check_objective
+from diffusion_jax.models.conditions import SampleRequest
+from diffusion_jax.testing import check_condition, check_network, check_objective
 from diffusion_jax.train import sharding
 
 HERE = Path(__file__).parent
@@ -37,7 +38,7 @@ def installed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def workdir(installed, tmp_path_factory):
-    """A run of the package's network, objective, data and sampler: four steps, stopped after two and resumed."""
+    """A run of the package's network, objective, condition, data and sampler: stopped after two steps, then resumed."""
     root = tmp_path_factory.mktemp("runs") / "example"
     flags = [f"--config={CONFIG}", f"--workdir={root}"]
     assert main(["train", *flags, "--config.train.steps=2"]) == 0
@@ -48,8 +49,35 @@ def workdir(installed, tmp_path_factory):
 def test_a_config_of_dotted_names_trains_resumes_and_samples(workdir, tmp_path):
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "loss" in record] == [2, 4]
-    assert main(["sample", f"--workdir={workdir}", f"--out={tmp_path / 'out'}", "--num=4", "--label=1"]) == 0
+    told = ["--label=1", "--condition", "brightness=0.3"]
+    assert main(["sample", f"--workdir={workdir}", f"--out={tmp_path / 'out'}", "--num=4", *told]) == 0
     assert np.load(tmp_path / "out/samples.npz")["images"].shape == (4, 8, 8, 1)
+    assert (workdir / "samples/00000004.png").is_file()
+
+
+def test_a_condition_of_its_own_is_told_by_name(workdir, tmp_path, capsys):
+    """Its entry of a batch is trained on, asked for, and refused in one sentence where it is no number or not told."""
+
+    def drawn(name, *values):
+        out = tmp_path / name
+        flags = [f"--workdir={workdir}", f"--out={out}", "--num=2", "--label=1"]
+        if main(["sample", *flags, *(f"--condition={value}" for value in values)]):
+            return capsys.readouterr().err
+        return np.load(out / "samples.npz")["images"].astype(int)
+
+    dark, light, both = (
+        drawn("dark", "brightness=0"),
+        drawn("light", "brightness=1"),
+        drawn("both", "brightness=0", "brightness=1"),
+    )
+    assert (dark != light).any()
+    np.testing.assert_array_equal(both, np.stack([dark[0], light[1]]))
+    manifest = json.loads((tmp_path / "both/manifest.json").read_text())
+    assert manifest["asked"]["values"] == {"brightness": ["0", "1"]}
+    assert "give --condition brightness=VALUE" in drawn("none")
+    assert "--condition brightness is in [0, 1]; got 2" in drawn("far", "brightness=2")
+    assert "--condition is NAME=VALUE" in drawn("text", "brightness")
+    assert "--condition height is of a model that is told it; this one takes brightness" in drawn("other", "height=1")
 
 
 def test_options_are_those_of_the_family(workdir, capsys):
@@ -71,11 +99,14 @@ def test_it_is_planned_with_its_own_tensor_rules(installed, capsys):
 
 
 def test_its_parts_conform(installed):
+    from diffusion_jax_example.conditions import Brightness
+    from diffusion_jax_example.data import Corners
     from diffusion_jax_example.nets import Perceptron
     from diffusion_jax_example.training import bounded
 
-    check_network(Perceptron(2, num_classes=3, width=8), size=(4, 4))
+    check_network(Perceptron(2, num_classes=3, levels=("low",), width=8), size=(4, 4))
     check_objective(bounded())
+    check_condition(Brightness(), Corners(8), SampleRequest(values={"brightness": 0.3}), (8, 8, 1))
 
 
 def test_a_workdir_alone_never_runs_the_code_of_a_package_that_is_not_trusted(workdir, tmp_path):

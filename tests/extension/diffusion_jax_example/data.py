@@ -11,7 +11,7 @@ from diffusion_jax.data.example import Example
 
 @dataclasses.dataclass(frozen=True)
 class Corners:
-    """`count` pictures; class 0 is light at the top left, then clockwise."""
+    """`count` pictures; class 0 is light at the top left, then clockwise; "brightness" is how light, in [0, 1]."""
 
     count: int = 64
 
@@ -29,7 +29,13 @@ class Corners:
     def __getitem__(self, index: int) -> Example:
         pixels = np.random.default_rng(index).integers(0, 60, (8, 8)).astype(np.uint8)
         row, column = ((0, 0), (0, 4), (4, 4), (4, 0))[index % 4]
-        pixels[row : row + 4, column : column + 4] += 180
+        brightness = index % 7 / 6
+        pixels[row : row + 4, column : column + 4] += np.uint8(80 + 110 * brightness)
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "PNG")
-        return {"image": file.getvalue(), "name": f"corner {index}", "label": index % 4}
+        return {
+            "image": file.getvalue(),
+            "name": f"corner {index}",
+            "label": index % 4,
+            "brightness": brightness,  # a field of its own, which a condition of its own reads
+        }

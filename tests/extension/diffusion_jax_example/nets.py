@@ -13,7 +13,7 @@ from diffusion_jax.ranges import FROM_0, FROM_1, Range
 
 
 class Perceptron(Network):
-    """`depth` pairs of dense layers, each added to its input; time and class are embedded and added."""
+    """`depth` pairs of dense layers, each added to its input; time, class and levels are embedded and added."""
 
     width: int = 32
     depth: int = 2
@@ -36,6 +36,8 @@ class Perceptron(Network):
         h += nn.Dense(self.width, name="time")(time_embedding(t, self.width))
         if self.num_classes is not None:
             h += nn.Embed(self.num_classes + 1, self.width, name="label")(cond["label"])
+        for name in self.levels:
+            h += nn.Dense(self.width, name=f"level_{name}")(time_embedding(self.level_scale * cond[name], self.width))
         for i in range(self.depth):
             up = nn.gelu(nn.Dense(2 * self.width, name=f"layer_{i}_up")(h))
             h += nn.Dense(self.width, name=f"layer_{i}_down")(up)
