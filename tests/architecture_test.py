@@ -30,7 +30,8 @@ ROOMS = {
     "runs": {"config", "extensions", "ranges", "core", "data", "train", "evals", "interop", "models", "experiment"}
     | {"report", "sweeps", "launching"},
     "cli": {"runs", "train", "config", "config_file", "ranges", "launching", "extensions"},
-    "__init__": set(),
+    "functions": {"runs"},
+    "__init__": {"functions", "core", "config", "extensions", "train"},
     "__main__": {"cli"},
 }
 
@@ -49,7 +50,7 @@ LIBRARIES = {
     "grain": {"data"},
     "tensorflow_datasets": {"data"},
     "sklearn": {"data"},
-    "ml_collections": {"config", "experiment", "runs", "cli"},  # who reads a config
+    "ml_collections": {"config", "functions", "experiment", "runs", "cli"},  # who reads a config
     "absl": {"cli", "data"},
     "matplotlib": {"report"},
     "tensorboardX": {"report"},
