@@ -15,6 +15,7 @@ ROOMS = {
     "ranges": set(),
     "config": {"ranges", "nets"},
     "config_file": set(),
+    "shipped_configs": set(),
     "core": set(),
     "nets": {"core", "spec", "ranges"},
     "data": {"spec", "extensions"},
@@ -28,8 +29,9 @@ ROOMS = {
     "testing": {"core", "nets", "ranges"},
     "launching": set(),
     "runs": {"config", "extensions", "ranges", "core", "data", "train", "evals", "interop", "models", "experiment"}
-    | {"report", "sweeps", "launching"},
-    "cli": {"runs", "train", "config", "config_file", "ranges", "launching", "extensions"},
+    | {"report", "sweeps", "launching", "nets"},
+    "cli": {"runs", "train", "config", "config_file", "ranges", "launching", "extensions", "__version__"}
+    | {"shipped_configs"},
     "functions": {"runs"},
     "__init__": {"functions", "core", "config", "extensions", "train"},
     "__main__": {"cli"},
@@ -38,7 +40,7 @@ ROOMS = {
 # rooms of `runs`, a folder a feature, each of which may import those before it
 FEATURES = ("workdir", "sample", "evaluate", "plan", "train", "sweep")
 # ... and those that import `workdir` alone
-APART = ("interchange", "launch")
+APART = ("interchange", "launch", "help")
 
 # library: rooms that may import it
 LIBRARIES = {
