@@ -40,7 +40,7 @@ ROOMS = {
 # rooms of `runs`, a folder a feature, each of which may import those before it
 FEATURES = ("workdir", "sample", "evaluate", "plan", "train", "sweep")
 # ... and those that import `workdir` alone
-APART = ("interchange", "launch", "help")
+APART = ("interchange", "launch", "help", "new")
 
 # library: rooms that may import it
 LIBRARIES = {

@@ -23,6 +23,7 @@ from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.runs.help import choices
 
 COMMANDS = {
+    "new": "look at your own data, and write a config for it: --data=folder:PATH --out=my.py",
     "train": "train a config, or go on with it: --config=configs/digits.py --workdir=runs/digits",
     "sample": "draw samples from a workdir: --workdir=runs/digits --out=samples --num=64",
     "figures": "draw schedules, the forward process, a checkpoint's trajectory: --out=figures [--workdir=runs/digits]",
