@@ -40,7 +40,7 @@ def _matrices(outer: Sequence[str], params: Any) -> Any:
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "adam": lambda outer, weight_decay, **kwargs: optax.adam(**kwargs),  # Adam; weight_decay is not read
+    "adam": lambda outer, weight_decay, **kwargs: optax.adam(**kwargs),  # Adam; takes no weight_decay
     # Adam with weight_decay apart from the gradient
     "adamw": lambda outer, weight_decay, **kwargs: optax.adamw(weight_decay=weight_decay, **kwargs),
     "muon": muon,
