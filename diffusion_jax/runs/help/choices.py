@@ -39,7 +39,7 @@ LISTS: dict[str, Choice] = {
     "objectives": Choice("core.objectives", "OBJECTIVES", ("objective",)),
     "weightings": Choice("core.weightings", "WEIGHTINGS", ("weighting",)),
     "distances": Choice("core.losses", "DISTANCES", ("distance",)),
-    "networks": Choice("nets.families", "NETWORKS", ("model.name",)),
+    "networks": Choice("nets.families", "NETWORKS", ("model.name",), arguments=False),
     "texts": Choice("models.text", "TEXTS", ("text",)),
     "conditions": Choice("core.conditions", "SPATIAL", ("spatial",)),
     "optimizers": Choice("train.optimizer", "OPTIMIZERS", ("optimizer.name",), arguments=False),
@@ -74,7 +74,8 @@ def lines_of(name: str) -> Iterator[str]:
     yield f"{name}, chosen by config.{' and config.'.join(choice.keys)}:"
     for entry in (*table, *choice.more):
         made = table.get(entry)
-        yield f"  {entry}{_arguments(made) if choice.arguments and inspect.isfunction(made) else ''}"
+        written = choice.arguments and (inspect.isfunction(made) or inspect.isclass(made))
+        yield f"  {entry}{_arguments(made) if written else ''}"
         if meaning := comments.get(entry) or _sentence(made):
             yield textwrap.fill(meaning, 116, initial_indent="      ", subsequent_indent="      ")
 
