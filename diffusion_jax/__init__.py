@@ -1,3 +1,63 @@
-"""Training of diffusion models in JAX: schedules, networks, sharded step, samplers and commands."""
+"""Training of diffusion models in JAX: schedules, networks, sharded step, samplers and commands.
+
+    import diffusion_jax as dj
+
+    dj.train(config, "runs/digits")
+    images = dj.load("runs/digits").sample(num=16, labels=3, guidance=2.0)  # float32 [16, 8, 8, 1] in [-1, 1]
+    result = dj.evaluate("runs/digits", metrics="bits_per_dim", num=256)
+
+`dj.config.base()` is the config to start from, and `dj.core` the mathematics as functions of arrays. What is here is
+imported when it is first used, so that a command's `--help` waits for no jax.
+"""
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from diffusion_jax import train as _package
+
+if TYPE_CHECKING:
+    from diffusion_jax import config as config
+    from diffusion_jax import core as core
+    from diffusion_jax.errors import UserError as UserError
+    from diffusion_jax.extensions import trust as trust
+    from diffusion_jax.functions import Loaded as Loaded
+    from diffusion_jax.functions import evaluate as evaluate
+    from diffusion_jax.functions import load as load
+    from diffusion_jax.functions import train as train
 
 __version__ = "0.1.0"
+
+__all__ = ["Loaded", "UserError", "config", "core", "evaluate", "load", "train", "trust"]
+
+_WHERE = {
+    "Loaded": "functions",
+    "evaluate": "functions",
+    "load": "functions",
+    "UserError": "errors",
+    "trust": "extensions",
+}
+_MODULES = ("config", "core")
+
+
+class _Train(ModuleType):
+    """The package `diffusion_jax.train`, which is the function of that name too: both stand at one place."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`functions.train`."""
+        return importlib.import_module("diffusion_jax.functions").train(*args, **kwargs)
+
+
+_package.__class__ = _Train
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _WHERE:
+        return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

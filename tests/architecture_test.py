@@ -15,6 +15,7 @@ ROOMS = {
     "ranges": set(),
     "config": {"ranges", "nets"},
     "config_file": set(),
+    "shipped_configs": set(),
     "core": set(),
     "nets": {"core", "spec", "ranges"},
     "data": {"spec", "extensions"},
@@ -28,16 +29,18 @@ ROOMS = {
     "testing": {"core", "nets", "ranges", "data", "models"},
     "launching": set(),
     "runs": {"config", "extensions", "ranges", "core", "data", "train", "evals", "interop", "models", "experiment"}
-    | {"report", "sweeps", "launching"},
-    "cli": {"runs", "train", "config", "config_file", "ranges", "launching", "extensions"},
-    "__init__": set(),
+    | {"report", "sweeps", "launching", "nets"},
+    "cli": {"runs", "train", "config", "config_file", "ranges", "launching", "extensions", "__version__"}
+    | {"shipped_configs"},
+    "functions": {"runs"},
+    "__init__": {"functions", "core", "config", "extensions", "train"},
     "__main__": {"cli"},
 }
 
 # rooms of `runs`, a folder a feature, each of which may import those before it
 FEATURES = ("workdir", "sample", "evaluate", "plan", "train", "sweep")
 # ... and those that import `workdir` alone
-APART = ("interchange", "launch")
+APART = ("interchange", "launch", "help", "new")
 
 # library: rooms that may import it
 LIBRARIES = {
@@ -49,7 +52,7 @@ LIBRARIES = {
     "grain": {"data"},
     "tensorflow_datasets": {"data"},
     "sklearn": {"data"},
-    "ml_collections": {"config", "experiment", "runs", "cli"},  # who reads a config
+    "ml_collections": {"config", "functions", "experiment", "runs", "cli"},  # who reads a config
     "absl": {"cli", "data"},
     "matplotlib": {"report"},
     "tensorboardX": {"report"},

@@ -15,13 +15,15 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict
 
+from diffusion_jax import __version__, config_file, extensions, ranges, shipped_configs
 from diffusion_jax import config as configs
-from diffusion_jax import config_file, extensions, ranges
 from diffusion_jax.cli import interrupts
 from diffusion_jax.cli.memory import ask_for_huge_pages
 from diffusion_jax.errors import UserError, did_you_mean
+from diffusion_jax.runs.help import choices
 
 COMMANDS = {
+    "new": "look at your own data, and write a config for it: --data=folder:PATH --out=my.py",
     "train": "train a config, or go on with it: --config=configs/digits.py --workdir=runs/digits",
     "sample": "draw samples from a workdir: --workdir=runs/digits --out=samples --num=64",
     "figures": "draw schedules, the forward process, a checkpoint's trajectory: --out=figures [--workdir=runs/digits]",
@@ -33,11 +35,17 @@ COMMANDS = {
     "plan": "say what a config takes on a machine, TPU or not: --config=configs/digits.py --topology=v5e:4x4",
     "launch": "start train on a cluster, or show how: slurm --nodes=2 --gpus=8 --time=24:00:00 --dry-run -- train ...",
     "sweep": "train a config many times, and rank: --config=configs/digits.py --sweep=FILE --workdir=runs/sweep",
+    "configs": "the configs that come with the package: configs [show NAME | copy NAME]; any of them is --config=NAME",
+    "keys": "what the keys of a config mean, or what one can choose from: keys [PATTERN] [--of=samplers]",
+    "doctor": "versions, devices, memory, flags, caches and disk of this machine, for bug reports",
     "checkpoint verify": "find what is damaged of a workdir's checkpoints: --workdir=runs/digits [--step=1000]",
 }
 
 MODULES = {"evaluate compare": "compare", "evaluate heatmap": "heatmap", "evaluate reference": "reference"}
 """Of commands of two words whose module is not the first."""
+
+CONFIG_FLAGS = ("config", "autoencoder")
+"""Flags whose value is a config file, or the name of one that comes with the package."""
 
 DONE, BAD_INPUT, NON_FINITE, UNREAD = 0, 2, 3, 141
 
@@ -69,6 +77,9 @@ def main(arguments: Sequence[str]) -> int:
     may have its own, which the README lists.
     """
     name, *rest = arguments or ["--help"]
+    if name == "--version":
+        print(f"diffusion-jax {__version__}")
+        return DONE
     if rest and f"{name} {rest[0]}" in COMMANDS:
         name, rest = f"{name} {rest[0]}", rest[1:]
     if name in ("--help", "-h", "help"):
@@ -84,12 +95,22 @@ def main(arguments: Sequence[str]) -> int:
     command = importlib.import_module(f"diffusion_jax.cli.{MODULES.get(name, name.partition(' ')[0])}")
     logging.set_verbosity(logging.ERROR)  # orbax explains its defaults in warnings
     values = flags.FlagValues()
-    flags.DEFINE_bool("help", False, "Show these flags.", short_name="h", flag_values=values)
+    flags.DEFINE_bool(
+        "help",
+        False,
+        f"Show these flags; --help=LIST shows {', '.join(choices.LISTS)}.",
+        short_name="h",
+        flag_values=values,
+    )
     flags.DEFINE_multi_string(
         "extension", [], "A package whose code dotted names of configs and flags may run.", flag_values=values
     )
+    rest = shipped_configs.with_paths(rest, CONFIG_FLAGS)
     command.define(values, rest)
     try:
+        if lists := [argument.partition("=")[2] for argument in rest if argument.startswith("--help=")]:
+            print(*choices.lines_of(lists[0]), sep="\n")
+            return DONE
         _trust(rest)
         if not flags.FLAGS.is_parsed():  # libraries read absl's own flags, which have no others than defaults here
             flags.FLAGS(["diffusion-jax"])
@@ -163,8 +184,13 @@ def parse(values: flags.FlagValues, name: str, arguments: Sequence[str]) -> list
     for flag, path in files.items():
         if not Path(path).is_file():
             missing = f"no config file {path}" if path else f"--{flag} names no file"
-            raise UserError(f"{missing}; give the path of one, as in --{flag}=configs/digits.py")
+            near = did_you_mean(path, shipped_configs.names())
+            raise UserError(
+                f"{missing}; give the path of one, as in --{flag}=configs/digits.py, or a name that `diffusion-jax "
+                f"configs` lists{near}"
+            )
         _importable(Path(path).resolve().parent.parent)
+        _importable(shipped_configs.folder().parent)  # of which a copy may import others
     for flag in files:
         sys.modules.pop(f"{flag}_config", None)  # or the file would find what another one has defined
     try:
@@ -194,7 +220,7 @@ def _config_files(arguments: Sequence[str]) -> dict[str, str]:
     files = {}
     for i, argument in enumerate(arguments):
         flag, equals, path = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and flag in ("config", "autoencoder"):
+        if argument.startswith("-") and flag in CONFIG_FLAGS:
             files[flag] = (path if equals else "".join(arguments[i + 1 : i + 2])).partition(":")[0]
     return files
 

@@ -126,9 +126,13 @@ def _mean_of(name: str) -> Compare:
 
 
 METRICS: dict[str, Metric] = {
+    # Fréchet distance of the features of samples and of real images; with InceptionV3's it is FID
     "fd": Metric("FID", "FD", _distance("fd", "pooled"), lambda o: (2, "a covariance"), "pooled"),
+    # the same of features that keep where things are (sFID)
     "sfd": Metric("sFID", "spatial FD", _distance("sfd", "spatial"), lambda o: (2, "a covariance"), "spatial"),
+    # kernel distance, unbiased whatever the number of samples (KID)
     "kid": Metric("KID", "KD", _kid, lambda o: (o.kid_size, "a subset of kid (--kid_size)"), kept=("pooled",)),
+    # how many samples look real, and how much of the real images' variety they have
     "precision_recall": Metric(
         "",
         "",
@@ -136,6 +140,7 @@ METRICS: dict[str, Metric] = {
         lambda o: (o.neighbours + 1, "a neighbourhood of precision_recall"),
         kept=("pooled",),
     ),
+    # how sure a classifier is of each sample, and how varied they are; looks at no real images
     "inception_score": Metric(
         "Inception score",
         "classifier score",
@@ -144,9 +149,13 @@ METRICS: dict[str, Metric] = {
         kept=("probabilities",),
         real=False,
     ),
+    # the share of samples that lie suspiciously near to a training image, with pictures
     "memorisation": Metric("", "", _memorisation, lambda o: (2, "a distance within the real images"), kept=("pooled",)),
+    # of models that restore an image: peak signal-to-noise ratio to the original
     "psnr": Metric("PSNR (dB)", "PSNR (dB)", _mean_of("psnr"), kept=("psnr",), real=False, needs="originals"),
+    # of models that restore an image: structural similarity to the original
     "ssim": Metric("SSIM", "SSIM", _mean_of("ssim"), kept=("ssim",), real=False, needs="originals"),
+    # how well samples fit their captions, by a CLIP model
     "clip_score": Metric(
         "CLIP score", "CLIP score", _mean_of("clip_score"), kept=("clip_score",), real=False, needs="captions"
     ),

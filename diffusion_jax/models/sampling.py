@@ -25,8 +25,10 @@ from diffusion_jax.train import sharding
 from diffusion_jax.train.state import Params
 
 THRESHOLDS: dict[str, Callable[..., Callable[[Denoiser, Schedule], Denoiser]]] = {
-    "none": lambda: lambda denoise, schedule: denoise,
+    "none": lambda: lambda denoise, schedule: denoise,  # x0 as predicted: for latents
+    # x0 clipped to [low, high]
     "static": lambda low=-1.0, high=1.0: partial(denoisers.static_threshold, low=low, high=high),
+    # x0 clipped to a percentile of its absolute values and divided by it, for strong guidance (Imagen)
     "dynamic": lambda percentile=0.995: partial(denoisers.dynamic_threshold, percentile=percentile),
 }
 

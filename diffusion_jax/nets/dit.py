@@ -126,9 +126,11 @@ class DiT(Network):
     patch: int = 2
     """Side of a patch; entries of `concat` are cut into patches together with x."""
     width: int = 1152
+    """Features of a token."""
     depth: int = 28
     """Number of layers."""
     heads: int = 16
+    """Of every attention; divides the width."""
     mlp_ratio: float = 4.0
     """Of the feed-forward's inner width to `width`."""
     waves: int = 256

@@ -97,14 +97,19 @@ class UNet(Network):
     """
 
     channels: int = 128
+    """Of level 0, times each of `multipliers` at the levels."""
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    """One for each level; every level after the first has half the height and width, which must be divisible by it."""
     blocks: int = 2
     """Residual blocks of an encoder level; a decoder level has one more."""
     attention: tuple[int, ...] = (2,)
     """Downsampling factors at which attention follows every block, as in ADM: 2 is 16 x 16 for 32 x 32 images."""
     heads: int = 1
+    """Of every attention, unless `head_channels` says otherwise."""
     groups: int = 32
+    """Of the group norms; divides every number of channels."""
     dropout: float = 0.0
+    """Probability that a residual block drops a value in training."""
     remat: bool = False
     """Keeps no activation inside a residual block or transformer for the gradient: less memory, one more forward pass
     of it."""

@@ -32,11 +32,16 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
     if images.dtype.kind in "biu":
         raise TypeError(f"to_uint8 takes floats in [-1, 1]; got {images.dtype}")
     x = images.astype(np.float32)  # half precision would round twice
-    if not (finite := np.isfinite(x)).all():
+    check_finite(x)
+    return np.rint((np.clip(x, -1, 1) + 1) * np.float32(127.5)).astype(np.uint8)
+
+
+def check_finite(images: np.ndarray) -> None:
+    """Raises UserError where a value of images [...] is NaN or infinite."""
+    if not (finite := np.isfinite(images)).all():
         raise UserError(
             f"{1 - finite.mean():.1%} of the image values are NaN or infinite; the network or the sampler has diverged"
         )
-    return np.rint((np.clip(x, -1, 1) + 1) * np.float32(127.5)).astype(np.uint8)
 
 
 def grid(images: np.ndarray, columns: int | None = None, padding: int = 2, scale: int | None = None) -> np.ndarray:

@@ -42,7 +42,8 @@ def _matrices(outer: Sequence[str], stacked: Sequence[str], params: Any) -> Any:
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "adam": lambda outer, stacked, weight_decay, **kwargs: optax.adam(**kwargs),
+    "adam": lambda outer, stacked, weight_decay, **kwargs: optax.adam(**kwargs),  # Adam; takes no weight_decay
+    # Adam with weight_decay apart from the gradient
     "adamw": lambda outer, stacked, weight_decay, **kwargs: optax.adamw(weight_decay=weight_decay, **kwargs),
     "muon": muon,
 }

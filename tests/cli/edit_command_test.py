@@ -158,7 +158,7 @@ def test_a_weaker_model_that_is_no_weaker_changes_nothing(workdir, files, tmp_pa
         ),
         (["--init_image=image.png", "--mask=gray.png"], "it has gray 100"),
         (["--init_image=image.png", "--mask=black.png"], "nothing to paint"),
-        (["--init_image=image.png", "--mask=mask.png", "--resample=0"], "resample and jump are at least 1"),
+        (["--init_image=image.png", "--mask=mask.png", "--resample=0"], "--resample is at least 1; got 0"),
         (["--init_image=image.png", "--mask=mask.png", "--sampler=heun"], "choose ddpm, ddim"),
         (["--init_image=image.png", "--mask=mask.png", "--sampler=ode"], "choose ddpm, ddim"),
         (["--init_image=image.png", "--mask=mask.png", "--jump=5"], "a jump of 5 steps needs more than 5 of them"),

@@ -1,9 +1,7 @@
 """`diffusion-jax sample`: a workdir to pictures."""
 
 import dataclasses
-import functools
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,25 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import experiment
-from diffusion_jax.core.editing import count_windows
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import pictures
 from diffusion_jax.report.progress import progress
 from diffusion_jax.runs.sample.conditions import SampleRequest, conditions, cut_prompts, record
+from diffusion_jax.runs.sample.drawing import batch_size, check_memory, draw
 from diffusion_jax.runs.sample.edit import EditRequest, PreparedEdit, prepare
 from diffusion_jax.runs.workdir.output_folder import OutputFolder
 from diffusion_jax.runs.workdir.restored import NO_GUIDES, GuideRequest, Trained, restore, seeds_from
-from diffusion_jax.train import memory
 from diffusion_jax.train.checkpoint import versions
-from diffusion_jax.train.interruptible import interruptible
 
 _MANIFEST = "manifest.json"
 
 _COMPARED = 6  # samples beside the image that was given
 
 _COLUMNS = 20  # classes beside each other
-
-_WINDOWS = 2000  # of one image; each is traced by itself
 
 _GRID = 400  # samples in the picture of all; more could not be told apart
 
@@ -69,21 +63,14 @@ def sample(
         guided_by=guided_by,
     )
     prepared = None if given is None else prepare(given, trained.model.shape)
-    size = -(-min(batch, num) // trained.share) * trained.share
+    size = batch_size(trained, batch, num)
     height, width = trained.model.shape[:2] if prepared is None else prepared.edit.canvas
     folder.check_room(num * height * width * trained.model.shape[2])
-    _check_memory(trained, size, (height, width))
+    check_memory(trained, size, (height, width))
     cond = conditions(sample_request, trained, seeds, painted=prepared is not None and prepared.edit.inpaint)
     program = _program(trained, prepared)
-    images = []
     with progress(num, description="sample", unit="samples") as bar:
-        for start in range(0, num, size):
-            take = np.arange(start, start + size).clip(max=num - 1)  # the last batch is padded: one compilation
-            told = {name: a[take] for name, a in cond.items()}
-            with bar.doing(f"drawing {size} samples at once: {trained.how.sampler}, {trained.how.steps:,} steps"):
-                drawn = interruptible(functools.partial(_draw, program, trained, seeds[take], told))
-            images.append(pictures.to_uint8(drawn))
-            bar.update(min(start + size, num))
+        images = [pictures.to_uint8(drawn) for drawn in draw(program, trained, seeds, cond, size, bar)]
     manifest = {
         "workdir": str(root),
         "checkpoint_step": trained.step,
@@ -99,7 +86,7 @@ def sample(
         "device": jax.devices()[0].device_kind,
         "versions": versions(),
     }
-    drawn = np.concatenate(images)[:num]
+    drawn = np.concatenate(images)
     extra = {} if prepared is None else {"edit.png": _compare(prepared, drawn)}
     if told_pictures := _pictures(trained, cond, drawn.shape[-1]):
         extra["given.png"] = _beside(told_pictures, drawn)
@@ -112,41 +99,6 @@ def sample(
     _write(folder, drawn, cond.get("label", np.zeros(num, np.int32)), seeds, manifest, extra)
     part = [f"; {name} shows the first {count}" for name, count in shown.items() if count < num]
     print(f"{num} samples of step {trained.step}: {out / 'grid.png'}{''.join(part)}")
-
-
-def _check_memory(trained: Trained, size: int, canvas: tuple[int, int]) -> None:
-    """Raises UserError where a batch of size images cannot be drawn: the network's first activations alone do not fit.
-
-    A canvas larger than the model's images is drawn in windows, all of them at once; how many is said, and refused
-    where they are so many that tracing them would take hours.
-    """
-    model = trained.model
-    (height, width), window = canvas, model.x_shape[:2]
-    factor = model.shape[0] // window[0]
-    sides = tuple(n // factor for n in canvas)
-    windows = 1
-    if sides != window:
-        windows = count_windows(sides, window, tuple(max(n // 2, 1) for n in window))
-        if windows > _WINDOWS:
-            raise UserError(
-                f"an image of {height:,} x {width:,} pixels is drawn in {windows:,} windows of the model's "
-                f"{model.shape[0]} x {model.shape[1]}, and {_WINDOWS:,} at most are compiled; expand it less"
-            )
-        print(f"each image of {height:,} x {width:,} pixels is drawn in {windows:,} windows")
-    free = memory.a_device(trained.mesh)
-    channels = getattr(model.network, "channels", model.x_shape[2])
-    need = size // trained.share * windows * math.prod(window) * channels * 2  # bytes, of 16 bits at the least
-    if free is not None and need > free:
-        raise UserError(
-            f"{size} images of {height:,} x {width:,} pixels at once take more than {need / 2**30:,.1f} GiB a device, "
-            f"and {free / 2**30:,.1f} GiB are free; give a smaller --batch"
-            + (", or expand less" if windows > 1 else "")
-        )
-
-
-def _draw(program: Callable[..., jax.Array], trained: Trained, seeds: np.ndarray, told: dict) -> np.ndarray:
-    """Images [B, H, W, C] on the host, once they are drawn."""
-    return np.asarray(program(trained.params, trained.pretrained, seeds, told))
 
 
 def _program(trained: Trained, prepared: PreparedEdit | None) -> Callable[..., jax.Array]:

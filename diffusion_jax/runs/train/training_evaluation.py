@@ -54,7 +54,7 @@ def of_diffusion(
     evaluation = _evaluation(config, mesh, model, tokenizer)
 
     def sample_source(params: Params) -> SampleSource:
-        trained = Trained(model, how, mesh, params, pretrained, 0, "ema", tokenizer, experiment.Guides())
+        trained = Trained(model, how, mesh, params, pretrained, 0, "ema", tokenizer, experiment.Guides(), config)
         return evaluation.samples_of(trained, program, SampleRequest())
 
     return _evaluate(evaluation, root, sample_source, dataclasses.asdict(how))

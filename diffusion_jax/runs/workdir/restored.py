@@ -48,6 +48,7 @@ class Trained:
     weights: str  # `weights_name`
     tokenizer: Tokenizer | None
     guides: experiment.Guides
+    config: ConfigDict  # of the run
 
     @property
     def share(self) -> int:
@@ -109,7 +110,8 @@ def restore(
         params = restore_weights(checkpoints, config, model.abstract, mesh, average, step)
     pretrained = model.pretrained | ({"classifier": classifier.params} if classifier else {})
     pretrained = jax.device_put(pretrained, sharding.replicated(mesh)) | ({"weak": weak.params} if weak else {})
-    return Trained(model.bind(params), how, mesh, params, pretrained, step, weights_name(average), tokenizer, guides)
+    weights = weights_name(average)
+    return Trained(model.bind(params), how, mesh, params, pretrained, step, weights, tokenizer, guides, config)
 
 
 def _with_classes(classifier: experiment.Classifier, root: Path, model: experiment.Model) -> experiment.Classifier:

@@ -1,0 +1,30 @@
+"""Looks at your own data and writes a config for it, with the reasons for what it chose.
+
+diffusion-jax new --data=folder:PATH --out=my.py
+diffusion-jax train --config=my.py --workdir=runs/my
+
+PATH is a folder of images or a zip of one: sub-folders are classes; captions stand in metadata.jsonl, metadata.csv or a
+.txt beside each image. Beside my.py it leaves my.png, nine examples as the network will see them.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+NEEDS = ("data=folder:PATH", "out=FILE.py")
+"""Flags without which the command is an error."""
+
+
+def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
+    """The command's flags."""
+    flags.DEFINE_string("data", None, "The data, as data.source names it: folder:PATH.", flag_values=values)
+    flags.DEFINE_string("out", None, "New config file, .py.", flag_values=values)
+    flags.DEFINE_string("caption", "text", "Column of metadata.jsonl or .csv with the captions.", flag_values=values)
+
+
+def run(values: flags.FlagValues) -> None:
+    """Looks and writes."""
+    from diffusion_jax.runs.new.run import new
+
+    new(values.data, Path(values.out), caption=values.caption)

@@ -1,0 +1,87 @@
+"""The commands as functions of Python, which `import diffusion_jax` gives: train, load, evaluate.
+
+Each takes arguments where the command takes flags, and a UserError names arguments where the command's names flags.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.errors import naming_arguments
+from diffusion_jax.runs.evaluate import run as evaluation
+from diffusion_jax.runs.evaluate.feature_extractor import MetricRequest
+from diffusion_jax.runs.sample.conditions import SampleRequest
+from diffusion_jax.runs.sample.loaded import Loaded, checked_sampling, load
+from diffusion_jax.runs.train import train as _train
+
+__all__ = ["Loaded", "evaluate", "load", "train"]
+
+
+def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> Path:
+    """Trains a config, made by `diffusion_jax.config.base()`, in a workdir; goes on from its newest checkpoint if it
+    has one. Returns the workdir, which `load` takes.
+
+    SIGINT and SIGTERM save and return early. Raises UserError for what is wrong of the config or of the data.
+    """
+    with naming_arguments():
+        _train(config, Path(workdir))
+    return Path(workdir)
+
+
+def evaluate(
+    workdir: str | Path,
+    metrics: str | Sequence[str],
+    *,
+    num: int = 1000,
+    seed: int = 0,
+    batch: int = 64,
+    step: int | None = None,
+    ema: bool | float = True,
+    features: str | Path = "",
+    weights: str | Path | None = None,
+    clip: str | Path | None = None,
+    reference: str | Path | None = None,
+    split: str | None = None,
+    real: int | None = None,
+    labels: Sequence[str | int] = (),
+    prompts: Sequence[str] = (),
+    method: str = "bound",
+    likelihood_steps: int = 0,
+    out: str | Path | None = None,
+    **sampling: object,
+) -> dict[str, Any]:
+    """Measures a checkpoint by metrics, such as ("fd", "kid"); returns the result, which is written as JSON too.
+
+    result["metrics"][name]["value"] is the number; the rest says what it takes to repeat it. The arguments are the
+    flags of `diffusion-jax evaluate`, docs/evaluation.md. Keywords beside them replace what the config says of sampling
+    (sampler, steps, guidance and the like). The JSON is out, or a file of its own in the workdir's evaluations/.
+
+    Raises UserError for what the model or the data cannot give, and KeyboardInterrupt where a signal stopped it: what
+    was gathered is saved, and the same call goes on from there.
+    """
+    files = [None if file is None else Path(file) for file in (weights, reference, clip)]
+    with naming_arguments():
+        chosen = checked_sampling(sampling, {"num": num, "seed": seed, "batch": batch, "real": real})
+        request = evaluation.Request(
+            Path(workdir),
+            metrics=(metrics,) if isinstance(metrics, str) else tuple(metrics),
+            num=num,
+            seed=seed,
+            batch=batch,
+            sample_request=SampleRequest(labels=[str(label) for label in labels], prompts=list(prompts)),
+            step=step,
+            average=ema,
+            split=split,
+            likelihood=evaluation.Likelihood(method, likelihood_steps),
+            metric_request=MetricRequest(str(features), files[0], files[1], clip=files[2]),
+            overrides=chosen,
+            real=real,
+        )
+        try:
+            file = evaluation.evaluate(request, out=None if out is None else Path(out))
+        except SystemExit:
+            raise KeyboardInterrupt("stopped; the same call goes on") from None
+    return json.loads(file.read_text())

@@ -1,0 +1,91 @@
+"""`diffusion-jax keys`: every key of a config, with its type, default, range and meaning."""
+
+import ast
+import dataclasses
+import fnmatch
+import inspect
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from diffusion_jax import config as configs
+from diffusion_jax import ranges
+from diffusion_jax.errors import UserError, did_you_mean
+from diffusion_jax.nets.families import family
+from diffusion_jax.runs.help.choices import lists_for
+from diffusion_jax.runs.help.comments import meanings, of_fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key of a config."""
+
+    name: str  # dotted
+    default: Any
+    allowed: str  # its type and, of a number, its range
+    meaning: str
+    lists: list[str]  # names of `choices.LISTS` that it chooses from
+
+    @property
+    def text(self) -> str:
+        """As a user reads it."""
+        more = "".join(f"; diffusion-jax keys --of={name} lists them" for name in self.lists)
+        body = textwrap.fill(self.meaning + more, 116, initial_indent="    ", subsequent_indent="    ")
+        return f"{self.name} = {self.default!r}  ({self.allowed})\n{body}"
+
+
+def keys(network: str = "unet") -> list[Key]:
+    """Every key of a config with that network, sorted."""
+    chosen = family(network)
+    said = _of_base() | {f"model.{name}": text for name, text in of_fields(chosen).items()} | _of_model()
+    allowed = ranges.CONFIG | {f"model.{name}": each for name, each in chosen.ranges.items()}
+    return [
+        Key(name, default, _allowed(default, allowed.get(name)), said.get(name, ""), lists_for(name))
+        for name, default in configs.flat(configs.base(network).to_dict()).items()
+    ]
+
+
+def matching(pattern: str, network: str = "unet") -> list[Key]:
+    """The keys whose name fits a pattern such as "sample.*" or "steps", else those whose meaning has it.
+
+    Raises UserError where none does.
+    """
+    every = keys(network)
+    named = [key for key in every if pattern in key.name or fnmatch.fnmatchcase(key.name, pattern)]
+    found = named or [key for key in every if pattern.lower() in key.meaning.lower()]
+    if not found:
+        near = did_you_mean(pattern, [key.name for key in every])
+        raise UserError(
+            f"no config key fits {pattern!r}, nor does the meaning of one; diffusion-jax keys lists all{near}"
+        )
+    return found
+
+
+def lines(pattern: str, network: str) -> Iterator[str]:
+    """What the command prints."""
+    for key in matching(pattern, network) if pattern else keys(network):
+        yield key.text
+
+
+def _of_base() -> dict[str, str]:
+    source = inspect.getsource(configs)
+    found: dict[str, str] = {}
+    for function in ast.parse(source).body:
+        if isinstance(function, ast.FunctionDef) and function.name == "base":
+            for node in ast.walk(function):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "ConfigDict":
+                    assert isinstance(node.args[0], ast.Dict)
+                    found |= meanings(node.args[0], source)
+    return found
+
+
+def _of_model() -> dict[str, str]:
+    """What `config.base` itself says of model: of what the task gives every family."""
+    return {name: text for name, text in _of_base().items() if name.startswith("model.")}
+
+
+def _allowed(default: Any, allowed: ranges.Range | None) -> str:
+    kind = {bool: "True or False", int: "integer", float: "number", str: "text", tuple: "tuple"}[type(default)]
+    if allowed is None:
+        return kind
+    return f"{kind}, {'each ' if allowed.each else ''}{allowed.words}"

@@ -1,0 +1,1 @@
+"""`diffusion-jax new`: a user's own data to a config that suits it and this machine."""

@@ -1,0 +1,78 @@
+"""The text of a new config: Python that a person changes."""
+
+import textwrap
+
+from diffusion_jax.runs.new.fitting import Fit
+from diffusion_jax.runs.new.survey import Survey
+
+
+def config_text(found: Survey, fit: Fit, name: str) -> str:
+    """A config file with the reasons in its docstring; name is the file's, for the lines that use it."""
+    guided = bool(found.num_classes or found.captions)
+    stem = name.removesuffix(".py")
+    asked = f" --label={_word(next(iter(found.classes)))}" if found.classes else ""
+    asked = f" --prompt={_word(found.captions[0])}" if found.captions else asked
+    reasons = "\n".join(textwrap.fill(f"- {reason}", 116, subsequent_indent="  ") for reason in fit.reasons)
+    head = (
+        f"{found.count:,} images of {found.source}.\n\n"
+        f"diffusion-jax train --config={name} --workdir=runs/{stem}\n"
+        f"diffusion-jax sample --workdir=runs/{stem} --out=samples --num=16{asked}\n\n"
+        f"Written by `diffusion-jax new` for what it found:\n\n{reasons}\n\n"
+        "`diffusion-jax keys` says what every key means."
+    )
+    lines = [
+        f"config.data.source = {found.source!r}",
+        f"config.data.update(height={fit.height}, width={fit.width}, channels={fit.channels})",
+        f"config.data.cache = {found.count * fit.height * fit.width * fit.channels < 2**28}"
+        "  # decoded images stay in memory",
+        "config.data.flip = False  # True mirrors half of the images: more variety, where left and right are alike",
+    ]
+    if found.broken:
+        limit = -(-len(found.broken) * found.count // found.looked_at)
+        lines.append(f"config.data.corrupt_limit = {limit}  # of so many unreadable images others take the place")
+    if found.caption != "text":
+        lines.append(f"config.data.caption = {found.caption!r}")
+    if found.num_classes:
+        lines.append(f"config.model.num_classes = {found.num_classes}")
+    if found.captions:
+        length = min(77, max(8, 2 * max(len(caption.split()) for caption in found.captions) + 2))
+        lines.append(
+            f'config.text = "transformer(length={length}, vocabulary=512, width=64, layers=2, heads=4)"'
+            "  # longer captions are cut"
+        )
+    attention = 2 ** (len(fit.multipliers) - 1)
+    lines += [
+        'config.schedule = "cosine"',
+        'config.prediction = "x0"',
+        'config.weighting = "min_snr(gamma=5.0)"',
+        "config.model.update(",
+        f"    patch={fit.patch}, channels={fit.model_channels}, multipliers={fit.multipliers}, blocks={fit.blocks},",
+        f"    attention=({attention},), heads=4, groups=8{', pooled_text=True' if found.captions else ''},",
+        ")",
+        'config.optimizer.update(learning_rate=1e-3, warmup=100, decay="cosine")',
+        "config.ema.decay = 0.995",
+        f"config.train.update(steps={fit.steps}, batch_size={fit.batch_size})",
+        "config.log_every = 25",
+        f"config.checkpoint.every = {fit.steps // 4}",
+        f'config.sample.update(every={fit.steps // 4}, num={_shown(found)}, sampler="ddim", steps=50, '
+        f"guidance={2.0 if guided else 1.0})",
+        "return config",
+    ]
+    body = "\n".join(f"    {line}" for line in lines)
+    quoted = head.replace("\\", "\\\\").replace('"""', r"\"\"\"")
+    return (
+        f'"""{quoted}\n"""\n\nfrom ml_collections import ConfigDict\n\nfrom diffusion_jax.config import base\n\n\n'
+        f"def get_config() -> ConfigDict:\n    config = base()\n{body}\n"
+    )
+
+
+def _shown(found: Survey) -> int:
+    """Samples of a grid while training: some of each class."""
+    classes = found.num_classes
+    return 16 if not classes else classes * max(16 // classes, 1) if classes <= 64 else 64
+
+
+def _word(text: str) -> str:
+    """Text as a word of a shell."""
+    plain = text[:60].replace("'", "'\\''")
+    return plain if plain.replace("_", "").isalnum() else f"'{plain}'"

@@ -1,0 +1,165 @@
+"""A trained model in Python: what `diffusion_jax.load` gives."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import Array
+from ml_collections import ConfigDict
+
+from diffusion_jax import experiment, ranges
+from diffusion_jax.core.denoisers import Denoiser
+from diffusion_jax.data.classes import NULL
+from diffusion_jax.errors import UserError, did_you_mean, naming_arguments
+from diffusion_jax.report import pictures
+from diffusion_jax.report.progress import progress
+from diffusion_jax.runs.sample.conditions import SampleRequest, conditions
+from diffusion_jax.runs.sample.drawing import batch_size, check_memory, draw
+from diffusion_jax.runs.workdir.restored import Trained, restore, seeds_from
+from diffusion_jax.train.state import Params
+
+Label = str | int | None
+"""A class by its name or number; None, or "none", is the null class."""
+
+
+class Loaded:
+    """The model of one checkpoint with its parameters, on every device of this machine.
+
+    `sample` draws from it, `denoiser` is what a sampler sees of it; `model`, `params` and `config` are its parts.
+    """
+
+    def __init__(self, trained: Trained):
+        self._trained = trained
+        self._programs: dict[experiment.Sampling, Callable[..., Array]] = {}
+
+    @property
+    def config(self) -> ConfigDict:
+        """The resolved config of the run."""
+        return self._trained.config
+
+    @property
+    def model(self) -> experiment.Model:
+        """The network together with schedule, prediction and conditions."""
+        return self._trained.model
+
+    @property
+    def params(self) -> Params:
+        """The parameters, averaged unless `load` was given ema=False."""
+        return self._trained.params
+
+    @property
+    def step(self) -> int:
+        """The training step of the checkpoint."""
+        return self._trained.step
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes in the order of their numbers; None for a model without classes."""
+        count = self._trained.num_classes
+        return self._trained.label_names(np.arange(count)) if count else None
+
+    def sample(
+        self,
+        num: int = 1,
+        *,
+        labels: Label | Sequence[Label] = (),
+        prompts: str | Sequence[str] = (),
+        negative_prompt: str | None = None,
+        low_res: str | Path | None = None,
+        augment: float = 0.0,
+        map: str | Path | None = None,
+        seed: int = 0,
+        batch: int = 64,
+        show_progress: bool = False,
+        **sampling: object,
+    ) -> np.ndarray:
+        """num samples, float32 [num, *S, C] in the model's units: about [-1, 1] for images.
+
+        Sample i has seed `seed` + i and depends on it alone. Of several labels or prompts the samples take one after
+        another in turn; without labels each class is drawn from its sample's seed. low_res and map are files, as the
+        command's. batch samples are drawn at once. Keywords beside these replace what the config says of sampling:
+        sampler, grid, steps, guidance, guidance_rescale, guidance_interval, threshold, decode_tile. The first call of
+        each choice compiles a program, which the following ones use.
+
+        Raises UserError for what the model cannot do or is not told.
+        """
+        given = {"num": num, "seed": seed, "batch": batch, "augment": augment}
+        with naming_arguments():
+            trained = self._sampled_by(sampling, given)
+            request = SampleRequest(
+                labels=_texts(labels),
+                prompts=[prompts] if isinstance(prompts, str) else list(prompts),
+                negative_prompt=negative_prompt,
+                low_res=_path(low_res),
+                augment=augment,
+                map=_path(map),
+            )
+            seeds = seeds_from(seed, num)
+            size = batch_size(trained, batch, num)
+            check_memory(trained, size, self.model.shape[:2])
+            cond = conditions(request, trained, seeds)
+            program = self._program(trained.how)
+            with progress(num, description="sample", unit="samples", show=show_progress) as bar:
+                drawn = np.concatenate(list(draw(program, trained, seeds, cond, size, bar)))
+            pictures.check_finite(drawn)
+            return drawn
+
+    def denoiser(self, cond: Mapping[str, Array] | None = None, **sampling: object) -> Denoiser:
+        """What a sampler of `core` sees: (x [B, *S, C], t [B]) -> Prediction(x0, eps), for the conditions cond.
+
+        cond has what the model is told: "label" int [B] (`model.num_classes` is the null class), "tokens" int [B, N],
+        the entries of spatial conditions. Without keywords it neither guides nor clips; these are those of `sample`.
+        x is a latent of shape `model.x_shape` where the model has an autoencoder. Works inside `jax.jit`.
+        """
+        plain = {"guidance": 1.0, "guidance_rescale": 0.0, "guidance_interval": (), "threshold": "none"}
+        with naming_arguments():
+            trained = self._sampled_by(plain | sampling, {})
+            guide = experiment.guided(trained.model, trained.how)
+            return guide(trained.params, trained.pretrained, jax.tree.map(jax.numpy.asarray, dict(cond or {})))
+
+    def _sampled_by(self, sampling: Mapping[str, object], given: Mapping[str, object]) -> Trained:
+        """The model with sampling in place of what the config says; numbers are checked, those of given too."""
+        chosen = checked_sampling(sampling, given)
+        return dataclasses.replace(self._trained, how=experiment.sampling(self.config, chosen))
+
+    def _program(self, how: experiment.Sampling) -> Callable[..., Array]:
+        if how not in self._programs:
+            trained = self._trained
+            self._programs[how] = experiment.sample_program(trained.model, how, trained.mesh, trained.guides)
+        return self._programs[how]
+
+
+def load(workdir: str | Path, step: int | None = None, ema: bool | float = True) -> Loaded:
+    """The model of a workdir: of its newest checkpoint, or of that of step.
+
+    ema True takes the averaged parameters, False those of the step itself, and a number the average of that length
+    sigma_rel, which a run with ema.profiles gives. Raises UserError where there is no such workdir or checkpoint.
+    """
+    with naming_arguments():
+        return Loaded(restore(Path(workdir), step=step, average=ema, overrides={}))
+
+
+def checked_sampling(sampling: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
+    """The keywords of sampling that are not None; their numbers, and those of given, are in the ranges of the flags.
+
+    Raises UserError for one that is out of its range, or no keyword of sampling.
+    """
+    known = [field.name for field in dataclasses.fields(experiment.Sampling)]
+    if unknown := [name for name in sampling if name not in known]:
+        near = did_you_mean(unknown[0], [*known, *given])
+        raise UserError(f"there is no argument {unknown[0]!r}; of sampling these are: {', '.join(known)}{near}")
+    chosen = {name: value for name, value in sampling.items() if value is not None}
+    for name, value in {**given, **chosen}.items():
+        ranges.check_flag("sample", name, value)
+    return chosen
+
+
+def _texts(labels: Label | Sequence[Label]) -> list[str]:
+    each = [labels] if labels is None or isinstance(labels, str | int | np.integer) else list(labels)
+    return [NULL if label is None else str(label) for label in each]
+
+
+def _path(file: str | Path | None) -> Path | None:
+    return None if file is None else Path(file)
