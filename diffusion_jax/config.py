@@ -58,7 +58,7 @@ def base(network: str = "unet") -> ConfigDict:
                 **options(family(network)),
             },
             "text": "",  # spec, models/text.py: transformer(...), trained along, or huggingface(folder=...), pretrained
-            "spatial": (),  # specs, core/conditions.py: low_resolution(...), inpaint(...), map(...)
+            "spatial": (),  # specs, models/conditions: low_resolution(...), inpaint(...), map(...), mypkg.Mine(...)
             "level_scale": 1000.0,  # times a level of noise augmentation in [0, 1), as sinusoids are made for 0 .. 1000
             "condition_dropout": 0.1,  # probability of no class and no caption in training, for guidance
             "latent": "",  # workdir of an autoencoder, in whose latent space the model works; "": in pixels

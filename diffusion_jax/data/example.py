@@ -4,7 +4,10 @@ from typing import NotRequired, Protocol, TypedDict
 
 
 class Example(TypedDict):
-    """One image, still encoded (PNG, JPEG, ...), with what is known of it."""
+    """One image, still encoded (PNG, JPEG, ...), with what is known of it.
+
+    A source may add fields of its own (a number, a text, an array of one shape), which a `data.readers.Reader` reads.
+    """
 
     image: bytes
     name: str  # the file or record, for errors

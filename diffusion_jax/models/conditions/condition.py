@@ -121,8 +121,9 @@ class Condition(abc.ABC):
         return None
 
     def null(self, entries: Entries, weights: Params | None = None) -> Entries:
-        """Its entries where it is left out, in shapes that broadcast to entries: what guidance leads away from.
+        """Its entries where it is left out, in shapes that broadcast to entries.
 
+        Guidance leads away from those of class and caption, or of every condition where a model is told neither.
         weights are its encoder's, where it has one that is not trained along.
         """
         return {name: jnp.zeros_like(a) for name, a in entries.items()}
