@@ -82,7 +82,7 @@ def arguments(values: flags.FlagValues) -> dict[str, Any]:
     rest = {
         "num": values.num,
         "seed": values.seed,
-        "asked": _asked(values),
+        "sample_request": _asked(values),
         "step": values.step,
         "average": average(values),
     }
