@@ -60,6 +60,10 @@ _FRACTIONAL = (
 """Schedulers whose linspace is not rounded to whole steps."""
 
 
+_BY_STRIDE = ("DDIMScheduler", "PNDMScheduler")
+"""Schedulers that step by T // N whatever the next time is."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SchedulerTwin:
     """What a scheduler's config says, as values of our config."""
@@ -210,6 +214,8 @@ def _grid(name: str, said: Mapping[str, Any], notes: list[str]) -> str:
         notes.append(
             f"{name} with spacing {spacing} starts from noise times sigma, 0.2% less than here for Stable Diffusion"
         )
+    if spacing == "linspace" and name in _BY_STRIDE:
+        notes.append(f"{name} with spacing linspace steps by T // N there, and from each time to the next here")
     said_options = ", ".join(f"{key}={value!r}" for key, value in options.items())
     return f"{spacing}({said_options})" if options else spacing
 

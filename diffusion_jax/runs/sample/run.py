@@ -82,12 +82,11 @@ def sample(
         prepared and prepared.edit.inpaint
     ):
         raise UserError("this model paints what is unknown of an image; give --init_image with --mask or --expand")
-    start = {}
+    kept = {}
     if noise != DRAWN:
         if prepared is not None:
             raise UserError("an edit starts from its image; leave out --noise and --save_noise, or --init_image")
-        start[FILE] = starting_noise(noise, seeds, trained.model.x_shape)
-        cond[START] = start[FILE]
+        kept[FILE] = cond[START] = starting_noise(noise, seeds, trained.model.x_shape)
     program = _program(trained, prepared)
     images = []
     with progress(num, description="sample", unit="samples") as bar:
@@ -130,7 +129,7 @@ def sample(
         cond.get("label", np.zeros(num, np.int32)),
         seeds,
         manifest,
-        extra | (start if noise.keep else {}),
+        extra | (kept if noise.keep else {}),
     )
     part = [f"; {name} shows the first {count}" for name, count in shown.items() if count < num]
     print(f"{num} samples of step {trained.step}: {out / 'grid.png'}{''.join(part)}")
