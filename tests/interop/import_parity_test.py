@@ -237,7 +237,7 @@ def get_config():
     config = from_json(Path({str(workdir / "config.json")!r}).read_text())
     config.init_from = {str(workdir)!r}
     config.data.source = {f"folder:{images}"!r}
-    config.train.update(steps=2, batch_size=2)
+    config.train.update(steps=2, batch_size=8)
     config.sample.every = 0
     return config
 """
