@@ -32,6 +32,7 @@ COMMANDS = {
     "evaluate heatmap": "scores by checkpoint and sampling: --workdir=runs/digits --over=guidance=1,2,4 --out=heatmap",
     "evaluate reference": "statistics of images: --config=configs/digits.py --features=runs/classifier --out=a.npz",
     "precompute": "keep latents and text features of a config's data: --config=configs/shapes_latent.py --out=latents",
+    "import": "published weights to a workdir: --from=FOLDER --workdir=runs/sd [--variant=fp16] [--part=autoencoder]",
     "plan": "say what a config takes on a machine, TPU or not: --config=configs/digits.py --topology=v5e:4x4",
     "launch": "start train on a cluster, or show how: slurm --nodes=2 --gpus=8 --time=24:00:00 --dry-run -- train ...",
     "sweep": "train a config many times, and rank: --config=configs/digits.py --sweep=FILE --workdir=runs/sweep",
@@ -41,8 +42,13 @@ COMMANDS = {
     "checkpoint verify": "find what is damaged of a workdir's checkpoints: --workdir=runs/digits [--step=1000]",
 }
 
-MODULES = {"evaluate compare": "compare", "evaluate heatmap": "heatmap", "evaluate reference": "reference"}
-"""Of commands of two words whose module is not the first."""
+MODULES = {
+    "evaluate compare": "compare",
+    "evaluate heatmap": "heatmap",
+    "evaluate reference": "reference",
+    "import": "import_",
+}
+"""Of commands whose module is not named as their first word."""
 
 CONFIG_FLAGS = ("config", "autoencoder")
 """Flags whose value is a config file, or the name of one that comes with the package."""

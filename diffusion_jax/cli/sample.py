@@ -37,6 +37,8 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     flags.DEFINE_integer("jump", 1, "Steps of a jump where a part is kept (RePaint's j).", flag_values=values)
     sampling.define_guides(values)
     flags.DEFINE_bool("invert", False, "Start from the noise that DDIM finds in --init_image.", flag_values=values)
+    flags.DEFINE_string("noise", None, ".npy of standard normal noise [N, *S, C] to start from.", flag_values=values)
+    flags.DEFINE_bool("save_noise", False, "Write the noise that samples start from, noise.npy.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace the samples in --out.", flag_values=values)
 
 
@@ -46,7 +48,9 @@ def run(values: flags.FlagValues) -> None:
         raise UserError("sample needs --workdir=FOLDER and --out=FOLDER")
     options = {"given": _given(values), "guided_by": sampling.guided_by(values)} | sampling.arguments(values)
     from diffusion_jax.runs.sample.run import sample
+    from diffusion_jax.runs.sample.starting_noise import NoiseRequest
 
+    options["noise"] = NoiseRequest(Path(values.noise) if values.noise else None, values.save_noise)
     sample(Path(values.workdir), Path(values.out), batch=values.batch, overwrite=values.overwrite, **options)
 
 

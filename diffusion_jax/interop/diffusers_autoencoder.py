@@ -45,17 +45,18 @@ POINTWISE = ("quant", "post_quant", "shortcut")
 def from_diffusers(state: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> dict[str, Any]:
     """The tree of `like`, a net's params or their shapes, with the values of an `AutoencoderKL` state dict as float32.
 
+    Each array is looked up when its turn comes, so that a state that reads from files is never in memory as a whole.
     Raises UserError, naming all of them, where arrays are missing, left over or of another shape.
     """
-    state = {_renamed(name): value for name, value in state.items()}
+    stored = {_renamed(name): name for name in state}
     leaves, tree = jax.tree_util.tree_flatten_with_path(like)
     shapes = {tuple(entry.key for entry in path): leaf.shape for path, leaf in leaves}
     names = {path: _name(path, _levels(shapes)) for path in shapes}
-    missing = sorted(set(names.values()) - set(state))
-    extra = sorted(set(state) - set(names.values()))
+    missing = sorted(set(names.values()) - set(stored))
+    extra = sorted(set(stored) - set(names.values()))
     if missing or extra:
         raise UserError(f"the weights are of another autoencoder: missing {missing}; left over {extra}")
-    params = {path: _ours(path, state[name]) for path, name in names.items()}
+    params = {path: _ours(path, state[stored[name]]) for path, name in names.items()}
     wrong = [f"{names[p]} {params[p].shape}, not {shapes[p]}" for p in shapes if params[p].shape != shapes[p]]
     if wrong:
         raise UserError(f"the weights are of an autoencoder of other sizes (shapes channels last): {'; '.join(wrong)}")

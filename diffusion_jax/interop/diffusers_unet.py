@@ -81,16 +81,17 @@ BEFORE_0_12 = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to
 def from_diffusers(state: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> dict[str, Any]:
     """The tree of `like`, a net's params or their shapes, with the values of their state dict as float32.
 
+    Each array is looked up when its turn comes, so that a state that reads from files is never in memory as a whole.
     Raises UserError, naming all of them, where arrays are missing, left over or of another shape.
     """
-    state = {_renamed(name): value for name, value in state.items()}
+    stored = {_renamed(name): name for name in state}
     flat = _flatten(like)
     names = _names(flat)
-    missing = sorted(set(names.values()) - set(state))
-    extra = sorted(set(state) - set(names.values()))
+    missing = sorted(set(names.values()) - set(stored))
+    extra = sorted(set(stored) - set(names.values()))
     if missing or extra:
         raise UserError(f"the weights are of another network: missing {missing}; left over {extra}")
-    params = {path: _ours(path, state[name]) for path, name in names.items()}
+    params = {path: _ours(path, state[stored[name]]) for path, name in names.items()}
     wrong = [f"{names[p]} {params[p].shape}, not {flat[p].shape}" for p in flat if params[p].shape != flat[p].shape]
     if wrong:
         raise UserError(f"the weights are of a network of other sizes (shapes channels last): {'; '.join(wrong)}")

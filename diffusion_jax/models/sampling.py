@@ -60,23 +60,29 @@ class Guides(NamedTuple):
 
 ALONE = Guides()
 
+START = "start"
+"""The entry of cond that is the noise to start from."""
+
 
 def sample_program(model: Model, how: Sampling, mesh: Mesh, guides: Guides = ALONE) -> Any:
     """(params, pretrained, seeds [B], cond) -> images [B, H, W, C] in about [-1, 1], all in one compiled program.
 
     cond holds the entries of the model's conditions as their `entries` and `request` give them, such as "label" [B]
     (num_classes is the null class) and "tokens" [B, N], images at their size; an entry "negative_tokens" is what
-    guidance leads away from in place of the condition's `null`. pretrained is the model's on the devices, with
-    "classifier" and "weak" of the guides. B is a multiple of the mesh's data x fsdp. Raises UserError, before anything
-    is traced, for what the model cannot do.
+    guidance leads away from in place of the condition's `null`; and `START` [B, *S, C], standard normal, is the start
+    where it is given instead of drawn. pretrained is the model's on the devices, with "classifier" and "weak" of the
+    guides. B is a multiple of the mesh's data x fsdp. Raises UserError, before anything is traced, for what the model
+    cannot do.
     """
     sampler = from_spec(how.sampler, SAMPLERS, "sampler")
     times = from_spec(how.grid, GRIDS, "time grid")(model.schedule, how.steps)
     guide = guided(model, how, guides)
 
     def program(params: Params, pretrained: Mapping[str, Params], seeds: Array, cond: Condition) -> Array:
-        denoise = guide(params, pretrained, cond)
-        x = sample(denoise, sampler, model.bind(params).schedule, times, seeds, model.x_shape)
+        told = {name: value for name, value in cond.items() if name != START}
+        denoise, start = guide(params, pretrained, told), cond.get(START)
+        schedule = model.bind(params).schedule
+        x = sample(denoise, sampler, schedule, times, seeds, model.x_shape, start=start)
         return model.decode(pretrained, x, how.decode_tile)
 
     split = sharding.batch_sharding(mesh)

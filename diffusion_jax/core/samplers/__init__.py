@@ -23,7 +23,15 @@ from diffusion_jax.core.samplers.ancestral import ddim, ddim_inversion, ddpm, eu
 from diffusion_jax.core.samplers.dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
 from diffusion_jax.core.samplers.dpmpp_singlestep import dpmpp_2s, dpmpp_sde
 from diffusion_jax.core.samplers.edm import euler, heun
-from diffusion_jax.core.samplers.loop import AdaptiveSampler, Plan, Sampler, evaluations, integrate, sample
+from diffusion_jax.core.samplers.loop import (
+    AdaptiveSampler,
+    Plan,
+    Sampler,
+    evaluations,
+    integrate,
+    sample,
+    start_noise,
+)
 from diffusion_jax.core.samplers.plms import plms
 from diffusion_jax.core.samplers.score_sde import predictor_corrector
 from diffusion_jax.core.samplers.unipc import unipc
@@ -69,5 +77,6 @@ __all__ = [
     "plms",
     "predictor_corrector",
     "sample",
+    "start_noise",
     "unipc",
 ]

@@ -164,18 +164,29 @@ def sample(
     shape: tuple[int, ...],
     *,
     trajectory: bool = False,
+    start: Array | None = None,
 ) -> Array:
     """Draws x ~ N(0, prior_std^2 I) and integrates it along times, from times[0], 1 or near it, to times[-1].
 
+    start [B, *shape], standard normal, stands for the first draw where it is given (`start_noise`).
     seeds [B] are integers, shape is one example's; sample i depends on seeds[i] alone, not on the batch, its
     neighbours or the mesh. Returns [B, *shape], or [N + 1, B, *shape] with trajectory. Raises UserError for a grid
     that starts where x is more signal than noise, as `leading` does with one step.
     """
     _check_start(schedule, times)
-    keys = jax.vmap(jax.random.key)(seeds)
-    prior_key, step_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    x = schedule.prior_std * jax.vmap(lambda key: jax.random.normal(key, shape))(prior_key)
+    step_keys = _keys(seeds)[1]
+    x = schedule.prior_std * (start_noise(seeds, shape) if start is None else start)
     return integrate(denoise, sampler, schedule, times, x, step_keys, trajectory=trajectory)
+
+
+def start_noise(seeds: Array, shape: tuple[int, ...]) -> Array:
+    """The standard normal noise [B, *shape] that `sample` starts from with these seeds."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(seeds)[0])
+
+
+def _keys(seeds: Array) -> Array:
+    """[2, B]: each seed's keys of the start and of the steps."""
+    return jax.vmap(jax.random.split, out_axes=1)(jax.vmap(jax.random.key)(seeds))
 
 
 def _check_start(schedule: Schedule, times: Times) -> None:

@@ -11,11 +11,13 @@ import numpy as np
 
 from diffusion_jax import experiment
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.sampling import START
 from diffusion_jax.report import pictures
 from diffusion_jax.report.progress import progress
 from diffusion_jax.runs.sample.conditions import SampleRequest, conditions, cut_prompts, record
 from diffusion_jax.runs.sample.drawing import batch_size, check_memory, draw
 from diffusion_jax.runs.sample.edit import EditRequest, PreparedEdit, prepare
+from diffusion_jax.runs.sample.starting_noise import DRAWN, FILE, NoiseRequest, starting_noise
 from diffusion_jax.runs.workdir.output_folder import OutputFolder
 from diffusion_jax.runs.workdir.restored import NO_GUIDES, GuideRequest, Trained, restore, seeds_from
 from diffusion_jax.train.checkpoint import versions
@@ -42,6 +44,7 @@ def sample(
     overwrite: bool,
     given: EditRequest | None = None,
     guided_by: GuideRequest = NO_GUIDES,
+    noise: NoiseRequest = DRAWN,
     **overrides: object,
 ) -> None:
     """Draws num samples from a checkpoint of the workdir root into the folder out, which appears whole or not at all.
@@ -68,6 +71,11 @@ def sample(
     folder.check_room(num * height * width * trained.model.shape[2])
     check_memory(trained, size, (height, width))
     cond = conditions(sample_request, trained, seeds, painted=prepared is not None and prepared.edit.inpaint)
+    kept = {}
+    if noise != DRAWN:
+        if prepared is not None:
+            raise UserError("an edit starts from its image; leave out --noise and --save_noise, or --init_image")
+        kept[FILE] = cond[START] = starting_noise(noise, seeds, trained.model.x_shape)
     program = _program(trained, prepared)
     with progress(num, description="sample", unit="samples") as bar:
         images = [pictures.to_uint8(drawn) for drawn in draw(program, trained, seeds, cond, size, bar)]
@@ -83,6 +91,7 @@ def sample(
         "guided_by": record(guided_by),
         "shape": list(images[0].shape[1:]),
         "edit": _edit_record(given, prepared, trained),
+        "noise": noise.file and str(noise.file),
         "device": jax.devices()[0].device_kind,
         "versions": versions(),
     }
@@ -96,7 +105,14 @@ def sample(
     if "classes.png" in extra:
         shown["classes.png"] = min(num // len(sample_request.labels), _COMPARED) * len(sample_request.labels)
     manifest["pictures"] = {name: {"samples": count, "of": num} for name, count in shown.items()}
-    _write(folder, drawn, cond.get("label", np.zeros(num, np.int32)), seeds, manifest, extra)
+    _write(
+        folder,
+        drawn,
+        cond.get("label", np.zeros(num, np.int32)),
+        seeds,
+        manifest,
+        extra | (kept if noise.keep else {}),
+    )
     part = [f"; {name} shows the first {count}" for name, count in shown.items() if count < num]
     print(f"{num} samples of step {trained.step}: {out / 'grid.png'}{''.join(part)}")
 
@@ -171,12 +187,15 @@ def _write(
     manifest: dict,
     extra: Mapping[str, np.ndarray],
 ) -> None:
-    """Writes everything, and the extra pictures; all of it comes into place at once."""
+    """Writes everything, and the extra pictures and .npy files; all of it comes into place at once."""
     with out.written() as partial:
         for i, image in enumerate(images):
             (partial / f"{i:06d}.png").write_bytes(pictures.encode_png(image))
         (partial / "grid.png").write_bytes(pictures.encode_png(pictures.grid(images[:_GRID])))
-        for name, picture in extra.items():
-            (partial / name).write_bytes(pictures.encode_png(picture))
+        for name, array in extra.items():
+            if name.endswith(".npy"):
+                np.save(partial / name, array)
+            else:
+                (partial / name).write_bytes(pictures.encode_png(array))
         np.savez_compressed(partial / "samples.npz", images=images, labels=labels, seeds=seeds)
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2))

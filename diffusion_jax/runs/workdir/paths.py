@@ -15,6 +15,7 @@ nonfinite.jsonl  the steps whose loss was not finite, with what it takes to repe
 stacks.txt       of a run that hung: what every thread was at
 text_encoder/    of a model with a published text encoder: a copy of it
 mirror.json      of a run that is mirrored elsewhere: by which it knows its mirror
+imported.json    of a workdir that `import` made: where its weights come from, with their SHA-256s
 """
 
 import dataclasses
@@ -96,6 +97,11 @@ class Workdir:
     def text_encoder(self) -> Path:
         """A copy of a published text encoder."""
         return self.root / "text_encoder"
+
+    @property
+    def imported(self) -> Path:
+        """Where imported weights come from."""
+        return self.root / "imported.json"
 
     @property
     def examples(self) -> Path:

@@ -27,7 +27,7 @@ from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import sharding
 from diffusion_jax.train.checkpoint import Checkpoints, holds_checkpoint, whole
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.json",
     "merges.txt",
@@ -43,6 +43,11 @@ def origin(config: ConfigDict, workdir: Workdir) -> Workdir | None:
 
     Raises UserError where init_from names no workdir, or another one than this run started with.
     """
+    if workdir.imported.is_file():
+        raise UserError(
+            f"{workdir.root} was imported and has no optimizer to go on with; train with "
+            f"--config.init_from={workdir.root} in a new --workdir"
+        )
     if holds_checkpoint(workdir.checkpoints):
         before = workdir.read_config(quiet=True).init_from
         if config.init_from != before:
@@ -210,7 +215,7 @@ def _holds_same(copy: Path, folder: Path) -> bool:
 def _published_files(weights: Path, words: Path) -> dict[Path, str]:
     """{file of a published text encoder: its name in a copy}, of the folders of its weights and of its tokenizer."""
     files = [weights / "config.json", weights / "model.safetensors"]
-    files += [words / name for name in _TOKENIZER_FILES if (words / name).is_file()]
+    files += [words / name for name in TOKENIZER_FILES if (words / name).is_file()]
     return {file: file.name for file in files}
 
 

@@ -1,0 +1,215 @@
+"""What a diffusers folder holds: the parts of a pipeline, or one model, and what their JSON files say of each.
+
+Only JSON is read here, so that what cannot be imported is refused before weights are looked at.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.interop.diffusers_options import AutoencoderOptions, UNetOptions, autoencoder, unet
+from diffusion_jax.interop.diffusers_scheduler import SchedulerTwin, scheduler
+
+T = TypeVar("T")
+
+TEXT_TO_IMAGE = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+
+UNCONDITIONAL = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline")
+
+MODELS = ("UNet2DModel", "UNet2DConditionModel", "AutoencoderKL")
+
+ELSEWHERE = {
+    "StableDiffusionXLPipeline": "its two text encoders and its embedding of sizes are not computed here yet",
+    "StableDiffusionInpaintPipeline": "its masked image is not told in that order here yet",
+    "StableDiffusionUpscalePipeline": "its level of noise is a class there, and is not read here yet",
+}
+
+LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "LICENCE.md", "LICENCE.txt")
+
+GUIDANCE = 7.5
+"""guidance_scale of Stable Diffusion's pipelines."""
+
+NO_SCHEDULER = {"_class_name": "DDPMScheduler"}
+"""What stands for the scheduler of a U-Net's folder, which has none: DDPM's own chain."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """What a folder holds. A part that it lacks is None."""
+
+    root: Path
+    name: str  # of the pipeline or model, as diffusers calls it
+    version: str  # of diffusers that wrote it
+    unet: UNetOptions | None = None
+    unet_folder: Path | None = None
+    autoencoder: AutoencoderOptions | None = None
+    autoencoder_folder: Path | None = None
+    scheduler: SchedulerTwin | None = None
+    text_folder: Path | None = None
+    tokenizer_folder: Path | None = None
+    left_out: tuple[str, ...] = ()  # parts that are not imported, such as a safety checker
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is another here than there, a sentence each."""
+        return self.scheduler.notes if self.scheduler else ()
+
+    @property
+    def licence(self) -> Path | None:
+        """The file of the licence."""
+        return next((self.root / name for name in LICENCES if (self.root / name).is_file()), None)
+
+
+def read(root: Path, part: str = "") -> Pipeline:
+    """What the folder root holds; part "autoencoder" reads a pipeline's autoencoder alone.
+
+    Raises UserError where it is no such folder, and for what has no twin here, by name.
+    """
+    _check_folder(root)
+    index = root / "model_index.json"
+    if not index.is_file():
+        found = _model(root)
+        if part and found.autoencoder is None:
+            raise UserError(f"{root} is a {found.name}, which has no autoencoder; leave out --part")
+        return found
+    said = read_json(index)
+    name, version = str(said.get("_class_name")), str(said.get("_diffusers_version", ""))
+    parts = {key: value[1] for key, value in said.items() if isinstance(value, list) and len(value) == 2 and value[1]}
+    if part:
+        if parts.get("vae") != "AutoencoderKL":
+            raise UserError(f"{index} lists no AutoencoderKL as vae; it has {', '.join(sorted(parts)) or 'no parts'}")
+        coder, coder_folder = _autoencoder(root, "vae")
+        return Pipeline(root, name, version, autoencoder=coder, autoencoder_folder=coder_folder)
+    if name not in (*TEXT_TO_IMAGE, *UNCONDITIONAL):
+        why = f"; {ELSEWHERE[name]}" if name in ELSEWHERE else ""
+        raise UserError(
+            f"{index} is of a {name}, which is not imported{why}; those that are: "
+            f"{', '.join((*TEXT_TO_IMAGE, *UNCONDITIONAL))}, and with --part=autoencoder the AutoencoderKL of any"
+        )
+    wanted = {"unet": "UNet2DModel", "scheduler": ""}
+    if name in TEXT_TO_IMAGE:
+        wanted = {
+            "unet": "UNet2DConditionModel",
+            "vae": "AutoencoderKL",
+            "text_encoder": "CLIPTextModel",
+            "tokenizer": "",
+            "scheduler": "",
+        }
+    for key, kind in wanted.items():
+        if key not in parts or (kind and parts[key] != kind):
+            raise UserError(f"{index} has {parts.get(key, 'nothing')} as {key}; {kind or 'one'} is needed")
+    left_out = tuple(sorted(set(parts) - set(wanted)))
+    options, folder = _unet(root, "unet")
+    twin = _scheduler(root, latent=name in TEXT_TO_IMAGE)
+    if name in UNCONDITIONAL:
+        return Pipeline(root, name, version, options, folder, scheduler=twin, left_out=left_out)
+    coder, coder_folder = _autoencoder(root, "vae")
+    _check_text(root / "text_encoder", options)
+    return Pipeline(
+        root,
+        name,
+        version,
+        options,
+        folder,
+        coder,
+        coder_folder,
+        twin,
+        root / "text_encoder",
+        root / "tokenizer",
+        left_out,
+    )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises UserError where there is no such file or object."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"there is no file {file}; fetch the folder anew") from None
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}); fetch it anew") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} does not hold a JSON object; fetch it anew")
+    return content
+
+
+def _check_folder(root: Path) -> None:
+    """Raises UserError where root is no folder, saying how a file of weights becomes one."""
+    if root.is_file():
+        kind = "a pickle, which is not read, as it can run code" if root.suffix != ".safetensors" else "one file"
+        raise UserError(
+            f'--from={root} is {kind}; write a folder of it with diffusers: python -c "from diffusers import '
+            f"StableDiffusionPipeline as P; P.from_single_file('{root}').save_pretrained('{root.with_suffix('')}')\""
+        )
+    if not root.is_dir():
+        raise UserError(f"--from={root} is no folder; give one that diffusers wrote, with model_index.json")
+
+
+def _model(root: Path) -> Pipeline:
+    """The folder of one model."""
+    file = root / "config.json"
+    if not file.is_file():
+        raise UserError(
+            f"--from={root} is no folder of diffusers: it has neither model_index.json, of a pipeline, nor "
+            "config.json, of a model"
+        )
+    said = read_json(file)
+    name, version = str(said.get("_class_name")), str(said.get("_diffusers_version", ""))
+    if name not in MODELS:
+        raise UserError(f"{file} is of a {name}, which is not imported; those that are: {', '.join(MODELS)}")
+    if name == "UNet2DConditionModel":
+        raise UserError(
+            f"{root} is a UNet2DConditionModel alone, which is told text by an encoder that it does not hold; give the "
+            "folder of its pipeline"
+        )
+    if name == "AutoencoderKL":
+        options, folder = _autoencoder(root, "")
+        return Pipeline(root, name, version, autoencoder=options, autoencoder_folder=folder)
+    net, folder = _unet(root, "")
+    twin = scheduler(NO_SCHEDULER, str(root), latent=False)
+    twin = dataclasses.replace(twin, notes=("the folder has no scheduler: DDPM's own chain is taken", *twin.notes))
+    return Pipeline(root, name, version, net, folder, scheduler=twin)
+
+
+def _folder(root: Path, name: str, file: str) -> Path:
+    """The folder of a part: its own or, as the first pipelines had it, the pipeline's."""
+    return root if not (root / name / file).is_file() and (root / file).is_file() else root / name
+
+
+def _unet(root: Path, name: str) -> tuple[UNetOptions, Path]:
+    folder = _folder(root, name, "config.json")
+    return _read(unet, folder / "config.json"), folder
+
+
+def _autoencoder(root: Path, name: str) -> tuple[AutoencoderOptions, Path]:
+    folder = _folder(root, name, "config.json")
+    return _read(autoencoder, folder / "config.json"), folder
+
+
+def _scheduler(root: Path, *, latent: bool) -> SchedulerTwin:
+    file = _folder(root, "scheduler", "scheduler_config.json") / "scheduler_config.json"
+    return _read(lambda config, where: scheduler(config, where, latent=latent), file)
+
+
+def _read(options: Callable[[Mapping[str, Any], str], T], file: Path) -> T:
+    """What options makes of a JSON file; raises UserError too for a value of a type that diffusers does not write."""
+    try:
+        return options(read_json(file), str(file))
+    except (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
+        raise UserError(f"{file} has a value that diffusers does not write ({error}); fetch it anew") from None
+
+
+def _check_text(folder: Path, net: UNetOptions) -> None:
+    """Raises UserError where the text encoder's width is not the U-Net's, or its mask is used."""
+    file = folder / "config.json"
+    said = read_json(file)
+    if said.get("use_attention_mask"):
+        raise UserError(f"{file}: use_attention_mask=True has no twin here; the whole text is attended to")
+    if said.get("hidden_size", 512) != net.text_features:
+        raise UserError(
+            f"{file}: the text encoder has width {said.get('hidden_size', 512)}, and the U-Net attends to "
+            f"cross_attention_dim={net.text_features}; fetch the parts of one pipeline"
+        )

@@ -1,0 +1,267 @@
+"""`diffusion-jax import`: published weights to a workdir like any other, complete or not there at all."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+from ml_collections import ConfigDict
+
+from diffusion_jax import config as configs
+from diffusion_jax import experiment
+from diffusion_jax.data import classes as names
+from diffusion_jax.errors import UserError
+from diffusion_jax.interop import diffusers_autoencoder, diffusers_pipeline, diffusers_unet, diffusers_weights
+from diffusion_jax.interop.diffusers_options import AutoencoderOptions
+from diffusion_jax.interop.diffusers_pipeline import GUIDANCE, Pipeline
+from diffusion_jax.runs.workdir import classes
+from diffusion_jax.runs.workdir.output_folder import OutputFolder, check_writable
+from diffusion_jax.runs.workdir.paths import Workdir
+from diffusion_jax.runs.workdir.pretrained import TOKENIZER_FILES
+from diffusion_jax.train.checkpoint import Checkpoints, versions
+from diffusion_jax.train.state import Params, TrainState
+
+PARTS = ("autoencoder",)
+
+MODEL, TEXT = "diffusion_pytorch_model", "model"
+"""What the names of weights begin with: diffusers' and transformers'."""
+
+STEPS = {"text": 50, "ddpm": 1000, "other": 50}
+"""Steps of a sample where none are given: num_inference_steps of diffusers' pipelines."""
+
+
+def import_diffusers(source: Path, root: Path, *, variant: str = "", part: str = "") -> None:
+    """Writes the new workdir root of the diffusers folder source; part "autoencoder" takes a pipeline's alone.
+
+    variant is the middle of the files' names, such as fp16; parameters are float32 whatever it is. Raises UserError
+    for what cannot be imported, and leaves nothing behind then.
+    """
+    if part and part not in PARTS:
+        raise UserError(f"--part is {' or '.join(PARTS)}; got {part!r}")
+    if os.path.lexists(root) and (not root.is_dir() or any(root.iterdir())):
+        raise UserError(f"--workdir={root} exists already and is not overwritten; give a new folder")
+    if jax.process_count() > 1:
+        raise UserError("import runs in one process; start it on one host")
+    check_writable(root)
+    found = diffusers_pipeline.read(source, part)
+    weights = _Weights(found, variant)  # raises where files are missing
+    with OutputFolder(root).written() as new:
+        if found.unet is None:
+            count = _write_autoencoder(new, found.autoencoder, weights)
+        else:
+            count = _write_model(new, root, found, weights)
+        if found.licence is not None:
+            shutil.copyfile(found.licence, new / found.licence.name)
+        _write_record(Workdir(new).imported, found, weights)
+    for note in found.notes:
+        print(f"another here than in diffusers: {note}")
+    if found.left_out:
+        print(f"not imported: {', '.join(found.left_out)}")
+    print(f"{count:,} parameters of {found.name} in {source}: {root}")
+
+
+class _Weights:
+    """The files of weights of what was found, by part; all of them exist."""
+
+    def __init__(self, found: Pipeline, variant: str):
+        self.variant = variant
+        self.parts: dict[str, Any] = {}
+        if found.unet_folder is not None:
+            self.parts["unet"] = diffusers_weights.weight_files(found.unet_folder, MODEL, variant)
+        if found.autoencoder_folder is not None:
+            self.parts["autoencoder"] = diffusers_weights.weight_files(found.autoencoder_folder, MODEL, variant)
+        if found.text_folder is not None:
+            self.parts["text"] = diffusers_weights.weight_files(found.text_folder, TEXT, variant)
+
+    def opened(self, part: str) -> contextlib.AbstractContextManager[diffusers_weights.StateDict]:
+        """Its arrays, read when they are looked up."""
+        return diffusers_weights.opened(self.parts[part])
+
+    def files(self) -> list[Path]:
+        """Every file."""
+        return [file for part in self.parts.values() for file in _paths(part)]
+
+    def single(self, part: str) -> Path | None:
+        """The one file of a part; None where it is in shards."""
+        paths = _paths(self.parts[part])
+        return paths[0] if len(paths) == 1 else None
+
+
+def _paths(part: Mapping[str, Path] | list[Path]) -> list[Path]:
+    return sorted(set(part.values() if isinstance(part, Mapping) else part))
+
+
+def _write_autoencoder(root: Path, options: AutoencoderOptions | None, weights: _Weights) -> int:
+    """The workdir of an autoencoder; returns how many parameters it has."""
+    assert options is not None
+    config = _autoencoder_config(options)
+    shapes = experiment.autoencoder.trainee(config).abstract["autoencoder"]
+    with weights.opened("autoencoder") as state:
+        params = diffusers_autoencoder.from_diffusers(state, shapes)
+    _save(Workdir(root), config, {"autoencoder": params}, {"latent_std": 1 / options.scaling_factor})
+    return _count(params)
+
+
+def _autoencoder_config(options: AutoencoderOptions) -> ConfigDict:
+    config = configs.base()
+    config.task = "autoencoder"
+    config.autoencoder.update(options.options)
+    _set_data(config, options.size, options.channels)
+    return config
+
+
+def _write_model(new: Path, root: Path, found: Pipeline, weights: _Weights) -> int:
+    """The workdir of a diffusion model in new, which is to become root; returns how many parameters it has."""
+    assert found.unet is not None
+    assert found.scheduler is not None
+    workdir = Workdir(new)
+    config = _config(root, found)
+    autoencoder = None
+    if found.autoencoder is not None:
+        coder = _autoencoder_config(found.autoencoder)
+        # Its sizes alone are needed here; the parameters go straight to its own workdir.
+        network = experiment.autoencoder.network(coder)
+        autoencoder = experiment.Autoencoder(network, {}, found.autoencoder.scaling_factor)
+    _check_channels(found, config, autoencoder)
+    if found.text_folder is not None:
+        _copy_text(found, weights, workdir.text_encoder)
+    model = experiment.model(config, autoencoder, str(workdir.text_encoder) if found.text_folder else "")
+    with weights.opened("unet") as state:
+        params = diffusers_unet.from_diffusers(state, model.abstract)
+    _save(workdir, config, params, {})
+    count = _count(params)
+    del params
+    if found.autoencoder is not None:
+        count += _write_autoencoder(workdir.autoencoder, found.autoencoder, weights)
+    if model.text is not None:
+        workdir.tokenizer.write_text(model.text.learn_tokenizer([]).to_json(), encoding="utf-8")
+        count += _count(model.text.params)
+    if model.num_classes:
+        classes.keep(workdir, names.known(None, model.num_classes))
+    return count
+
+
+def _config(root: Path, found: Pipeline) -> ConfigDict:
+    """The config of a diffusion model whose workdir will be root."""
+    net, twin, coder = found.unet, found.scheduler, found.autoencoder
+    assert net is not None
+    assert twin is not None
+    config = configs.base()
+    config.model.update(net.options)
+    config.schedule = twin.schedule
+    config.prediction = f"{twin.prediction}(learned_variance=True)" if twin.learned_variance else twin.prediction
+    config.sample.update(sampler=twin.sampler, grid=twin.grid, threshold=twin.threshold)
+    config.sample.steps = STEPS["ddpm" if twin.sampler.startswith("ddpm(") else "other"]
+    if coder is None:
+        _set_data(config, net.size, net.in_channels)
+    else:
+        factor = 2 ** (len(coder.options["multipliers"]) - 1)
+        _set_data(config, (net.size[0] * factor, net.size[1] * factor), coder.channels)
+        config.latent = str(root / "autoencoder")
+    if found.text_folder is not None:
+        folder = str(root / "text_encoder")
+        config.text = f"huggingface(folder={folder!r}, length={_text_length(found)})"
+        config.sample.guidance = GUIDANCE
+        config.sample.steps = STEPS["text"]
+    return config
+
+
+def _set_data(config: ConfigDict, size: tuple[int, int], channels: int) -> None:
+    config.data.update(source="folder:IMAGES", height=size[0], width=size[1], channels=channels)
+
+
+def _check_channels(found: Pipeline, config: ConfigDict, autoencoder: experiment.Autoencoder | None) -> None:
+    """Raises UserError where the U-Net takes or gives other channels than an image, or its latent, has."""
+    assert found.unet is not None
+    assert found.scheduler is not None
+    shape = (config.data.height, config.data.width, config.data.channels)
+    channels = autoencoder.latent_shape(shape)[-1] if autoencoder else config.data.channels
+    wanted = channels * (2 if found.scheduler.learned_variance else 1)
+    if (found.unet.in_channels, found.unet.out_channels) != (channels, wanted):
+        raise UserError(
+            f"{found.unet_folder}/config.json: in_channels={found.unet.in_channels} and "
+            f"out_channels={found.unet.out_channels} have no twin here; they are {channels} and {wanted}"
+        )
+
+
+def _text_length(found: Pipeline) -> int:
+    """How many tokens the pipeline gives its text encoder."""
+    assert found.text_folder is not None
+    assert found.tokenizer_folder is not None
+    positions = int(diffusers_pipeline.read_json(found.text_folder / "config.json").get("max_position_embeddings", 77))
+    settings = found.tokenizer_folder / "tokenizer_config.json"
+    said = diffusers_pipeline.read_json(settings).get("model_max_length") if settings.is_file() else None
+    return min(said, positions) if isinstance(said, int) else positions
+
+
+def _copy_text(found: Pipeline, weights: _Weights, folder: Path) -> None:
+    """The text encoder and its tokenizer as one folder, its weights in one file."""
+    assert found.text_folder is not None
+    assert found.tokenizer_folder is not None
+    folder.mkdir()
+    shutil.copyfile(found.text_folder / "config.json", folder / "config.json")
+    for name in TOKENIZER_FILES:
+        if (found.tokenizer_folder / name).is_file():
+            shutil.copyfile(found.tokenizer_folder / name, folder / name)
+    target = folder / "model.safetensors"
+    if file := weights.single("text"):
+        shutil.copyfile(file, target)
+        return
+    with weights.opened("text") as state:
+        safetensors.numpy.save_file({name: np.ascontiguousarray(value) for name, value in state.items()}, target)
+
+
+def _save(workdir: Workdir, config: ConfigDict, params: Params, measured: Mapping[str, float]) -> None:
+    """The config, and the checkpoint of step 0: parameters and an average equal to them, without an optimizer."""
+    workdir.write_config(configs.check(config))
+    host = jax.local_devices(backend="cpu")[0]
+    params = jax.device_put(params, host)
+    state = TrainState(jax.device_put(np.int32(0), host), params, params, ())
+    with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:
+        checkpoints.save(state, position={}, config=configs.to_json(config), measured=measured)
+
+
+def _write_record(file: Path, found: Pipeline, weights: _Weights) -> None:
+    """Where the workdir came from, with the SHA-256 of every file that was read."""
+    read = {*weights.files(), *_described(found)}
+    snapshot = found.root.resolve()
+    record = {
+        "source": str(found.root),
+        "format": "diffusers",
+        "model": found.name,
+        "written_by": f"diffusers {found.version}",
+        "revision": snapshot.name if snapshot.parent.name == "snapshots" else None,  # of a Hugging Face cache
+        "variant": weights.variant or None,
+        "scheduler": None if found.scheduler is None else dataclasses.asdict(found.scheduler),
+        "left_out": list(found.left_out),
+        "licence": found.licence.name if found.licence else None,
+        "files": {str(path.relative_to(found.root)): _sha256(path) for path in sorted(read)},
+        "versions": versions(),
+    }
+    file.write_text(json.dumps(record, indent=2), encoding="utf-8")
+
+
+def _described(found: Pipeline) -> Iterable[Path]:
+    """The files that are read beside weights."""
+    folders = (found.unet_folder, found.autoencoder_folder, found.text_folder, found.tokenizer_folder)
+    for folder in {found.root, found.root / "scheduler", *filter(None, folders)}:
+        for name in ("model_index.json", "config.json", "scheduler_config.json", *TOKENIZER_FILES):
+            if (folder / name).is_file():
+                yield folder / name
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _count(params: Params) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

@@ -1,0 +1,257 @@
+"""Pipelines that diffusers saves, imported: the same noise and prompt give diffusers' own image."""
+
+import functools
+import hashlib
+import json
+import math
+
+import diffusers_folders as folders
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax import experiment
+from diffusion_jax.cli.main import main
+from diffusion_jax.core.samplers import start_noise
+from diffusion_jax.core.samplers.loop import standard_normal
+from diffusion_jax.models.sampling import START
+from diffusion_jax.runs.workdir.pretrained import read_autoencoder
+from diffusion_jax.runs.workdir.restored import restore
+
+pytestmark = pytest.mark.parity
+
+STEPS, GUIDANCE, NUM = 5, 7.5, 2
+NOISE = np.random.default_rng(0).standard_normal((NUM, 8, 8, 4)).astype(np.float32)
+
+
+def scheduler(name, prediction, **options):
+    import diffusers
+
+    options = {"prediction_type": {"eps": "epsilon", "v": "v_prediction"}[prediction], "steps_offset": 1} | options
+    return getattr(diffusers, name)(**folders.BETAS, **options)
+
+
+def with_scheduler(pipe, scheduler):
+    """The pipeline made anew, which corrects what it takes for a mistake in the scheduler's config."""
+    found = type(pipe)(**pipe.components | {"scheduler": scheduler}, requires_safety_checker=False)
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+def import_(folder, workdir, *flags):
+    return main(["import", f"--from={folder}", f"--workdir={workdir}", *flags])
+
+
+def drawn(workdir, noise, prompt=None, **overrides):
+    """Our images in [0, 1] from the workdir, as floats."""
+    trained = restore(workdir, step=None, average=True, overrides={"steps": STEPS, **overrides})
+    seeds = np.arange(len(noise), dtype=np.int32)
+    cond = {START: jnp.asarray(noise)}
+    if prompt is not None:
+        cond["tokens"] = trained.model.text.encode(trained.tokenizer, [prompt] * len(noise))
+    program = experiment.sample_program(trained.model, trained.how, trained.mesh)
+    return np.clip(np.asarray(program(trained.params, trained.pretrained, seeds, cond)) / 2 + 0.5, 0, 1)
+
+
+SD = [  # scheduler, its options, predictions
+    ("DDIMScheduler", {"set_alpha_to_one": False}, ("eps", "v")),
+    ("DDIMScheduler", {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}, ("v",)),
+    ("DDIMScheduler", {"steps_offset": 0}, ("eps",)),  # which the pipeline sets to 1
+    ("PNDMScheduler", {"skip_prk_steps": True}, ("eps",)),  # of v it extrapolates v, as the import says
+    ("EulerDiscreteScheduler", {"timestep_spacing": "leading"}, ("eps",)),
+    ("EulerDiscreteScheduler", {}, ("eps", "v")),
+    ("HeunDiscreteScheduler", {"timestep_spacing": "leading"}, ("v",)),
+    ("DPMSolverMultistepScheduler", {}, ("eps", "v")),
+    ("DPMSolverMultistepScheduler", {"timestep_spacing": "leading"}, ("eps",)),
+    ("UniPCMultistepScheduler", {}, ("eps", "v")),
+    ("UniPCMultistepScheduler", {"timestep_spacing": "trailing", "solver_order": 3}, ("v",)),
+]
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory):
+    """{prediction: a pipeline, 1.x of eps and 2.x of v}, with any scheduler."""
+    root = tmp_path_factory.mktemp("pipelines")
+    plain = scheduler("DDIMScheduler", "eps")
+    return {p: folders.stable_diffusion(root / p, v, plain) for p, v in (("eps", 1), ("v", 2))}
+
+
+@pytest.fixture(scope="module")
+def imported(pipelines, tmp_path_factory):
+    """{prediction: (the folder of its pipeline, its workdir)}."""
+    root = tmp_path_factory.mktemp("imported")
+    found = {}
+    for prediction, pipe in pipelines.items():
+        pipe.scheduler = scheduler("DDIMScheduler", prediction, set_alpha_to_one=False, clip_sample=False)
+        pipe.save_pretrained(root / prediction)
+        assert import_(root / prediction, root / f"{prediction}_w") == 0
+        found[prediction] = root / prediction, root / f"{prediction}_w"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "prediction"), [(kind, options, p) for kind, options, predictions in SD for p in predictions]
+)
+def test_stable_diffusion(pipelines, tmp_path, kind, options, prediction):
+    pipe = with_scheduler(pipelines[prediction], scheduler(kind, prediction, **options))
+    theirs = folders.draw(pipe, NOISE, steps=STEPS, guidance=GUIDANCE)
+    # With spacing linspace or trailing Euler's x_T is sigma z, in units of sqrt(1 + sigma^2), which the import says.
+    start = float(getattr(pipe.scheduler, "init_noise_sigma", 1.0))
+    ratio = start / math.sqrt(1 + start**2) if start > 1 and options.get("timestep_spacing") != "leading" else 1.0
+    pipelines[prediction].scheduler = scheduler(kind, prediction, **options)
+    pipelines[prediction].save_pretrained(tmp_path / "pipe")
+    assert import_(tmp_path / "pipe", tmp_path / "w") == 0
+    ours = drawn(tmp_path / "w", ratio * NOISE, folders.PROMPT)
+    assert ours.shape == theirs.shape
+    assert theirs.std() > 0.05
+    print(kind, options, prediction, np.abs(ours - theirs).max())
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-3)
+
+
+def test_the_command_draws_the_image_from_noise_in_a_file(pipelines, imported, tmp_path):
+    """And what --save_noise keeps draws it again."""
+    _, workdir = imported["eps"]
+    np.save(tmp_path / "noise.npy", NOISE)
+    flags = [f"--workdir={workdir}", f"--num={NUM}", f"--prompt={folders.PROMPT}", "--steps=5"]
+    assert main(["sample", f"--out={tmp_path}/a", *flags, f"--noise={tmp_path}/noise.npy", "--save_noise"]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "a/noise.npy"), NOISE)
+    pipelines["eps"].scheduler = scheduler("DDIMScheduler", "eps", set_alpha_to_one=False, clip_sample=False)
+    theirs = folders.draw(pipelines["eps"], NOISE, steps=5, guidance=GUIDANCE)
+    images = np.load(tmp_path / "a/samples.npz")["images"]
+    assert np.abs(images / 255 - theirs).max() < 1 / 255
+
+
+def test_what_is_imported_is_recorded(imported):
+    folder, workdir = imported["v"]
+    record = json.loads((workdir / "imported.json").read_text())
+    assert record["model"] == "StableDiffusionPipeline"
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert record["files"][weights] == hashlib.sha256((folder / weights).read_bytes()).hexdigest()
+    assert {"model_index.json", "scheduler/scheduler_config.json", "text_encoder/model.safetensors"} <= set(
+        record["files"]
+    )
+    assert main(["checkpoint", "verify", f"--workdir={workdir}"]) == 0
+
+
+@pytest.mark.parametrize("kind", ["fp16", "sharded"])
+def test_variants_and_shards_are_the_same_weights(pipelines, imported, tmp_path, kind):
+    import torch
+
+    pipe, (folder, whole) = pipelines["eps"], imported["eps"]
+    flags = []
+    if kind == "fp16":
+        pipe = type(pipe).from_pretrained(folder, dtype=torch.float16, local_files_only=True)
+        pipe.save_pretrained(tmp_path / "pipe", variant="fp16")
+        assert import_(tmp_path / "pipe", tmp_path / "w") == 2
+        flags = ["--variant=fp16"]
+    else:
+        pipe.save_pretrained(tmp_path / "pipe", max_shard_size="60KB")
+        assert len(list((tmp_path / "pipe/unet").glob("*-of-*.safetensors"))) > 1
+    assert import_(tmp_path / "pipe", tmp_path / "w", *flags) == 0
+    close = {"fp16": 1e-3, "sharded": 0}[kind]
+    for part in ("params", "pretrained"):
+        ours, theirs = (
+            getattr(restore(w, step=None, average=True, overrides={}), part) for w in (tmp_path / "w", whole)
+        )
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=close, atol=close), ours, theirs)
+
+
+def test_ddpm_pipeline_with_its_noise(tmp_path, monkeypatch):
+    """Every draw of the scheduler is ours; clipped to [-1, 1] as DDPM is."""
+    import diffusers
+    import torch
+    from diffusers.schedulers import scheduling_ddpm
+
+    pipe = folders.unconditional(tmp_path / "pipe", "DDPMPipeline", diffusers.DDPMScheduler())
+    assert import_(tmp_path / "pipe", tmp_path / "w") == 0
+    seeds = jnp.arange(NUM)
+    noise = np.asarray(start_noise(seeds, (8, 8, 3)))
+    keys = jax.vmap(jax.random.split, out_axes=1)(jax.vmap(jax.random.key)(seeds))[1]
+    first = lambda a: torch.from_numpy(np.moveaxis(np.array(a), -1, 1).copy())  # noqa: E731
+    steps = [first(standard_normal(keys, step, 0, noise)) for step in range(STEPS)]
+    draws = iter(steps)
+    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *args, **kwargs: next(draws))
+    pipe.scheduler.set_timesteps(STEPS)
+    x = first(noise)
+    with torch.no_grad():
+        for t in pipe.scheduler.timesteps:
+            x = pipe.scheduler.step(pipe.unet(x, t).sample, t, x).prev_sample
+    theirs = np.moveaxis((x / 2 + 0.5).clamp(0, 1).numpy(), 1, -1)
+    ours = drawn(tmp_path / "w", noise)
+    print(np.abs(ours - theirs).max())
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-3)
+
+
+def test_ddim_pipeline(tmp_path, monkeypatch):
+    import diffusers
+    import torch
+    from diffusers.pipelines.ddim import pipeline_ddim
+
+    plain = diffusers.DDIMScheduler(clip_sample=False)
+    pipe = folders.unconditional(tmp_path / "pipe", "DDIMPipeline", plain)
+    noise = np.random.default_rng(1).standard_normal((NUM, 8, 8, 3)).astype(np.float32)
+    given = torch.from_numpy(np.moveaxis(noise, -1, 1).copy())
+    monkeypatch.setattr(pipeline_ddim, "randn_tensor", lambda *args, **kwargs: given)
+    theirs = pipe(NUM, num_inference_steps=STEPS, output_type="np").images
+    assert import_(tmp_path / "pipe", tmp_path / "w") == 0
+    np.testing.assert_allclose(drawn(tmp_path / "w", noise), theirs, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("where", ["a pipeline", "a folder of its own"])
+def test_an_autoencoder_is_imported_as_a_run_of_its_own(pipelines, imported, tmp_path, where):
+    import torch
+
+    folder, flags = imported["eps"][0], ["--part=autoencoder"]
+    if where != "a pipeline":
+        folder, flags = folder / "vae", []
+    assert import_(folder, tmp_path / "w", *flags) == 0
+    ours = read_autoencoder(tmp_path / "w")
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
+    vae = pipelines["eps"].vae
+    with torch.no_grad():
+        latent = vae.encode(torch.from_numpy(np.moveaxis(x, -1, 1).copy())).latent_dist
+        image = np.moveaxis(vae.decode(latent.mean).sample.numpy(), 1, -1)
+        scaled = np.moveaxis(latent.mean.numpy(), 1, -1) * vae.config.scaling_factor
+    mean, _ = ours.encode(ours.params, jnp.asarray(x))
+    np.testing.assert_allclose(mean, scaled, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(ours.decode(ours.params, mean), image, rtol=0, atol=1e-4)
+
+
+def test_an_import_is_edited_planned_and_trained_from(imported, tmp_path, capsys):
+    _, workdir = imported["eps"]
+    rng = np.random.default_rng(0)
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(images / f"{i}.png")
+    lines = [json.dumps({"file_name": f"{i}.png", "text": f"picture {i}"}) for i in range(4)]
+    (images / "metadata.jsonl").write_text("\n".join(lines))
+    (tmp_path / "tuned.py").write_text(
+        f"""
+from pathlib import Path
+from diffusion_jax.config import from_json
+
+def get_config():
+    config = from_json(Path({str(workdir / "config.json")!r}).read_text())
+    config.init_from = {str(workdir)!r}
+    config.data.source = {f"folder:{images}"!r}
+    config.train.update(steps=2, batch_size=8)
+    config.sample.every = 0
+    return config
+"""
+    )
+    edit = [f"--workdir={workdir}", f"--out={tmp_path}/edited", "--num=1", "--prompt=cat", "--steps=5"]
+    assert main(["sample", *edit, f"--init_image={images}/0.png"]) == 0
+    tuned = [f"--config={tmp_path}/tuned.py"]
+    assert main(["train", *tuned, f"--workdir={tmp_path}/run"]) == 0
+    assert "starting with the averaged parameters of step 0" in capsys.readouterr().out
+    assert (
+        main(["sample", f"--workdir={tmp_path}/run", f"--out={tmp_path}/s", "--num=1", "--prompt=cat", "--steps=5"])
+        == 0
+    )
+    capsys.readouterr()
+    assert main(["train", *tuned, f"--workdir={workdir}"]) == 2
+    assert "was imported and has no optimizer to go on with" in capsys.readouterr().err
+    assert main(["plan", *tuned]) == 0
