@@ -79,12 +79,19 @@ def _flash(cudnn: bool, splash: bool) -> Kernel:
         ways = {platform: getattr(kernel, part) for platform, kernel in known.items()}
         return lambda *args: lax.platform_dependent(*args, default=getattr(kernels.CHUNKED, part), **ways)
 
-    return Kernel(by_platform("forward"), by_platform("backward"))
+    return Kernel(by_platform("output"), by_platform("forward"), by_platform("backward"))
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def attend_by(kernel: Kernel, q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     """`attend` by one kernel; mask [B, H or 1, N or 1, M]."""
-    return _forward(kernel, q, k, v, mask)[0]
+    return kernel.output(q, k, v, mask)
+
+
+@attend_by.defjvp
+def _attend_jvp(kernel: Kernel, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    (out, _), (tangent, _) = jax.jvp(lambda q, k, v: _forward(kernel, q, k, v, primals[3]), primals[:3], tangents[:3])
+    return out, tangent
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

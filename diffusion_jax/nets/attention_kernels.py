@@ -19,6 +19,8 @@ Gradients = tuple[Array, Array, Array]
 class Kernel(NamedTuple):
     """One way to compute attention and its gradient; a query that may attend to no key gives 0."""
 
+    output: Callable[[Array, Array, Array, Array | None], Array]
+    """(q, k, v, mask) -> output, like q, where there is no gradient."""
     forward: Callable[[Array, Array, Array, Array | None], tuple[Array, Array]]
     """(q, k, v, mask) -> output, like q, and logsumexp of the logits [B, H, N] in float32, which need not be right
     where the kernel's own backward pass does not read it."""
@@ -119,7 +121,7 @@ def _chunked_backward(
     return jnp.swapaxes(total, 1, 2).astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype)
 
 
-CHUNKED = Kernel(chunked_forward, _chunked_backward)
+CHUNKED = Kernel(lambda *args: chunked_forward(*args)[0], chunked_forward, _chunked_backward)
 """XLA's own operations on one chunk of keys after another: any platform, type, mask and size."""
 
 
@@ -138,7 +140,7 @@ def _cudnn_backward(
     return jax.vjp(_cudnn, q, k, v)[1](g)
 
 
-CUDNN = Kernel(_cudnn_forward, _cudnn_backward)
+CUDNN = Kernel(lambda q, k, v, mask: _cudnn(q, k, v), _cudnn_forward, _cudnn_backward)
 """cuDNN's, for NVIDIA GPUs: `cudnn_takes` says of what."""
 
 

@@ -39,9 +39,11 @@ def splash(*, interpret: bool = False) -> Kernel:
     mesh of the context (`jax.sharding.use_abstract_mesh`) it runs in a shard_map: the batch over data x fsdp, the heads
     over tensor, as far as these divide them.
     """
+    output = functools.partial(_splash_output, interpret)
     forward = functools.partial(_splash_forward, interpret)
     backward = functools.partial(_splash_backward, interpret)
     return Kernel(
+        lambda q, k, v, mask: _over_mesh(output, "qqqm", "q")(q, k, v, _of_keys(mask))[0],
         lambda q, k, v, mask: _over_mesh(forward, "qqqm", "ql")(q, k, v, _of_keys(mask)),
         lambda q, k, v, mask, out, lse, g: _over_mesh(backward, "qqqmqlq", "qqq")(q, k, v, _of_keys(mask), out, lse, g),
     )
@@ -80,8 +82,8 @@ def _block(size: int) -> int:
     return next(block for block in (512, 256, LANES) if size % block == 0)
 
 
-def _splash(q: Array, k: Array, interpret: bool) -> Any:
-    """The kernel for q and k [B, H, N or M, D], already padded, which gives the logsumexp too."""
+def _splash(q: Array, k: Array, interpret: bool, *, residuals: bool = True) -> Any:
+    """The kernel for q and k [B, H, N or M, D], already padded; with residuals it gives the logsumexp too."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
     heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
@@ -102,7 +104,7 @@ def _splash(q: Array, k: Array, interpret: bool) -> Any:
         block_sizes=blocks,
         head_shards=1,
         q_seq_shards=1,
-        save_residuals=True,
+        save_residuals=residuals,
         interpret=interpret,
     )
 
@@ -139,6 +141,13 @@ def _any_key(mask: Array | None, a: Array) -> Array:
 
 def _scaled(q: Array) -> Array:
     return (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(q.dtype)
+
+
+def _splash_output(interpret: bool, q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array]:
+    # The logsumexp is as large as 128 features of the output in 32 bits.
+    rows, keys, values = _padded(_scaled(q)), _padded(k), _padded(v)
+    run = jax.vmap(_splash(rows, keys, interpret, residuals=False))
+    return (_any_key(mask, _cut(run(rows, keys, values, _segments(q, k, mask)), q)),)
 
 
 def _splash_forward(interpret: bool, q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:

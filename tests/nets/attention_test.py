@@ -45,7 +45,9 @@ def test_a_kernel_gives_what_xla_gives_forward_and_in_its_gradients(name):
     args, g = qkv()
     mask = text_mask()
     for given in (None, mask):
-        got = jax.jit(lambda args, given=given: both_ways(lambda *a: by(name, *a, given), args, g))(args)
+        f = lambda *a, given=given: by(name, *a, given)  # noqa: E731
+        got, alone = jax.jit(lambda args, f=f: (both_ways(f, args, g), f(*args)))(args)
+        np.testing.assert_allclose(alone, got[0], rtol=1e-6, atol=1e-6)
         for mine, its in zip(got, both_ways(xla(given), args, g), strict=True):
             np.testing.assert_allclose(mine, its, rtol=1e-5, atol=1e-5)
             assert given is None or not mine[1].any()  # the second example may attend to no key
