@@ -14,7 +14,6 @@ from diffusion_jax.core.predictions import Prediction
 from diffusion_jax.core.reconstruction import first_time
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.likelihood import METHODS, bits_per_dim_program
-from diffusion_jax.models.sampling import sampling
 from diffusion_jax.train import sharding
 
 VALUES = 2 * np.arange(256) / 255 - 1
@@ -114,7 +113,9 @@ def test_a_learned_schedule_is_measured_as_it_has_been_learned(monkeypatch):
         return lambda denoise, schedule, images, keys: {"total": jnp.full(len(images), schedule.logsnr(jnp.ones(())))}
 
     monkeypatch.setitem(METHODS, "bound", last_logsnr)
-    program = bits_per_dim_program(model, sampling(config), sharding.mesh(devices=jax.devices()[:1]), "bound")
+    program = bits_per_dim_program(
+        model, experiment.sampling(config), sharding.mesh(devices=jax.devices()[:1]), "bound"
+    )
     params = jax.tree.map(lambda a: jnp.ones(a.shape), jax.eval_shape(model.init, jax.random.key(0)))
     params["schedule"]["ends"] = jnp.array([13.3, -2.0])
     images = np.zeros((2, *model.shape), np.float32)

@@ -160,8 +160,12 @@ def compiled_step(config: ConfigDict, trainee: Trainee, mesh: Mesh) -> Any:
     where = layout(config, trainee, mesh)
     everywhere = sharding.replicated(mesh)
     batch = sharding.batch_sharding(mesh, leading=int(config.train.steps_per_dispatch > 1))
+
+    def step(state: TrainState, batch: Any, seed: Array, pretrained: Any) -> Any:
+        return train_step(config, trainee, mesh, pretrained)(state, batch, seed)
+
     return jax.jit(
-        lambda state, batch, seed, pretrained: train_step(config, trainee, mesh, pretrained)(state, batch, seed),
+        sharding.on_mesh(mesh, step),
         in_shardings=(where, batch, everywhere, everywhere),
         out_shardings=(where, everywhere),
         donate_argnums=0,

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax  # noqa: F401  with it numpy knows bfloat16, in which weights may be stored
 import numpy as np
+import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from diffusion_jax.errors import UserError
@@ -114,3 +115,8 @@ def _none(folder: Path, stem: str, variant: str) -> str:
             f"the folder anew with: {CONVERT.format(folder=pipeline)}"
         )
     return f"{folder} has no {wanted}; fetch the weights too"
+
+
+def save(state: StateDict, file: Path) -> None:
+    """Writes all arrays into one file of safetensors."""
+    safetensors.numpy.save_file({name: np.ascontiguousarray(value) for name, value in state.items()}, file)

@@ -108,4 +108,6 @@ def edit_program(model: Model, how: Sampling, mesh: Mesh, edit: Edit, guides: Gu
         return editing.blend(images, drawn, unknown, border=0 if factor == 1 else factor) if edit.inpaint else drawn
 
     split = sharding.batch_sharding(mesh)
-    return jax.jit(program, in_shardings=(None, None, split, split, None, None), out_shardings=split)
+    return jax.jit(
+        sharding.on_mesh(mesh, program), in_shardings=(None, None, split, split, None, None), out_shardings=split
+    )

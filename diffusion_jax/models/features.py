@@ -89,7 +89,7 @@ def classifier(trained: Classifier, schedule: Schedule, name: str, mesh: Mesh) -
 
 def _compiled(program: Callable[..., dict[str, Array]], params: Params, mesh: Mesh) -> Callable[[Any], Any]:
     split = sharding.batch_sharding(mesh)
-    run = jax.jit(program, in_shardings=(None, split), out_shardings=split)
+    run = jax.jit(sharding.on_mesh(mesh, program), in_shardings=(None, split), out_shardings=split)
     return lambda images: run(params, images)
 
 

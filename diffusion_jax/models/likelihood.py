@@ -64,7 +64,9 @@ def bits_per_dim_program(model: Model, how: Sampling, mesh: Mesh, method: str, s
         return measure(guide(params, pretrained, cond), model.bind(params).schedule, images, keys)
 
     split = sharding.batch_sharding(mesh)
-    return jax.jit(program, in_shardings=(None, None, split, None, split, split), out_shardings=split)
+    return jax.jit(
+        sharding.on_mesh(mesh, program), in_shardings=(None, None, split, None, split, split), out_shardings=split
+    )
 
 
 def own_conditions(model: Model, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -86,7 +86,7 @@ def sample_program(model: Model, how: Sampling, mesh: Mesh, guides: Guides = ALO
         return model.decode(pretrained, x, how.decode_tile)
 
     split = sharding.batch_sharding(mesh)
-    return jax.jit(program, in_shardings=(None, None, split, split), out_shardings=split)
+    return jax.jit(sharding.on_mesh(mesh, program), in_shardings=(None, None, split, split), out_shardings=split)
 
 
 def trajectory_program(model: Model, how: Sampling, mesh: Mesh, *, columns: int) -> tuple[Any, np.ndarray]:
@@ -117,7 +117,7 @@ def trajectory_program(model: Model, how: Sampling, mesh: Mesh, *, columns: int)
         return jax.lax.map(decode, x), jax.lax.map(decode, jnp.concatenate([x0, x[-1:]]))
 
     split = sharding.batch_sharding(mesh)
-    return jax.jit(program, in_shardings=(None, None, split, split)), times
+    return jax.jit(sharding.on_mesh(mesh, program), in_shardings=(None, None, split, split)), times
 
 
 def guided(model: Model, how: Sampling, guides: Guides = ALONE) -> Guided:

@@ -18,6 +18,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.nets.attention import attend
 from diffusion_jax.nets.conv import conv, conv_upsampled
 
 INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
@@ -262,18 +263,6 @@ class ResBlock(nn.Module):
         return x + h
 
 
-@partial(jax.jit, static_argnames="implementation", inline=True)
-def attend(
-    query: Array, key: Array, value: Array, mask: Array | None = None, implementation: str | None = None
-) -> Array:
-    """softmax(q k^T / sqrt(D)) v, the softmax in float32: q [B, N, heads, D], k, v [B, M, heads, D] -> like q.
-
-    Attended to is where mask [B or 1, heads or 1, N or 1, M] is True; a query with no such key gives 0.
-    """
-    out = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)  # type: ignore[arg-type]
-    return out if mask is None else jnp.where(jnp.moveaxis(mask.any(axis=-1, keepdims=True), 1, 2), out, 0)
-
-
 def attention_heads(channels: int, heads: int, head_channels: int = 0) -> int:
     """The number of heads, `heads` or channels / head_channels; UserError where channels cannot be split so."""
     if head_channels:
@@ -295,12 +284,13 @@ def multi_head(
     *,
     mask: Array | None = None,
     bias: bool = True,
+    kernel: str = "auto",
     dtype: DTypeLike = jnp.float32,
 ) -> Array:
     """What x attends to in context, before the output projection: x [B, N, C], context [B, M, D] -> [B, N, C].
 
-    The mask [B, M] is True where context may be attended to. The layers "query", "key" and "value" belong to the
-    compact module that calls this.
+    The mask [B, M] is True where context may be attended to; the kernel is one of `attention.CHOICES`. The layers
+    "query", "key" and "value" belong to the compact module that calls this.
     """
     channels = x.shape[-1]
 
@@ -309,7 +299,8 @@ def multi_head(
         return y.reshape(*y.shape[:2], heads, channels // heads)
 
     allowed = None if mask is None else mask[:, None, None]  # [B, 1, 1, M]
-    return attend(project("query", x), project("key", context), project("value", context), allowed).reshape(x.shape)
+    projected = project("query", x), project("key", context), project("value", context)
+    return attend(*projected, allowed, kernel=kernel).reshape(x.shape)
 
 
 class SelfAttention(nn.Module):
@@ -321,6 +312,7 @@ class SelfAttention(nn.Module):
     heads: int
     groups: int
     epsilon: float = 1e-6
+    kernel: str = "auto"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -330,5 +322,5 @@ class SelfAttention(nn.Module):
         heads = attention_heads(channels, self.heads)
         h = GroupNorm(self.groups, self.epsilon, dtype=self.dtype, name="norm")(x)
         h = h.reshape(batch, -1, channels)  # [B, N, C]
-        h = multi_head(h, h, heads, dtype=self.dtype).reshape(x.shape)
+        h = multi_head(h, h, heads, kernel=self.kernel, dtype=self.dtype).reshape(x.shape)
         return x + Dense(channels, dtype=self.dtype, kernel_init=ZERO, name="out")(h)

@@ -16,6 +16,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.nets.attention import attend
 from diffusion_jax.nets.layers import Conv, Dense, dropout
 from diffusion_jax.nets.network import TensorRule
 
@@ -74,9 +75,7 @@ class Attention(nn.Module):
         def project(name: str) -> Array:
             return dense(name=name)(x).reshape(*x.shape[:-1], self.heads, -1)  # [B, N, heads, D / heads]
 
-        h = jax.nn.dot_product_attention(
-            project("query"), project("key"), project("value"), mask=mask[:, None, None], is_causal=causal
-        )
+        h = attend(project("query"), project("key"), project("value"), mask[:, None, None], kernel="xla", causal=causal)
         return dense(name="out")(h.reshape(x.shape))
 
 

@@ -5,6 +5,7 @@ Dimension key B *S C and N tokens of width D. Its parameters carry the names tha
 """
 
 import math
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,12 +26,13 @@ class Attention(nn.Module):
     """Multi-head attention of x to a context; query, key and value have no bias: [B, N, C] -> [B, N, C]."""
 
     heads: int
+    kernel: str = "auto"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, context: Array, mask: Array | None = None) -> Array:
         """x [B, N, C], context [B, M, D], mask [B, M] True where it may be attended to -> [B, N, C]."""
-        h = multi_head(x, context, self.heads, mask=mask, bias=False, dtype=self.dtype)
+        h = multi_head(x, context, self.heads, mask=mask, bias=False, kernel=self.kernel, dtype=self.dtype)
         return Dense(x.shape[-1], dtype=self.dtype, name="out")(h)
 
 
@@ -52,6 +54,7 @@ class TransformerLayer(nn.Module):
     """Self-attention, attention to the text, feed-forward; each after a layer norm and added to its input."""
 
     heads: int
+    kernel: str = "auto"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -62,8 +65,9 @@ class TransformerLayer(nn.Module):
             return nn.LayerNorm(1e-5, dtype=self.dtype, use_fast_variance=False, name=name)(x)
 
         h = norm("norm_self", x)
-        x += Attention(self.heads, dtype=self.dtype, name="self_attention")(h, h)
-        x += Attention(self.heads, dtype=self.dtype, name="cross_attention")(norm("norm_cross", x), text, mask)
+        attention = partial(Attention, self.heads, self.kernel, dtype=self.dtype)
+        x += attention(name="self_attention")(h, h)
+        x += attention(name="cross_attention")(norm("norm_cross", x), text, mask)
         return x + FeedForward(dtype=self.dtype, name="feed_forward")(norm("norm_feed", x))
 
 
@@ -99,6 +103,7 @@ class SpatialTransformer(nn.Module):
     depth: int = 1
     places: bool = False
     """Whether `place_embedding` is added to the states: attention itself does not know where a position lies."""
+    kernel: str = "auto"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -111,6 +116,6 @@ class SpatialTransformer(nn.Module):
         if self.places:
             h += jnp.asarray(PLACE * place_embedding(x.shape[1:-1], channels), self.dtype)
         for i in range(self.depth):
-            h = TransformerLayer(heads, dtype=self.dtype, name=f"layer_{i}")(h, text, mask)
+            h = TransformerLayer(heads, self.kernel, dtype=self.dtype, name=f"layer_{i}")(h, text, mask)
         h = Dense(channels, dtype=self.dtype, kernel_init=ZERO, name="project_out")(h)
         return x + h.reshape(x.shape)

@@ -13,6 +13,7 @@ from jax import Array
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets import layers, transformer
+from diffusion_jax.nets.attention import check_choice
 from diffusion_jax.nets.conv import upsample_nearest
 from diffusion_jax.nets.embedding import EmbeddingSizes, embed_vectors
 from diffusion_jax.nets.layers import ZERO, Conv, Downsample, GroupNorm, ResBlock, SelfAttention, Upsample
@@ -136,6 +137,8 @@ class UNet(Network):
     places: bool = False
     """Whether spatial transformers know where each position lies; without it, from the zeros at the edges alone. It is
     what "left of" is learned by."""
+    attention_kernel: str = "auto"
+    """What computes attention, "auto", "xla" or "flash" (`attention.attend`); the results differ by rounding alone."""
 
     tensor_rules: ClassVar[tuple[TensorRule, ...]] = layers.TENSOR_RULES + transformer.TENSOR_RULES
     outer_layers: ClassVar[tuple[str, ...]] = ("embedding", "conv_in", "conv_out")
@@ -209,9 +212,9 @@ class UNet(Network):
     def _attention(self, channels: int) -> Callable[..., nn.Module]:
         heads = layers.attention_heads(channels, self.heads, self.head_channels)
         if self.text_features is None:
-            return partial(SelfAttention, heads, self.groups, self.epsilon, dtype=self.dtype)
+            return partial(SelfAttention, heads, self.groups, self.epsilon, self.attention_kernel, dtype=self.dtype)
         layer = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
-        return partial(layer, heads, self.groups, self.depth, self.places, dtype=self.dtype)
+        return partial(layer, heads, self.groups, self.depth, self.places, self.attention_kernel, dtype=self.dtype)
 
     def _downsample(self, block: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         if self.resample == "block":
@@ -227,6 +230,7 @@ class UNet(Network):
         """Raises UserError where the options, or cond, do not fit the net."""
         if self.resample not in ("conv", "block"):
             raise UserError(f"resample is 'conv' or 'block'; got {self.resample!r}")
+        check_choice(self.attention_kernel)
         if self.places and self.text_features is None:
             raise UserError("places are told to spatial transformers, which a net without text does not have")
         self.check_cond(x, cond)

@@ -5,9 +5,10 @@ along its largest remaining axis; the optimizer state and the average follow the
 and may be split over `data` besides.
 """
 
+import functools
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -17,6 +18,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from diffusion_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 TensorRules = Sequence[tuple[str, int]]
 """(path pattern, axis split over `tensor`); the first match counts, arrays without one are not split over it. A network
@@ -50,6 +54,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
     """Splits the batch axis, which `leading` unsplit axes precede, over data x fsdp."""
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, ("data", "fsdp")))
+
+
+def on_mesh(mesh: Mesh, program: Callable[P, T]) -> Callable[P, T]:
+    """The program with the mesh known where it is traced: a kernel that the compiler cannot split is split over it by
+    itself (`nets.splash_attention`).
+    """
+
+    @functools.wraps(program)
+    def traced(*args: P.args, **kwargs: P.kwargs) -> T:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return program(*args, **kwargs)
+
+    return traced
 
 
 def to_mesh(tree: Any, sharding: NamedSharding) -> Any:

@@ -130,7 +130,8 @@ def _axis(text: str, root: Path) -> Axis:
     except ValueError:
         raise UserError(f"--over={text}: the values of {name} are not all of type {_type(name)}") from None
     for value in values:
-        ranges.check_flag("evaluate heatmap", name, value)
+        if not isinstance(value, bool):  # --ema=true has no range
+            ranges.check_flag("evaluate heatmap", name, value)
     if len(set(map(str, values))) < len(values):
         raise UserError(f"--over={text} has a value twice")
     return Axis(name, tuple(values))

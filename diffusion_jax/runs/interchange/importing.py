@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors.numpy
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as configs
@@ -216,7 +215,7 @@ def _copy_text(found: Pipeline, weights: _Weights, folder: Path) -> None:
         shutil.copyfile(file, target)
         return
     with weights.opened("text") as state:
-        safetensors.numpy.save_file({name: np.ascontiguousarray(value) for name, value in state.items()}, target)
+        diffusers_weights.save(state, target)
 
 
 def _save(workdir: Workdir, config: ConfigDict, params: Params, measured: Mapping[str, float]) -> None:

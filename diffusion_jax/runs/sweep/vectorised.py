@@ -168,7 +168,7 @@ def _compiled(config: ConfigDict, model: experiment.Model, mesh: Any, *, own: bo
         return states, told
 
     # Replicated as the first states were: else the second step compiles anew.
-    return jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+    return jax.jit(sharding.on_mesh(mesh, step), donate_argnums=0, out_shardings=sharding.replicated(mesh))
 
 
 def _record(means: Mapping[str, float], k: int, finite: float, steps: int) -> dict[str, float]:
