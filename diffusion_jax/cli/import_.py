@@ -26,7 +26,7 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Imports."""
-    source = values["from"].value
+    source = str(values["from"].value)
     if "://" in source:
         raise UserError(
             f"--from={source} is no local folder; fetch it first, as with: hf download OWNER/NAME --local-dir=FOLDER"

@@ -81,8 +81,8 @@ def read(root: Path, part: str = "") -> Pipeline:
     if part:
         if parts.get("vae") != "AutoencoderKL":
             raise UserError(f"{index} lists no AutoencoderKL as vae; it has {', '.join(sorted(parts)) or 'no parts'}")
-        options, folder = _autoencoder(root, "vae")
-        return Pipeline(root, name, version, autoencoder=options, autoencoder_folder=folder)
+        coder, coder_folder = _autoencoder(root, "vae")
+        return Pipeline(root, name, version, autoencoder=coder, autoencoder_folder=coder_folder)
     if name not in (*TEXT_TO_IMAGE, *UNCONDITIONAL):
         why = f"; {ELSEWHERE[name]}" if name in ELSEWHERE else ""
         raise UserError(
