@@ -1,6 +1,7 @@
 """Importing from the command line: what becomes a workdir, and what bad input is told. No torch is needed here."""
 
 import json
+import math
 import shutil
 
 import jax
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from diffusion_jax.cli.main import main
 from diffusion_jax.interop import diffusers_autoencoder, diffusers_unet
+from diffusion_jax.interop.diffusers_options import autoencoder, unet
 from diffusion_jax.interop.diffusers_scheduler import scheduler
 from diffusion_jax.nets.autoencoder import AutoencoderKL
 from diffusion_jax.nets.unet import UNet
@@ -248,6 +250,63 @@ def test_a_disk_that_is_full_leaves_nothing_behind(folder, capsys, monkeypatch):
 
     monkeypatch.setattr(importing, "_write_record", full)
     assert "No space left on device" in refused(capsys, folder)
+
+
+SD_1 = {  # as published
+    "_class_name": "UNet2DConditionModel",
+    "_diffusers_version": "0.6.0",
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "center_input_sample": False,
+    "cross_attention_dim": 768,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "out_channels": 4,
+    "sample_size": 64,
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+}
+SD_2 = SD_1 | {
+    "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024,
+    "dual_cross_attention": False,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "sample_size": 96,
+    "upcast_attention": True,
+    "use_linear_projection": True,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "count"), [(SD_1, 859_520_964), (SD_2, 865_910_724)])
+def test_published_configs_have_the_published_number_of_parameters(config, count):
+    found = unet(config, "there")
+    net = UNet(found.out_channels, text_features=found.text_features, **found.options)
+    text = {"text": jnp.zeros((1, 77, found.text_features))}
+    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 64, 64, 4)), jnp.zeros(1), text)["params"]
+    assert sum(math.prod(a.shape) for a in jax.tree.leaves(shapes)) == count
+
+
+def test_the_published_autoencoder_has_the_defaults_of_ours():
+    config = {  # Stable Diffusion 1's
+        "act_fn": "silu",
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "layers_per_block": 2,
+        "sample_size": 512,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    }
+    found = autoencoder(config, "there")
+    assert AutoencoderKL(**found.options) == AutoencoderKL()  # of 83,653,863 parameters
+    assert (found.channels, found.size, found.scaling_factor) == (3, (512, 512), 0.18215)
 
 
 @pytest.mark.parametrize(
