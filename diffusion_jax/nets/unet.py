@@ -145,7 +145,7 @@ class UNet(Network):
     ranges: ClassVar[Mapping[str, Range]] = {
         "channels": FROM_1,
         "multipliers": EACH_FROM_1,
-        "blocks": FROM_1,
+        "blocks": FROM_0,
         "attention": EACH_FROM_1,
         "heads": FROM_1,
         "groups": FROM_1,

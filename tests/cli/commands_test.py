@@ -334,7 +334,7 @@ def test_nothing_to_sample_from(workdir, tmp_path, capsys):
 
 def test_an_unknown_command_and_help(capsys):
     assert main(["trian"]) == 2
-    assert "unknown command 'trian'; choose from train, sample" in capsys.readouterr().err
+    assert "unknown command 'trian'; choose from new, train, sample" in capsys.readouterr().err
     assert main([]) == 0
     assert main(["sample", "--help"]) == 0
     assert "--guidance" in capsys.readouterr().out
