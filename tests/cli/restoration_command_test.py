@@ -27,7 +27,7 @@ def write(root, task, **changes):
     workdir = Workdir(root)
     workdir.write_config(config)
     if task == "diffusion":
-        abstract = experiment.abstract_state(config, experiment.trainee(config, experiment.model(config)))
+        trainee = experiment.trainee(config, experiment.model(config))
     else:
         trainee = getattr(experiment, task).trainee(config)
     abstract = experiment.abstract_state(config, trainee)
