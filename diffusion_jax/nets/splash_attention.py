@@ -139,19 +139,20 @@ def _any_key(mask: Array | None, a: Array) -> Array:
     return a if mask is None else jnp.where(mask.any(axis=-1)[:, None, None, None], a, 0)
 
 
-def _scaled(q: Array) -> Array:
-    return (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(q.dtype)
+def _scaled(a: Array, features: int) -> Array:
+    # After the padding and not before: 40 features in 32 bits lie in 128 lanes all the same.
+    return (a.astype(jnp.float32) / math.sqrt(features)).astype(a.dtype)
 
 
 def _splash_output(interpret: bool, q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array]:
     # The logsumexp is as large as 128 features of the output in 32 bits.
-    rows, keys, values = _padded(_scaled(q)), _padded(k), _padded(v)
+    rows, keys, values = _scaled(_padded(q), q.shape[-1]), _padded(k), _padded(v)
     run = jax.vmap(_splash(rows, keys, interpret, residuals=False))
     return (_any_key(mask, _cut(run(rows, keys, values, _segments(q, k, mask)), q)),)
 
 
 def _splash_forward(interpret: bool, q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:
-    rows, keys, values = _padded(_scaled(q)), _padded(k), _padded(v)
+    rows, keys, values = _scaled(_padded(q), q.shape[-1]), _padded(k), _padded(v)
     out, (logsumexp,) = jax.vmap(_splash(rows, keys, interpret))(rows, keys, values, _segments(q, k, mask))
     return _any_key(mask, _cut(out, q)), logsumexp[:, :, : q.shape[1]]
 
@@ -162,7 +163,7 @@ def _splash_backward(
     # Not by `jax.vjp`, which runs the forward pass again to know what is given here.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
-    rows, keys, values = _padded(_scaled(q)), _padded(k), _padded(v)
+    rows, keys, values = _scaled(_padded(q), q.shape[-1]), _padded(k), _padded(v)
     made = _splash(rows, keys, interpret)
     run: Any = splash_attention_kernel._splash_attention_bwd
     how = (False, *(made.kwargs[name] for name in _BACKWARD_OPTIONS))
@@ -174,7 +175,7 @@ def _splash_backward(
     logsumexp = jnp.pad(logsumexp, [(0, 0), (0, 0), (0, -q.shape[1] % LANES)])
     given = (rows, keys, values, _segments(q, k, mask), _padded(out), logsumexp, _padded(_any_key(mask, g)))
     to_q, to_k, to_v = jax.vmap(backward)(*given)
-    return _scaled(_cut(to_q, q)), _cut(to_k, k), _cut(to_v, v)
+    return _cut(_scaled(to_q, q.shape[-1]), q), _cut(to_k, k), _cut(to_v, v)
 
 
 _BACKWARD_OPTIONS = (
