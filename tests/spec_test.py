@@ -119,7 +119,7 @@ def test_a_run_goes_on_with_what_its_parameters_were_trained_with(tmp_path, by):
     [
         (
             lambda c: c["model"].update(chanels=3),
-            "unknown key config.model.chanels of the network unet; config.model has attention, attention_kernel, blocks",
+            "unknown key config.model.chanels of the network unet; config.model has attention, attention_kernel",
         ),
         (lambda c: c["model"].pop("channels"), "missing key config.model.channels"),
         (lambda c: c.update(seed="0"), "config.seed is of type int, as in 0; got '0'"),
