@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +19,9 @@ if version("jaxlib").startswith("0.10."):  # 0.12 does not know it, and XLA abor
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# A script's background job ignores Ctrl-C, and whatever it starts does too; the tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Files of the longest tests, handed out first: pytest-xdist would begin with the files of most tests, and leave one
 # worker alone with a long one at the end.
 LONG = (
