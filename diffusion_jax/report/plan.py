@@ -73,7 +73,9 @@ def _program(title: str, made: Mapping[str, Any], machine: Mapping[str, Any]) ->
     )
     yield "FLOPs, compiled", f"{_si(made['compiled_flops_a_chip'])} a chip{factor}"
     yield "HBM a chip", _memory(made, chip)
-    yield "bytes accessed", f"{_bytes(made['bytes_accessed_a_chip'])} a chip, the compiler's estimate"
+    kernels = made["kernel_bytes_a_chip"]
+    told = f"; {_bytes(kernels)} of it of kernels, by their operands and results" if kernels else ""
+    yield "bytes accessed", f"{_bytes(made['bytes_accessed_a_chip'])} a chip, the compiler's estimate{told}"
     for kind, moved in made["collectives_a_chip"].items():
         yield f"{kind} x {moved['count']:g}", f"{_bytes(moved['bytes'])}, {_bytes(moved['sent'])} sent by a chip"
     if not made["collectives_a_chip"]:
@@ -103,7 +105,7 @@ def split_table(title: str, by: str, made: Mapping[str, Any]) -> Iterator[str]:
             row[column] += part[column]
     attributed = {column: sum(row[column] for row in rows.values()) for column in totals}
     rows["unattributed"] = {column: total - attributed[column] for column, total in totals.items()}
-    rows["the compiler's sum"] = totals
+    rows["the compiler's sum" + (" and kernels" if made["kernel_bytes_a_chip"] else "")] = totals
     width = max(map(len, rows)) + 2
     yield from (
         "",

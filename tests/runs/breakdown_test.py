@@ -113,16 +113,17 @@ def test_parts_of_operands_loops_kernels_and_prefetches_by_hand():
     moved = {each.name: instructions.accessed(made, computation, each) for computation, each in made.run()}
     assert {name: size for name, size in moved.items() if size} == {
         "fusion.0": 3 * 32,  # one row of a, b, and the result
-        "kernel": 32 + 512,
-        "copy-start": 2 * 512,
+        "kernel": 32 + 16 * 128 * 4,  # the result has the padding of its tiles
+        "copy-start": 3 * 16 * 128 * 4 + 4,  # the shape of a start holds its operand, its result and a context
+        "copy-done": 16 * 128 * 4,
         "reduced": 2 * 32,
         "negate.0": 2 * 32,  # once, however often the loop runs
     }
-    # When the kernel has run, its result, 16 x 128 with the tiles' padding, and the fusion's, which is read again.
+    # Most is held when the kernel has run: its result, and the fusion's, which is read again.
     assert parts(TEXT) == (
-        Part("attention", "mid", 0, 544, 16 * 128 * 4),
+        Part("attention", "mid", 0, 32 + 8192, 8192, 32 + 8192),
         Part("elementwise", OUTSIDE, 0, 160, 32),
-        Part("copies and transposes", OUTSIDE, 0, 1024, 0),
+        Part("copies and transposes", OUTSIDE, 0, 4 * 8192 + 4, 0),
         Part("collectives", OUTSIDE, 0, 64, 0),
     )
 
@@ -132,6 +133,7 @@ def test_what_no_instruction_shows_is_a_line_of_its_own_and_all_lines_are_the_co
         "compiled_flops_a_chip": 50.0,
         "repeats": 2.0,
         "bytes_accessed_a_chip": 1000.0,
+        "kernel_bytes_a_chip": 0.0,
         "memory_a_chip": None,
         "parts_a_chip": [
             {"kind": "norms", "level": "mid", "flops": 0, "accessed": 700.0, "temporaries": 0},

@@ -1,7 +1,8 @@
 """The instructions of a compiled program, read from its HLO text: what each reads and writes in memory, and its FLOPs.
 
 A fusion is one instruction, whose arrays in between are never written; a Pallas kernel is one, too. Bytes follow XLA's
-own rules: no padding of a TPU's tiles, and only the part of an operand that a slice takes.
+own rules: arrays are padded to a TPU's tiles, of an operand that is sliced only the slice counts, and a copy into a
+TPU's vector memory counts where it starts and where it is done.
 """
 
 import dataclasses
@@ -140,12 +141,12 @@ def arrays(shape: str) -> list[tuple[int, tuple[int, ...], str]]:
 
 
 def size(shape: str) -> int:
-    """Bytes of a shape's arrays."""
-    return sum(-(-math.prod(sizes) * bits // 8) for bits, sizes, _ in arrays(shape))
+    """Bytes of a shape's arrays, padded to their tiles."""
+    return sum(_padded(*array) for array in arrays(shape))
 
 
 def held(shape: str) -> int:
-    """Bytes that a shape's arrays take of HBM: padded to a TPU's tiles, without those in its vector memory."""
+    """`size` without the arrays in a TPU's vector memory."""
     return sum(_padded(*array) for array in arrays(shape) if "S(1)" not in array[2])
 
 
@@ -175,12 +176,18 @@ def accessed(module: Module, computation: str, each: Instruction) -> int:
     """Bytes that an instruction reads and writes."""
     shapes = module.shapes[computation]
     out, operands = size(each.shape), [size(shapes.get(name, "")) for name in each.operands]
-    if each.opcode in FREE or each.opcode.endswith("-done") or 'custom_call_target="ConcatBitcast"' in each.text:
+    if each.opcode in FREE or 'custom_call_target="ConcatBitcast"' in each.text:
         return 0
-    if each.opcode.endswith("-start"):  # (operands, results, ...)
-        if each.opcode == "slice-start":  # ((operand), result, context)
-            return 2 * size(elements(each.shape)[1])
-        return 2 * sum(operands) if each.opcode == "copy-start" else sum(operands) + size(result_of_start(each))
+    if each.opcode in ("copy-done", "slice-done"):
+        return out
+    if each.opcode == "copy-start":
+        return sum(operands) + out
+    if each.opcode == "slice-start":  # ((operand), result, context)
+        return 2 * size(elements(each.shape)[1])
+    if each.opcode.endswith("-start"):
+        return sum(operands) + size(result_of_start(each))
+    if each.opcode.endswith("-done"):
+        return 0
     if each.opcode in ("slice", "dynamic-slice", "gather"):
         return 2 * out
     if each.opcode == "dynamic-update-slice":
@@ -188,6 +195,11 @@ def accessed(module: Module, computation: str, each: Instruction) -> int:
     if each.opcode == "fusion":
         return _of_fusion(module.inside(each), operands, out)
     return sum(operands) + out
+
+
+def uncounted(each: Instruction) -> bool:
+    """Whether the compiler's own sum leaves an instruction's bytes out: a Pallas kernel's that states no cost."""
+    return 'custom_call_target="tpu_custom_call"' in each.text and '"cost_estimate"' not in each.text
 
 
 def result_of_start(each: Instruction) -> str:

@@ -214,19 +214,22 @@ def analyse(
     if program.refused:
         return made | {"fits": False, "compiler": program.refused}
     made["compile_seconds"] = program.seconds
-    reckoned, accessed, memory = program.flops, program.accessed, program.memory
+    reckoned, memory = program.flops, program.memory
+    kernels = sum(part.kernels for part in program.parts)
+    accessed = program.accessed + kernels
     repeats = work.flops / work.once / times if work.once else 1 / times  # its loops are in the compiler's count once
     found = dict(program.collectives)
     made |= {
         "compiled_flops_a_chip": reckoned,
         "bytes_accessed_a_chip": accessed * repeats,
+        "kernel_bytes_a_chip": kernels * repeats,
         "repeats": repeats,
         "loop_factor": repeats * times,
         "memory_a_chip": None if memory is None else dataclasses.asdict(memory),
         "fits": None if memory is None or peaks is None else memory.peak <= peaks.hbm,
         "collectives_a_chip": _by_kind(found, times),
         "parts_a_chip": [
-            dataclasses.asdict(part) | {"flops": part.flops * repeats, "accessed": part.accessed * repeats}
+            dataclasses.asdict(part) | {key: getattr(part, key) * repeats for key in ("flops", "accessed", "kernels")}
             for part in program.parts
         ],
     }
