@@ -60,7 +60,7 @@ def _program(title: str, made: Mapping[str, Any], machine: Mapping[str, Any]) ->
     chip, devices = machine["chip"], machine["devices"]
     yield "", ""
     yield title, f"batch {made['batch_size']}, {made['batch_size'] / devices:g} a chip"
-    more = "" if made["flops"] == made["model_flops"] else f", {_si(made['model_flops'])} without rematerialization"
+    more = "" if made["flops"] == made["model_flops"] else f", {_si(made['model_flops'])} without recomputation"
     loops = f"; {made['open_loops']} loops of unknown length are in it once" if made["open_loops"] else ""
     yield "FLOPs, analytic", f"{_si(made['flops'])} ({_si(made['flops'] / devices)} a chip){more}{loops}"
     if "compiled_flops_a_chip" not in made:
