@@ -3,7 +3,7 @@
 diffusion-jax plan --config=configs/ddpm_cifar10.py --topology=v5e:4x4 --price=1.2 --images=102400000
 diffusion-jax plan --config=configs/digits.py --devices=8 --chip=v5e --sample --out=plan.json
 diffusion-jax plan --config=configs/ddpm_cifar10.py --topology=v5e:2x2 --search
-diffusion-jax plan --config=configs/digits.py
+diffusion-jax plan --config=configs/digits.py --bytes
 
 The step is compiled for the machine, which may take minutes, from shapes alone; nothing is trained. A topology needs
 the TPU compiler, which `pip install 'diffusion-jax[tpu]'` brings, and no TPU. What was compiled once is kept. Times are
@@ -46,6 +46,12 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
         "Try meshes, rematerialization and micro-batches, and plan the fastest that fits.",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "bytes",
+        False,
+        "Split FLOPs, bytes and temporaries by kind of work and by level of the network.",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "cache",
         None,
@@ -71,6 +77,7 @@ def run(values: flags.FlagValues) -> None:
         images=values.images,
         sample=values.sample,
         search=values.search,
+        split=values.bytes,
         kept=kept,
         out=Path(values.out) if values.out else None,
     )

@@ -19,10 +19,19 @@ from diffusion_jax.models.conditions import BatchEntry
 from diffusion_jax.models.latent import Autoencoder
 from diffusion_jax.models.model import Model
 from diffusion_jax.models.sampling import sample_program
+from diffusion_jax.nets import attention, conv
 from diffusion_jax.train import sharding
+from diffusion_jax.train.step import AVERAGE, OPTIMIZER
 
 Traced = Any
 """`jax.stages.Traced`: has a jaxpr, and lowers to what is compiled."""
+
+UNEXPANDED = {attention.TANGENT.name: attention.tangent}
+"""What primitives of our own compute, which no jaxpr shows before it is lowered: {name: function of the operands}."""
+
+ATTENTION, INPUT_GRADIENT, KERNEL_GRADIENT = attention.SCOPE, conv.INPUT_GRADIENT, conv.KERNEL_GRADIENT
+UPDATES = (OPTIMIZER, AVERAGE)
+"""The scopes, in the paths of a program's instructions, by which their kind is known."""
 
 
 def mesh(config: ConfigDict, devices: Any) -> Mesh:
@@ -123,13 +132,25 @@ def traced_sampler(config: ConfigDict, model: Model, mesh: Mesh) -> tuple[Traced
     return program.trace(params, jax.tree.map(held, model.pretrained), ShapeDtypeStruct((n,), jnp.int32), told), n
 
 
-def without_remat(config: ConfigDict) -> ConfigDict | None:
-    """The config without rematerialization, whose step has the FLOPs that the model needs; None where it has none."""
-    if config.task != "diffusion" or not config.model.get("remat"):
+def without_recomputation(config: ConfigDict) -> ConfigDict | None:
+    """The config whose step has the FLOPs that the model needs, and no more.
+
+    Nothing is computed again for the gradient, by rematerialization or by a flash kernel of attention. None where the
+    step of config itself is that one.
+    """
+    if config.task != "diffusion":
+        return None
+    flash = config.model.get("attention_kernel", "xla") != "xla" and (
+        config.model.attention_kernel == "flash" or config.data.height * config.data.width >= attention.FLASH_FROM
+    )
+    if not (config.model.get("remat") or flash):
         return None
     plain = config.copy_and_resolve_references()
     with plain.unlocked():
-        plain.model.remat = False
+        if "remat" in plain.model:
+            plain.model.remat = False
+        if "attention_kernel" in plain.model:
+            plain.model.attention_kernel = "xla"
     return plain
 
 

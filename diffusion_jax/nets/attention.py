@@ -23,6 +23,9 @@ from diffusion_jax.nets.attention_kernels import Gradients, Kernel
 CHOICES = ("auto", "xla", "flash")
 """What `attention_kernel` may be; `attend` says what each does."""
 
+SCOPE = "attention_core"
+"""The name by which a profile, and a plan, knows what lies between the projections."""
+
 FLASH_FROM = 1024
 """Queries, and keys, from which "auto" takes a flash kernel. On a TPU that divides the bytes of Stable Diffusion's
 U-Net by three."""
@@ -49,6 +52,11 @@ def attend(
     and attention inside a `jax.shard_map` are "xla" always.
     """
     check_choice(kernel)
+    with jax.named_scope(SCOPE):
+        return _attend(q, k, v, mask, kernel, causal)
+
+
+def _attend(q: Array, k: Array, v: Array, mask: Array | None, kernel: str, causal: bool) -> Array:
     long = kernel == "flash" or min(q.shape[1], k.shape[1]) >= FLASH_FROM
     if kernel == "xla" or not long or causal or _inside_shard_map():
         out = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)

@@ -16,6 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+INPUT_GRADIENT, KERNEL_GRADIENT = "input_gradient", "kernel_gradient"
+"""The names by which a profile, and a plan, knows the two gradients."""
+
 FEW = 4
 """Positions B *S for each channel: with fewer, `conv_upsampled` repeats the input on CPU too."""
 
@@ -135,7 +138,8 @@ def _input_gradient(g: Array, *, kernel: Array, like: Array, stride: int) -> Arr
         forward = partial(_canonical, kernel=kernel, strides=stride, pads=pads)
         return jax.linear_transpose(forward, like)(g)[0]
 
-    return lax.platform_dependent(g, kernel, cpu=on_cpu, default=elsewhere)
+    with jax.named_scope(INPUT_GRADIENT):
+        return lax.platform_dependent(g, kernel, cpu=on_cpu, default=elsewhere)
 
 
 def _kernel_gradient(g: Array, *, x: Array, like: Array, stride: int) -> Array:
@@ -165,7 +169,8 @@ def _kernel_gradient(g: Array, *, x: Array, like: Array, stride: int) -> Array:
         forward = partial(_canonical, x, strides=stride, pads=pads)
         return jax.linear_transpose(forward, like)(g)[0]
 
-    return lax.platform_dependent(g, x, cpu=on_cpu, default=elsewhere)
+    with jax.named_scope(KERNEL_GRADIENT):
+        return lax.platform_dependent(g, x, cpu=on_cpu, default=elsewhere)
 
 
 def _beside(v: Array, axis: int, offsets: list[int], stride: int, size: int) -> Array:

@@ -6,8 +6,11 @@ from typing import Any
 _BOUNDS = {"compute": "compute", "hbm": "HBM bandwidth", "interconnect": "interconnect"}
 
 
-def text(plan: Mapping[str, Any]) -> str:
-    """The lines of a plan, as `runs.plan` makes it: what is known first, then what is estimated."""
+def text(plan: Mapping[str, Any], *, split: bool = False) -> str:
+    """The lines of a plan, as `runs.plan` makes it: what is known first, then what is estimated.
+
+    With split, tables of each program by kind of work and by level of the network follow.
+    """
     rows = [*_machine(plan), *_program("TRAIN STEP", plan["train"], plan["machine"])]
     if "sample" in plan:
         rows += _program("SAMPLER", plan["sample"], plan["machine"])
@@ -16,7 +19,11 @@ def text(plan: Mapping[str, Any]) -> str:
     width = max(len(name) for name, _ in rows) + 2
     lines = [f"{name:{width}}{value}".rstrip() for name, value in rows]
     checks = [f"{c['verdict']:8} {c['check']}: {c['says']}" for c in plan["preflight"]]
-    return "\n".join([*lines, "", "CHECKS", *checks])
+    tables: list[str] = []
+    for title, name in (("TRAIN STEP", "train"), ("SAMPLER", "sample")):
+        if split and "parts_a_chip" in plan.get(name, {}):
+            tables += [*split_table(title, "kind", plan[name]), *split_table(title, "level", plan[name])]
+    return "\n".join([*lines, *tables, "", "CHECKS", *checks])
 
 
 def tried(
@@ -53,7 +60,7 @@ def _program(title: str, made: Mapping[str, Any], machine: Mapping[str, Any]) ->
     chip, devices = machine["chip"], machine["devices"]
     yield "", ""
     yield title, f"batch {made['batch_size']}, {made['batch_size'] / devices:g} a chip"
-    more = "" if made["flops"] == made["model_flops"] else f", {_si(made['model_flops'])} without rematerialization"
+    more = "" if made["flops"] == made["model_flops"] else f", {_si(made['model_flops'])} without recomputation"
     loops = f"; {made['open_loops']} loops of unknown length are in it once" if made["open_loops"] else ""
     yield "FLOPs, analytic", f"{_si(made['flops'])} ({_si(made['flops'] / devices)} a chip){more}{loops}"
     if "compiled_flops_a_chip" not in made:
@@ -66,7 +73,9 @@ def _program(title: str, made: Mapping[str, Any], machine: Mapping[str, Any]) ->
     )
     yield "FLOPs, compiled", f"{_si(made['compiled_flops_a_chip'])} a chip{factor}"
     yield "HBM a chip", _memory(made, chip)
-    yield "bytes accessed", f"{_bytes(made['bytes_accessed_a_chip'])} a chip, the compiler's estimate"
+    kernels = made["kernel_bytes_a_chip"]
+    told = f"; {_bytes(kernels)} of it of kernels, by their operands and results" if kernels else ""
+    yield "bytes accessed", f"{_bytes(made['bytes_accessed_a_chip'])} a chip, the compiler's estimate{told}"
     for kind, moved in made["collectives_a_chip"].items():
         yield f"{kind} x {moved['count']:g}", f"{_bytes(moved['bytes'])}, {_bytes(moved['sent'])} sent by a chip"
     if not made["collectives_a_chip"]:
@@ -79,6 +88,36 @@ def _program(title: str, made: Mapping[str, Any], machine: Mapping[str, Any]) ->
     yield "time, estimate", f"at least {_seconds(ideal['seconds'])}, bound by {_BOUNDS[ideal['bound']]} ({parts})"
     if "mfu" in made:
         yield "images/s, estimate", f"at most {made['images_per_second']:,.1f}, at an MFU of {made['mfu']:.1%}"
+
+
+def split_table(title: str, by: str, made: Mapping[str, Any]) -> Iterator[str]:
+    """A table with a line for each kind or level, and one for what the compiler counts and no instruction shows."""
+    memory = made["memory_a_chip"]
+    totals = {
+        "flops": made["compiled_flops_a_chip"] * made["repeats"],
+        "accessed": made["bytes_accessed_a_chip"],
+        "temporaries": 0 if memory is None else memory["temporaries"],
+    }
+    rows: dict[str, dict[str, float]] = {}
+    for part in made["parts_a_chip"]:
+        row = rows.setdefault(part[by], dict.fromkeys(totals, 0))
+        for column in totals:
+            row[column] += part[column]
+    attributed = {column: sum(row[column] for row in rows.values()) for column in totals}
+    rows["unattributed"] = {column: total - attributed[column] for column, total in totals.items()}
+    rows["the compiler's sum" + (" and kernels" if made["kernel_bytes_a_chip"] else "")] = totals
+    width = max(map(len, rows)) + 2
+    yield from (
+        "",
+        f"{title} BY {by.upper()}, A CHIP",
+        f"{'':{width}}{'FLOPs':>12}{'bytes':>12}{'share':>8}{'temporaries':>14}",
+    )
+    for name, row in rows.items():
+        share = row["accessed"] / totals["accessed"] if totals["accessed"] else 0.0
+        yield (
+            f"{name:{width}}{_si(row['flops']):>12}{_bytes(row['accessed']):>12}{share:>8.1%}"
+            f"{_bytes(row['temporaries']):>14}"
+        )
 
 
 def _memory(made: Mapping[str, Any], chip: Mapping[str, Any] | None) -> str:
@@ -102,7 +141,7 @@ def _cost(cost: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _bytes(size: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):  # noqa: B007
-        if size < 1024:
+        if abs(size) < 1024:
             break
         size /= 1024
     else:
@@ -112,7 +151,7 @@ def _bytes(size: float) -> str:
 
 def _si(number: float) -> str:
     for unit in ("", "k", "M", "G", "T", "P"):  # noqa: B007
-        if number < 1000:
+        if abs(number) < 1000:
             break
         number /= 1000
     return f"{number:.4g} {unit}".rstrip()

@@ -26,6 +26,9 @@ Step = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 
 TIME_BINS = 10
 
+OPTIMIZER, AVERAGE = "optimizer", "average"
+"""The names by which a profile, and a plan, knows what follows the gradient."""
+
 
 class Binned(NamedTuple):
     """Sums of a quantity in each of k equal parts of (0, 1], so that means over many steps are exact."""
@@ -80,18 +83,21 @@ def train_step(
         draw_key, dropout_key = jax.random.split(jax.random.fold_in(seed, state.step))
         drawn = objective.draw(draw_key, all_read(examples, draw_key, batch), state.history, state.step)
         (value, losses), grads = gradient(state.params, drawn, dropout_key)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        average = ema.update(state.ema, params, ema.decay_at(state.step, ema_decay, ema_warmup))
+        with jax.named_scope(OPTIMIZER):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        with jax.named_scope(AVERAGE):
+            average = ema.update(state.ema, params, ema.decay_at(state.step, ema_decay, ema_warmup))
+            profiles = tuple(
+                ema.update(profile, params, ema.power_decay(state.step, gamma))
+                for profile, gamma in zip(state.profiles, gammas, strict=True)
+            )
         history = objective.update(state.history, drawn, losses)
-        profiles = tuple(
-            ema.update(profile, params, ema.power_decay(state.step, gamma))
-            for profile, gamma in zip(state.profiles, gammas, strict=True)
-        )
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         stepped = TrainState(state.step, params, average, opt_state, history, profiles)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state)
+        with jax.named_scope(OPTIMIZER):
+            kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state)
         metrics: Metrics = {"loss": value, "grad_norm": norm}
         if drawn.t is not None:
             metrics["loss_by_time"] = jax.tree.map(lambda a: jnp.where(finite, a, 0), by_time(drawn.t, losses))

@@ -20,6 +20,7 @@ from diffusion_jax.models.text import text as text_encoder
 from diffusion_jax.report.plan import text
 from diffusion_jax.runs.plan import compiled_once, preflight
 from diffusion_jax.runs.plan import run as runs
+from diffusion_jax.runs.plan.breakdown import KINDS, OUTSIDE
 from diffusion_jax.train import sharding
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -51,6 +52,16 @@ def made(tmp_path_factory):
     ]
     assert plan(*flags) == 0
     return json.loads(out.read_text())
+
+
+def test_a_plan_splits_the_compilers_bytes_by_kind_and_level(made):
+    kinds = {part["kind"] for part in made["train"]["parts_a_chip"]}
+    assert kinds == set(KINDS)
+    levels = {part["level"] for part in made["train"]["parts_a_chip"]}
+    assert {"conv_in", "down_0", "mid", "up_0", "conv_out", OUTSIDE} <= levels
+    for name in ("train", "sample"):
+        total = sum(part["accessed"] for part in made[name]["parts_a_chip"])
+        assert total == pytest.approx(made[name]["bytes_accessed_a_chip"], rel=0.1)
 
 
 def test_a_plan_knows_what_training_holds(made):

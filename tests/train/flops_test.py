@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from diffusion_jax.nets import attention, attention_kernels
 from diffusion_jax.runs.plan import flops
+from diffusion_jax.train import sharding
 
 
 def work(f, *args):
@@ -96,3 +98,21 @@ def test_convolutions_as_xla_counts_them(stride, groups):
     ]
     for f, argument in cases:
         assert work(f, argument).flops == jax.jit(f).lower(argument).cost_analysis()["flops"]
+
+
+def test_attention_counts_by_the_platform_it_is_compiled_for():
+    """The jaxpr of a TPU's kernel has the work of one block; that of all is in no loop."""
+    q = jnp.zeros((1, attention.FLASH_FROM, 1, 8))
+    products = 2 * 2 * attention.FLASH_FROM**2 * 8  # of queries and keys, of probabilities and values
+    chunks = attention.FLASH_FROM // attention_kernels.CHUNK
+    mesh = sharding.mesh(1, 1, 1, devices=jax.devices()[:1])
+    traced = jax.jit(sharding.on_mesh(mesh, attention.attend)).trace(q, q, q).jaxpr
+    assert flops.count(traced, "tpu") == (products, products, 0)
+    assert flops.count(traced, "cpu") == (products, products // chunks, 0)
+    assert work(lambda q: attention.attend(q, q, q, kernel="xla"), q).flops == products
+
+
+def test_the_tangent_of_attention_counts():
+    q = jnp.zeros((1, 6, 1, 8))
+    along = lambda kernel: lambda q, t: jax.jvp(lambda q: attention.attend(q, q, q, kernel=kernel), (q,), (t,))[1]  # noqa: E731
+    assert work(along("flash"), q, q).flops >= work(along("xla"), q, q).flops > 0

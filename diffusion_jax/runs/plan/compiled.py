@@ -1,6 +1,7 @@
 """What a compiled program needs and moves on one of its devices: memory, and collectives read from its text."""
 
 import collections
+import contextlib
 import dataclasses
 import math
 import re
@@ -9,6 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+
+from diffusion_jax.runs.plan import instructions
+from diffusion_jax.runs.plan.breakdown import Part, parts
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -49,6 +53,7 @@ class Program:
     accessed: float = 0.0
     memory: Memory | None = None
     collectives: tuple[tuple[Collective, int], ...] = ()  # and how often a run does each
+    parts: tuple[Part, ...] = ()  # what each kind of work takes of all that
     refused: str = ""
 
 
@@ -56,14 +61,30 @@ def compile_program(lowered: Any, devices: int) -> Program:
     """Compiles (`jax.stages.Lowered`), and reads what comes of it; a program too large for its devices is refused."""
     begun = time.monotonic()
     try:
-        program = lowered.compile()
+        with _names_in_the_cache():
+            program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return Program(refused=" ".join(str(error).split())[:400])
     seconds = round(time.monotonic() - begun, 1)
-    found = collectives(program.as_text(), devices)
-    return Program(seconds, *cost(program), memory(program), tuple(found.items()))
+    text = program.as_text()
+    found = collectives(text, devices)
+    return Program(seconds, *cost(program), memory(program), tuple(found.items()), parts(text))
+
+
+@contextlib.contextmanager
+def _names_in_the_cache() -> Iterator[None]:
+    """JAX's cache takes programs that differ in nothing but the names of their scopes for one; those of another version
+    would come back, and their parts could not be told.
+    """
+    option = "jax_compilation_cache_include_metadata_in_key"
+    before = getattr(jax.config, option)
+    jax.config.update(option, True)
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)
 
 
 def to_json(program: Program) -> dict[str, Any]:
@@ -75,7 +96,8 @@ def from_json(made: dict[str, Any]) -> Program:
     """What `to_json` made; TypeError, KeyError or ValueError for anything else."""
     kept = None if made["memory"] is None else Memory(**made["memory"])
     pairs = tuple((Collective(**each), int(many)) for each, many in made["collectives"])
-    return Program(**(made | {"memory": kept, "collectives": pairs}))
+    split = tuple(Part(**each) for each in made["parts"])
+    return Program(**(made | {"memory": kept, "collectives": pairs, "parts": split}))
 
 
 def memory(program: Any) -> Memory | None:
@@ -168,21 +190,9 @@ def _collective(line: str, devices: int) -> Collective | None:
         return None
     result, kind, start = found.groups()
     if start and kind != "all-reduce":  # (operands, results, ...): the payload is among the results
-        result = _elements(result)[1]
+        result = instructions.elements(result)[1]
     payload, group = _bytes(result), _group(line, devices)
     return Collective(kind, payload * group if kind == "reduce-scatter" else payload, group)
-
-
-def _elements(shape: str) -> list[str]:
-    """The elements of a tuple's shape, those inside its elements left together."""
-    parts, depth = [""], 0
-    for letter in shape[1:-1]:
-        depth += (letter in "([{") - (letter in ")]}")
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts
 
 
 def _bytes(shape: str) -> int:

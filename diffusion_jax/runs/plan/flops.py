@@ -8,8 +8,11 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from diffusion_jax.experiment.plan import UNEXPANDED
 
 
 class Work(NamedTuple):
@@ -26,24 +29,27 @@ class Work(NamedTuple):
 _NOTHING = Work(0, 0, 0)
 
 
-def count(jaxpr: ClosedJaxpr | Jaxpr) -> Work:
+def count(jaxpr: ClosedJaxpr | Jaxpr, platform: str = "") -> Work:
     """The work of a jaxpr and all that it calls; of a `cond`, that of its most expensive branch.
 
-    Of branches alike the one with the fewest loops: the other ways are for other platforms.
+    Of a choice between platforms, the branch of the one given; without one, the most expensive with the fewest loops.
+    A Pallas kernel's work is that of the other platforms' branch, without loops: its jaxpr has the work of one block.
     """
     inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-    return sum((_of(equation) for equation in inner.eqns), _NOTHING)
+    return sum((_of(equation, platform) for equation in inner.eqns), _NOTHING)
 
 
-def _of(equation: JaxprEqn) -> Work:
+def _of(equation: JaxprEqn, platform: str) -> Work:
     name, parameters = equation.primitive.name, equation.params
     if name == "dot_general":
         return _matrix(_dot(equation))
     if name == "conv_general_dilated":
         return _matrix(_conv(equation))
     if name == "cond":
-        return max((count(branch) for branch in parameters["branches"]), key=lambda work: (work.flops, work.once))
-    inside = sum((count(jaxpr) for jaxpr in _jaxprs(parameters)), _NOTHING)
+        return _branch(parameters, platform)
+    if name in UNEXPANDED:
+        return count(jax.make_jaxpr(UNEXPANDED[name])(*(v.aval for v in equation.invars)), platform)
+    inside = sum((count(jaxpr, platform) for jaxpr in _jaxprs(parameters)), _NOTHING)
     if name == "scan":
         length = parameters["length"]
         unrolled = min(parameters["unroll"], length)  # what is unrolled, a compiler sees
@@ -54,6 +60,25 @@ def _of(equation: JaxprEqn) -> Work:
         each = parameters["mesh"].size
         return inside._replace(flops=inside.flops * each, once=inside.once * each)
     return inside
+
+
+def _branch(parameters: dict[str, Any], platform: str) -> Work:
+    branches, platforms = parameters["branches"], parameters.get("branches_platforms")
+    if platforms is None or not platform:
+        return max((count(branch, platform) for branch in branches), key=lambda work: (work.flops, work.once))
+    default = branches[platforms.index(None)] if None in platforms else branches[0]
+    known = {name: branch for names, branch in zip(platforms, branches, strict=True) for name in names or ()}
+    chosen = known.get(platform, default)
+    work = count(default if _has_kernel(chosen) else chosen, platform)
+    return work._replace(once=work.flops) if _has_kernel(chosen) else work
+
+
+def _has_kernel(jaxpr: ClosedJaxpr | Jaxpr) -> bool:
+    inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    return any(
+        equation.primitive.name == "pallas_call" or any(_has_kernel(part) for part in _jaxprs(equation.params))
+        for equation in inner.eqns
+    )
 
 
 def _matrix(products: int) -> Work:
@@ -79,9 +104,9 @@ def _conv(equation: JaxprEqn) -> int:
     p = equation.params
     (lhs, rhs), (out,) = ([v.aval.shape for v in side] for side in (equation.invars, equation.outvars))  # type: ignore[attr-defined]
     lhs_axes, rhs_axes, out_axes = p["dimension_numbers"]
-    taps = 1
+    met = 1
     for i, (left, right, result) in enumerate(zip(lhs_axes[2:], rhs_axes[2:], out_axes[2:], strict=True)):
-        taps *= _taps(
+        met *= taps(
             lhs[left],
             rhs[right],
             out[result],
@@ -90,10 +115,10 @@ def _conv(equation: JaxprEqn) -> int:
             lhs_dilation=p["lhs_dilation"][i],
             rhs_dilation=p["rhs_dilation"][i],
         )
-    return out[out_axes[0]] * out[out_axes[1]] * rhs[rhs_axes[1]] * taps
+    return out[out_axes[0]] * out[out_axes[1]] * rhs[rhs_axes[1]] * met
 
 
-def _taps(size: int, kernel: int, out: int, *, stride: int, low: int, lhs_dilation: int, rhs_dilation: int) -> int:
+def taps(size: int, kernel: int, out: int, *, stride: int, low: int, lhs_dilation: int, rhs_dilation: int) -> int:
     """Along one axis, the pairs of a place in the result and a place in the kernel that meet an element of the input,
     neither padding nor a zero that dilation put between.
     """

@@ -38,11 +38,13 @@ def plan(
     images: int | None = None,
     sample: bool = False,
     search: bool = False,
+    split: bool = False,
     out: Path | None = None,
     kept: Path | None = None,
 ) -> dict[str, Any]:
     """Prints what training config takes on a machine, and writes it to out as JSON; the same is returned.
 
+    With split, each program's FLOPs, bytes and temporaries are told by kind of work and by level of the network too.
     With search, of the fastest layout that fits, with all that were tried. Compiled results are in kept.
 
     The machine is a TPU topology, so many virtual CPU devices, or this one. chip says whose peaks to reckon with where
@@ -103,7 +105,7 @@ def plan(
         made["cost"] = cost(made["train"], len(found), price, images)
     if search:
         made["search"] = tried
-    print(report.text(made))
+    print(report.text(made, split=split))
     if out is not None:
         replace_file(out, (json.dumps(made, indent=2) + "\n").encode())
         print(f"plan: {out}")
@@ -126,10 +128,11 @@ def _step(
     config: ConfigDict, autoencoder: ConfigDict | None, mesh: Mesh, peaks: machines.Chip | None, kept: Path | None
 ) -> dict[str, Any]:
     """What one step of training takes."""
-    model, plain = _model(config, autoencoder), building.without_remat(config)
+    model, plain = _model(config, autoencoder), building.without_recomputation(config)
     needed = None
     if plain is not None:  # what is computed twice to save memory is work, but no use
-        needed = flops.count(building.traced_step(plain, _model(plain, autoencoder), mesh).jaxpr).flops
+        plain_step = building.traced_step(plain, _model(plain, autoencoder), mesh)
+        needed = flops.count(plain_step.jaxpr, _platform(mesh)).flops
     steps, batch = config.train.steps_per_dispatch, config.train.batch_size
     traced = building.traced_step(config, model, mesh)
     return {
@@ -200,7 +203,7 @@ def analyse(
     needed are the FLOPs that count as use, where they are not all; kept is where compiled results are. Every time is a
     least one: the roofline's.
     """
-    work = flops.count(traced.jaxpr)
+    work = flops.count(traced.jaxpr, _platform(mesh))
     asked = work.flops / times
     made: dict[str, Any] = {
         "flops": asked,
@@ -211,16 +214,24 @@ def analyse(
     if program.refused:
         return made | {"fits": False, "compiler": program.refused}
     made["compile_seconds"] = program.seconds
-    reckoned, accessed, memory = program.flops, program.accessed, program.memory
+    reckoned, memory = program.flops, program.memory
+    kernels = sum(part.kernels for part in program.parts)
+    accessed = program.accessed + kernels
     repeats = work.flops / work.once / times if work.once else 1 / times  # its loops are in the compiler's count once
     found = dict(program.collectives)
     made |= {
         "compiled_flops_a_chip": reckoned,
         "bytes_accessed_a_chip": accessed * repeats,
+        "kernel_bytes_a_chip": kernels * repeats,
+        "repeats": repeats,
         "loop_factor": repeats * times,
         "memory_a_chip": None if memory is None else dataclasses.asdict(memory),
         "fits": None if memory is None or peaks is None else memory.peak <= peaks.hbm,
         "collectives_a_chip": _by_kind(found, times),
+        "parts_a_chip": [
+            dataclasses.asdict(part) | {key: getattr(part, key) * repeats for key in ("flops", "accessed", "kernels")}
+            for part in program.parts
+        ],
     }
     if peaks is None:
         return made
@@ -259,6 +270,12 @@ def _held(config: ConfigDict, trainee: Trainee, field: str, mesh: Mesh) -> int:
     leaves = jax.tree.leaves(getattr(training.abstract_state(config, trainee), field))
     layout = jax.tree.leaves(getattr(training.layout(config, trainee, mesh), field))
     return sum(_size(s.shard_shape(a.shape), a.dtype) for a, s in zip(leaves, layout, strict=True))
+
+
+def _platform(mesh: Mesh) -> str:
+    """The name by which `lax.platform_dependent` knows the platform of a mesh."""
+    platform = str(mesh.devices.flat[0].platform)
+    return "cuda" if platform == "gpu" else platform
 
 
 def _size(shape: Sequence[int], dtype: Any) -> int:
