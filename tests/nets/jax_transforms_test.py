@@ -120,8 +120,11 @@ QUICK = ("unet", "classifier", "autoencoder", "discriminator", "text_transformer
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_the_derivative_of_a_derivative_is_taken_inside_shard_map(name):
+def test_the_derivative_of_a_derivative_is_taken_inside_shard_map(name, request):
     """Traced, not run: a layer without a rule for jvp, its transpose or varying mesh axes raises there."""
+    if name in ("text_transformer", "bert") and jax.__version__.startswith("0.12."):
+        why = "jax 0.12's erf, of the exact GELU, has a primitive whose coefficients do not vary as its argument does"
+        request.applymarker(pytest.mark.xfail(reason=why, raises=ValueError, strict=True))
     apply, params, inputs = network(name)
 
     def loss(params, inputs):
