@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from diffusion_jax.functions import load as load
     from diffusion_jax.functions import train as train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = ["Loaded", "UserError", "config", "core", "evaluate", "load", "train", "trust"]
 

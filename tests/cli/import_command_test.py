@@ -11,11 +11,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from diffusion_jax.cli.main import main
+from diffusion_jax.errors import UserError
 from diffusion_jax.interop import diffusers_autoencoder, diffusers_unet
 from diffusion_jax.interop.diffusers_options import autoencoder, unet
 from diffusion_jax.interop.diffusers_scheduler import scheduler
 from diffusion_jax.nets.autoencoder import AutoencoderKL
 from diffusion_jax.nets.unet import UNet
+from diffusion_jax.runs.sample.starting_noise import NoiseRequest, starting_noise
 from diffusion_jax.runs.workdir.pretrained import read_autoencoder
 from diffusion_jax.runs.workdir.restored import restore
 
@@ -122,6 +124,25 @@ def test_noise_that_does_not_fit_is_one_sentence(published, tmp_path, capsys, no
     assert main(["sample", *flags, f"--noise={tmp_path}/noise.npy"]) == 2
     assert f"--noise={tmp_path}/noise.npy h" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"no array", "is no whole .npy file; write one with numpy.save"),
+        (b"", "is no whole .npy file"),
+        (b"\x93NUMPY\x01\x00v\x00{", "is no whole .npy file"),
+    ],
+)
+def test_a_file_that_holds_no_noise_is_one_sentence(tmp_path, content, message):
+    """And never numpy's own, which advises to unpickle the file."""
+    file = tmp_path / "noise.npy"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=f"^--noise={file} {message}") as raised:
+        starting_noise(NoiseRequest(file), np.arange(2), (8, 8, 3))
+    assert "pickle" not in str(raised.value)
 
 
 def test_an_autoencoder_alone_is_a_latent_space(published, tmp_path):

@@ -77,7 +77,7 @@ def test_a_condition_of_its_own_is_told_by_name(workdir, tmp_path, capsys):
     assert "give --condition brightness=VALUE" in drawn("none")
     assert "--condition brightness is in [0, 1]; got 2" in drawn("far", "brightness=2")
     assert "--condition is NAME=VALUE" in drawn("text", "brightness")
-    assert "--condition height is of a model that is told it; this one takes brightness" in drawn("other", "height=1")
+    assert "this model has no condition 'height' for --condition; it has brightness" in drawn("other", "height=1")
 
 
 def test_options_are_those_of_the_family(workdir, capsys):

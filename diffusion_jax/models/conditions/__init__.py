@@ -78,7 +78,7 @@ def requested(
     own = [condition.name for condition in told if not condition.takes]
     if unknown := sorted(set(request.values) - set(own)):
         raise UserError(
-            f"--condition {unknown[0]} is of a model that is told it; this one takes {', '.join(own) or 'none'}"
+            f"this model has no condition {unknown[0]!r} for --condition; it has {', '.join(own) or 'none'}"
         )
     cond: dict[str, np.ndarray] = {}
     for condition in reversed(told):

@@ -33,8 +33,10 @@ def starting_noise(request: NoiseRequest, seeds: np.ndarray, shape: tuple[int, .
     wanted = (len(seeds), *shape)
     try:
         noise = np.load(request.file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"--noise={request.file} is no .npy file that can be read: {error}") from None
+    except OSError as error:
+        raise UserError(f"--noise={request.file} cannot be read: {error.strerror or error}") from None
+    except (ValueError, EOFError):  # numpy's own words advise to unpickle
+        raise UserError(f"--noise={request.file} is no whole .npy file; write one with numpy.save") from None
     if not isinstance(noise, np.ndarray) or noise.shape != wanted or not np.issubdtype(noise.dtype, np.floating):
         got = f"{noise.dtype} {noise.shape}" if isinstance(noise, np.ndarray) else type(noise).__name__
         raise UserError(
