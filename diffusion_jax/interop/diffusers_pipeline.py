@@ -4,7 +4,6 @@ Only JSON is read here, so that what cannot be imported is refused before weight
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop.diffusers_options import AutoencoderOptions, UNetOptions, autoencoder, unet
 from diffusion_jax.interop.diffusers_scheduler import SchedulerTwin, scheduler
+from diffusion_jax.interop.json_file import read_json
 
 T = TypeVar("T")
 
@@ -121,19 +121,6 @@ def read(root: Path, part: str = "") -> Pipeline:
         root / "tokenizer",
         left_out,
     )
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises UserError where there is no such file or object."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(f"there is no file {file}; fetch the folder anew") from None
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); fetch it anew") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file} does not hold a JSON object; fetch it anew")
-    return content
 
 
 def _check_folder(root: Path) -> None:

@@ -9,7 +9,8 @@ from safetensors import SafetensorError, safe_open
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop import huggingface_text
-from diffusion_jax.interop.huggingface_text import CLIP, Family, Path
+from diffusion_jax.interop.huggingface_text import CLIP, GIVE_FOLDER, Family, Path
+from diffusion_jax.interop.json_file import read_json
 
 VISION = Family(
     "clip_vision",
@@ -46,7 +47,7 @@ def load(folder: str) -> Clip:
     tower that are missing, left over or of another shape, which are all named.
     """
     root = File(folder)
-    config = huggingface_text._json(root / "config.json")
+    config = read_json(root / "config.json", GIVE_FOLDER)
     if config.get("model_type") != "clip" or not isinstance(config.get("vision_config"), dict):
         raise UserError(
             f"{folder} holds a model of type {config.get('model_type')!r}; a whole CLIP model, of type 'clip' with a "

@@ -4,7 +4,6 @@ A folder holds config.json, model.safetensors and a tokenizer's files; beside a 
 its `tokenizer`. Their matrices are [out, in], ours [in, out]. Nothing is unpickled.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path as File
@@ -15,10 +14,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.interop.json_file import read_json
 
 Path = tuple[str, ...]
 
 WEIGHTS = "model.safetensors"
+
+GIVE_FOLDER = "give the folder of a text encoder"
 
 LEFT_OUT = (
     r".*\bposition_ids$"  # a constant that old files store
@@ -126,7 +128,7 @@ def load(folder: str) -> TextEncoder:
     of another shape (all are named), and where the tokenizer has more tokens than the network embeds.
     """
     root = File(folder)
-    config = _json(root / "config.json")
+    config = read_json(root / "config.json", GIVE_FOLDER)
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
         raise UserError(
@@ -272,28 +274,16 @@ def _vocabulary(folder: File) -> int:
     """One more than the tokenizer's highest id."""
     ids: list[int] = []
     if (folder / "tokenizer.json").is_file():
-        saved = _json(folder / "tokenizer.json")
+        saved = read_json(folder / "tokenizer.json")
         words = saved.get("model", {}).get("vocab", {})
         ids += words.values() if isinstance(words, dict) else range(len(words))
         ids += [token["id"] for token in saved.get("added_tokens", [])]
     elif (folder / "vocab.json").is_file():
-        ids += _json(folder / "vocab.json").values()
+        ids += read_json(folder / "vocab.json").values()
     else:
         ids += range(len((folder / "vocab.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")))
     if (folder / "added_tokens.json").is_file():
-        ids += _json(folder / "added_tokens.json").values()
+        ids += read_json(folder / "added_tokens.json").values()
     if (folder / "tokenizer_config.json").is_file():
-        ids += map(int, _json(folder / "tokenizer_config.json").get("added_tokens_decoder", {}))
+        ids += map(int, read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {}))
     return max(ids, default=-1) + 1
-
-
-def _json(file: File) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(f"there is no file {file}; give the folder of a text encoder") from None
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); fetch it anew") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file} does not hold a JSON object; fetch it anew")
-    return content

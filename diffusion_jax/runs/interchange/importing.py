@@ -21,6 +21,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.interop import diffusers_autoencoder, diffusers_pipeline, diffusers_unet, diffusers_weights
 from diffusion_jax.interop.diffusers_options import AutoencoderOptions
 from diffusion_jax.interop.diffusers_pipeline import GUIDANCE, Pipeline
+from diffusion_jax.interop.json_file import read_json
 from diffusion_jax.runs.workdir import classes
 from diffusion_jax.runs.workdir.output_folder import OutputFolder, check_writable
 from diffusion_jax.runs.workdir.paths import Workdir
@@ -195,9 +196,9 @@ def _text_length(found: Pipeline) -> int:
     """How many tokens the pipeline gives its text encoder."""
     assert found.text_folder is not None
     assert found.tokenizer_folder is not None
-    positions = int(diffusers_pipeline.read_json(found.text_folder / "config.json").get("max_position_embeddings", 77))
+    positions = int(read_json(found.text_folder / "config.json").get("max_position_embeddings", 77))
     settings = found.tokenizer_folder / "tokenizer_config.json"
-    said = diffusers_pipeline.read_json(settings).get("model_max_length") if settings.is_file() else None
+    said = read_json(settings).get("model_max_length") if settings.is_file() else None
     return min(said, positions) if isinstance(said, int) else positions
 
 
