@@ -20,7 +20,7 @@ _given: list[str] = []  # by --extension or `trust`
 
 
 def trust(*packages: str) -> None:
-    """Lets dotted names be imported from these packages, in this process."""
+    """Lets this process import dotted names from these packages; raises UserError for what is no package's name."""
     for package in packages:
         if not package.isidentifier():
             raise UserError(f"--extension is the name of a package, as in --extension=mypkg; got {package!r}")

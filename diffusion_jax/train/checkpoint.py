@@ -97,7 +97,7 @@ class Checkpoints:
         folders = directory.iterdir() if directory.is_dir() else ()
         self._partial = [path for path in folders if path.name.isdecimal() and not (path / _COMMITTED).is_file()]
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "manifest")
-        logging.getLogger("absl").addFilter(_not_raised_too)
+        logging.getLogger("absl").addFilter(_for_the_user)
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only or best else keep,
             keep_period=None if best else keep_every or None,
@@ -336,9 +336,9 @@ def _say(text: str) -> None:
     print(f"diffusion-jax: {text}", file=sys.stderr)
 
 
-def _not_raised_too(record: logging.LogRecord) -> bool:
-    """Keeps Orbax from printing the traceback of an error that it raises as well."""
-    return not (record.exc_info and "orbax" in record.pathname)
+def _for_the_user(record: logging.LogRecord) -> bool:
+    """False for what Orbax logs of its defaults, and for the traceback of an error that it raises as well."""
+    return "orbax" not in record.pathname or (record.levelno > logging.WARNING and not record.exc_info)
 
 
 def _listing(tree: Any) -> dict[str, list[Any]]:

@@ -28,10 +28,10 @@ class Moment(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Hook:
-    """Runs after every `every` steps and after the last one.
+    """A function that the loop calls after every `every` steps, and after the last step of a complete run.
 
-    By default `every=0` is never, and a run that a signal ended does not call the hook any more. With at_end=True it is
-    also called where training ends, by whatever cause and whatever `every` is.
+    every=0 calls it at no step. A run that a signal ends does not call it any more. With at_end=True it is called at
+    the end of every run, complete or ended by a signal, also with every=0.
     """
 
     every: int
@@ -40,7 +40,7 @@ class Hook:
     phase: str = "sample"  # of the watchdog, `train.faults.PHASES`
 
     def due(self, step: int, *, complete: bool, stopped: bool) -> bool:
-        """Whether it runs after this step, the last one of the run (complete) or the last one by a signal (stopped)."""
+        """Whether to call it after this step. complete: the step is the run's last; stopped: a signal ends the run."""
         if self.at_end and (complete or stopped):
             return True
         return self.every > 0 and not stopped and (complete or step % self.every == 0)

@@ -89,10 +89,14 @@ def test_not_with_another_c_library(started, monkeypatch):
 
 @pytest.mark.parametrize("error", [OSError(7, "Argument list too long"), PermissionError(1, "Operation not permitted")])
 def test_a_start_that_the_system_refuses_is_no_fault(started, monkeypatch, error):
+    refused = []
+
     def refuse(*call):
+        refused.append(call)
         raise error
 
     monkeypatch.setattr(os, "execve", refuse)
     ask_for_huge_pages()
+    assert len(refused) == 1
     monkeypatch.setattr(os, "execve", os.fspath)  # raises TypeError, as where Python does not know its own path
     ask_for_huge_pages()

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 from random_workdir import write
 
 import diffusion_jax as dj
@@ -87,6 +88,16 @@ def test_a_mistake_says_the_argument(loaded, arguments, message):
     with pytest.raises(dj.UserError, match=message) as error:
         loaded.sample(**arguments)
     assert "--" not in str(error.value)
+
+
+def test_orbax_does_not_explain_its_defaults(root, caplog):
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)  # as where no command has changed it
+    try:
+        dj.load(root)
+    finally:
+        logging.set_verbosity(before)
+    assert not caplog.records
 
 
 def test_what_cannot_be_loaded_trained_or_measured_says_the_argument_too(root, tmp_path):

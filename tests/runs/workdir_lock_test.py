@@ -93,7 +93,10 @@ def test_a_file_system_without_locks_is_said_and_trusted(tmp_path, monkeypatch, 
 def test_of_several_processes_the_first_has_the_lock(tmp_path, monkeypatch):
     with training_in(tmp_path):
         monkeypatch.setattr("jax.process_index", lambda: 1)
-        with training_in(tmp_path):
+        with training_in(tmp_path) as training:
+            assert not training.begun
+        monkeypatch.setattr("jax.process_index", lambda: 0)
+        with pytest.raises(UserError), training_in(tmp_path):  # the second process did not take the lock from it
             pass
 
 

@@ -1,4 +1,4 @@
-"""One evaluation of images against real ones, made once and called for many parameters and ways of sampling."""
+"""Metrics of images against real ones: made once, called for many checkpoints and ways of sampling."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import experiment
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.evals.sample_metrics import NearestNeighbors
-from diffusion_jax.runs.evaluate import measured_samples
-from diffusion_jax.runs.evaluate import sample_sources as subjects
+from diffusion_jax.runs.evaluate import measured_samples, sample_sources
 from diffusion_jax.runs.evaluate.feature_extractor import FeatureExtractor, MetricRequest
 from diffusion_jax.runs.evaluate.measured_samples import Phase, Reference, SampleSource
 from diffusion_jax.runs.evaluate.partial import PartialEvaluation
@@ -23,11 +22,12 @@ from diffusion_jax.train.state import Params
 
 
 class Evaluation:
-    """Measures samples or reconstructions by the metrics names.
+    """Computes the metrics called `names` of samples or of an autoencoder's reconstructions.
 
-    The real images are those of config's data, of split where given, and are gone through once, at the first call:
-    `real` of them (0: all, None: as many as there are seeds). Sample i has seeds[i]; batch is how many are drawn at
-    once, rounded up to fill the mesh. Raises UserError for metrics that lack what they need.
+    The real images are those of the config's data, of `split` where given. `real` of them count (0: all; None: as many
+    as there are seeds), and they are read once, at the first call. Sample i is drawn from seeds[i]. `batch` samples are
+    drawn at once, rounded up to a multiple of the mesh's data x fsdp. Raises UserError where a metric lacks what it
+    needs.
     """
 
     def __init__(
@@ -52,23 +52,25 @@ class Evaluation:
         self.config = plain(config, split, self.size)
         self.own = RealImages(self.config, num, model, tokenizer)
         self.real = self.own if real in (None, num) else RealImages(self.config, real or 0, model, tokenizer)
-        self._judged = metric_request
+        self._metric_request = metric_request
         self._reference: Reference | None = None
 
     @functools.cached_property
     def extractor(self) -> FeatureExtractor:
-        """What measures the images; its weights are read at the first use, where UserError is raised for bad ones."""
+        """Features and scores of images. Its weights are read at the first use; UserError where they are bad."""
         data = self.config.data
-        return self._judged.extractor(self.names, self.mesh, (data.height, data.width, data.channels), self.size)
+        return self._metric_request.extractor(
+            self.names, self.mesh, (data.height, data.width, data.channels), self.size
+        )
 
     def samples_of(self, trained: Trained, program: Callable[..., Any], sample_request: SampleRequest) -> SampleSource:
-        """The samples of a model by its `sample_program`."""
+        """Samples of a model, drawn by program, its `sample_program`."""
         captions = "clip_score" in self.names
-        return subjects.of_samples(trained, program, sample_request, self.seeds, self.size, self.own, captions)
+        return sample_sources.of_samples(trained, program, sample_request, self.seeds, self.size, self.own, captions)
 
     def reconstructions_of(self, program: Callable[..., Any], params: Params) -> SampleSource:
-        """What an autoencoder makes of the real images, by its `reconstruct_program`."""
-        return subjects.of_reconstructions(program, params, self.mesh, self.own)
+        """The real images as an autoencoder reconstructs them; program is its `reconstruct_program`."""
+        return sample_sources.of_reconstructions(program, params, self.mesh, self.own)
 
     def measure(
         self,
@@ -79,10 +81,11 @@ class Evaluation:
         phase: Phase = measured_samples.no_phase,
         show: bool = True,
     ) -> tuple[dict[str, dict[str, Any]], dict[str, NearestNeighbors]]:
-        """`measured_samples.scored` of the subject: (each score, the samples that a score picks out).
+        """({metric: its value and how it was computed}, {metric: the samples nearest to real images}).
 
-        What is gathered is kept in unfinished, from which a later call goes on. Raises Interrupted where stopped says
-        so. phase("sample") is entered around each batch; show draws a bar of progress.
+        With `partial` the features of each batch are saved there, and a later call goes on from them. Raises
+        `measured_samples.Interrupted` once stopped() is true. phase("sample") is entered around each batch; show: with
+        a progress bar.
         """
         measured_samples.check(self.names, sample_source)
         if self._reference is None:

@@ -179,6 +179,6 @@ def _read(file: Path, root: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(result, dict) or result.get("format") != FORMAT:
         return None
-    sample_source = result["subject"]
-    now = checkpoint_digest(root, sample_source["checkpoint_step"])
-    return result if sample_source["checkpoint_sha256"] == now else None
+    subject = result["subject"]
+    now = checkpoint_digest(root, subject["checkpoint_step"])
+    return result if subject["checkpoint_sha256"] == now else None

@@ -146,7 +146,7 @@ def gather_samples(
     phase: Phase = no_phase,
     show: bool = True,
 ) -> Gathered:
-    """What the metrics take of the samples of seeds, drawn in batches of size; goes on from unfinished.
+    """What the metrics take of the samples of seeds, drawn in batches of size; goes on from partial.
 
     Raises Interrupted, what there is being saved, where stopped says so between two batches. phase("sample") is entered
     around each batch.
@@ -208,7 +208,7 @@ def _computed(call: Callable[[], Any], done: int, num: int) -> Any:
 def scored(
     names: Sequence[str], sample_source: SampleSource, samples: Gathered, real: Reference, extractor: FeatureExtractor
 ) -> tuple[dict[str, dict[str, Any]], dict[str, NearestNeighbors]]:
-    """(each score by name, with its label, spread and how it was taken; the samples that a score picks out)."""
+    """({metric: its value, spread, label and how it was computed}, {metric: the samples nearest to real images})."""
     features = extractor.features
     found: dict[str, dict[str, Any]] = {}
     suspects: dict[str, NearestNeighbors] = {}

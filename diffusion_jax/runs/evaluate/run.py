@@ -16,9 +16,8 @@ from diffusion_jax.evals import sample_metrics
 from diffusion_jax.evals.moments import sha256
 from diffusion_jax.models.likelihood import DRAWS, bits_per_dim_program, conventions, own_conditions
 from diffusion_jax.report.atomic import replace_file
-from diffusion_jax.runs.evaluate import measured_samples
+from diffusion_jax.runs.evaluate import measured_samples, sample_sources
 from diffusion_jax.runs.evaluate import nearest_neighbors as suspects
-from diffusion_jax.runs.evaluate import sample_sources as subjects
 from diffusion_jax.runs.evaluate.evaluation import Evaluation
 from diffusion_jax.runs.evaluate.feature_extractor import MetricRequest
 from diffusion_jax.runs.evaluate.measured_samples import Interrupted, SampleSource
@@ -97,8 +96,7 @@ def evaluate(request: Request, *, out: Path | None, save_seconds: float = 60.0) 
         replace_file(out.with_suffix(".memorisation.png"), picture)
     for entry in result["metrics"].values():
         print(line(entry), *(f"  note: {note}" for note in entry.get("notes", ())), sep="\n")
-    sample_source = result["subject"]
-    print(f"step {sample_source['checkpoint_step']}, {sample_source['weights']}: {out}")
+    print(f"step {result['subject']['checkpoint_step']}, {result['subject']['weights']}: {out}")
     return out
 
 
@@ -125,7 +123,7 @@ class Evaluator:
     def measure(
         self, request: Request, folder: Path, save_seconds: float, stopped: Callable[[], bool]
     ) -> tuple[dict[str, Any], bytes | None]:
-        """(the result, a PNG of the samples that memorisation suspects); what is unfinished lies in folder meanwhile.
+        """(result, PNG of samples that may be copies of training images); an unfinished evaluation is kept in folder.
 
         Raises Interrupted where stopped says so, and UserError before anything is drawn.
         """
@@ -159,7 +157,7 @@ class Evaluator:
     ) -> tuple[dict[str, Any], bytes | None]:
         if BITS_PER_DIM in self._names:
             raise UserError(f"{BITS_PER_DIM} is of diffusion models; {request.root} has a run of task autoencoder")
-        params, step = subjects.restore_autoencoder(self._config, request.root, request.step, request.average)
+        params, step = sample_sources.restore_autoencoder(self._config, request.root, request.step, request.average)
         evaluation = self._shared(request, None)
         program = self._program(None, lambda: experiment.autoencoder.reconstruct_program(self._config))
         about = self._about(request, step, weights_name(request.average))
@@ -178,7 +176,7 @@ class Evaluator:
         save_seconds: float,
         stopped: Callable[[], bool],
     ) -> tuple[dict[str, Any], bytes | None]:
-        """The result with the scores of the subject's samples, and the suspects' picture."""
+        """The result with the metrics of the samples, and a PNG of those that may be copies of training images."""
         evaluation, names = self._evaluation, self._of_samples
         if not names or evaluation is None:
             return result, None
