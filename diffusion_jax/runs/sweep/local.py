@@ -1,5 +1,6 @@
 """Trials as processes on this machine, so many at a time, the machine's devices split between them."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.sweep.reporting import not_finite
@@ -57,6 +59,23 @@ def _gpus() -> list[str]:
     return [str(i) for i, _ in enumerate(line for line in lines if line.startswith("GPU "))]
 
 
+@contextlib.contextmanager
+def _on_cores(cores: frozenset[int]) -> Iterator[None]:
+    """This thread on these cores alone (empty: as it is), and from its first instruction what it starts meanwhile.
+
+    Set from outside once a process runs, they may come after it has counted its cores.
+    """
+    if not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 class _Running:
     """The process of a trial, in a session of its own: Ctrl-C reaches it through us, once."""
 
@@ -65,18 +84,17 @@ class _Running:
         self.started, self.pruned, self._asked = time.monotonic(), False, False
         self._log = trial.log.open("ab")
         self._log_begin = self._log.tell()
-        self.process = subprocess.Popen(
-            words,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=os.environ | share.environment,
-            pass_fds=(lock.child,),
-            start_new_session=True,
-        )
+        with _on_cores(share.cores):
+            self.process = subprocess.Popen(
+                words,
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | share.environment,
+                pass_fds=(lock.child,),
+                start_new_session=True,
+            )
         lock.note(self.process.pid)
-        if share.cores:  # before it has imported anything that counts them
-            os.sched_setaffinity(self.process.pid, share.cores)
 
     def terminate(self) -> None:
         """Asks it to save and end, once: to ask twice is to kill."""
