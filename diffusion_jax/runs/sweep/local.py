@@ -61,9 +61,9 @@ def _gpus() -> list[str]:
 
 @contextlib.contextmanager
 def _on_cores(cores: frozenset[int]) -> Iterator[None]:
-    """This thread on these cores alone (empty: as it is), and from its first instruction what it starts meanwhile.
+    """Runs this thread on these cores alone (empty: as before), and so each process that it starts meanwhile.
 
-    Set from outside once a process runs, they may come after it has counted its cores.
+    A process inherits them. Set once it runs, they could come after it has counted its cores.
     """
     if not cores:
         yield
