@@ -250,9 +250,9 @@ def test_a_map_is_one_channel_a_class():
         (lambda: requested((Height(),), SampleRequest(values={"height": ["2"]}), SETTING), r"is in \[0, 1\]; got 2"),
         (
             lambda: requested((Height(),), SampleRequest(values={"width": 1}), SETTING),
-            "--condition width .* takes height",
+            "no condition 'width' for --condition; it has height",
         ),
-        (lambda: requested((Label(3),), SampleRequest(values={"label": 1}), SETTING), "this one takes none"),
+        (lambda: requested((Label(3),), SampleRequest(values={"label": 1}), SETTING), "'label' .*; it has none"),
         (lambda: requested((), SampleRequest(labels=["1"]), SETTING), "--label needs a class-conditional model"),
         (lambda: requested((), SampleRequest(prompts=[""]), SETTING), "--prompt needs a model that is told captions"),
         (lambda: requested((), SampleRequest(negative_prompt=""), SETTING), "--negative_prompt needs a model that is"),
