@@ -20,7 +20,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.svm import SVC
 
 from diffusion_jax.runs.sample.conditions import SampleRequest
-from diffusion_jax.runs.sample.run import sample
+from diffusion_jax.runs.sample.run import Request, sample
 from diffusion_jax.runs.workdir.restored import GuideRequest
 
 
@@ -55,19 +55,16 @@ def main() -> None:
     arguments = parser.parse_args()
     guided_by = GuideRequest(arguments.classifier, arguments.scale)
     with tempfile.TemporaryDirectory() as folder:
-        sample(
+        request = Request(
             arguments.workdir,
-            Path(folder, "out"),
-            num=arguments.num,
+            arguments.num,
+            SampleRequest([str(label) for label in range(10)]),
             seed=10_000,
-            sample_request=SampleRequest([str(label) for label in range(10)]),
             batch=250,
-            step=None,
-            average=True,
-            overwrite=False,
             guided_by=guided_by,
-            guidance=arguments.guidance,
+            overrides={"guidance": arguments.guidance},
         )
+        sample(request, Path(folder, "out"))
         with np.load(Path(folder, "out", "samples.npz")) as arrays:
             print(json.dumps(quality(arrays["images"], arrays["labels"]), indent=2))
 

@@ -54,18 +54,18 @@ def measure(root: Path, num: int, out: Path | None, overrides: dict) -> dict[str
         found["captions right"] = float(np.mean([shapes.matches(*pair) for pair in zip(pixels, captions, strict=True)]))
         found["with relation"] = float(np.mean([shapes.related(*pair) for pair in zip(pixels, captions, strict=True)]))
     if "low_resolution" in names:
-        found["psnr"] = float(psnr(images.clip(-1, 1), batch["image"]).mean())
-        found["psnr bicubic"] = float(psnr(cond["low_resolution"], batch["image"]).mean())
+        found["psnr"] = float(psnr(images.clip(-1, 1), batch["x"]).mean())
+        found["psnr bicubic"] = float(psnr(cond["low_resolution"], batch["x"]).mean())
     if "map" in names:
         found["mean IoU"] = mean_iou(pixels, batch["map"])
     if "inpaint" in names:
         known = ~batch["mask"][..., None]
-        pasted = np.where(known, pictures.to_uint8(batch["image"]), pixels)
+        pasted = np.where(known, pictures.to_uint8(batch["x"]), pixels)
         found["all regions are shapes"] = float(
             np.mean([all(seen.shape for seen in shapes.read_picture(image)) for image in pasted])
         )
         found["mean error of known pixels"] = float(
-            np.abs(images - batch["image"])[np.broadcast_to(known, images.shape)].mean()
+            np.abs(images - batch["x"])[np.broadcast_to(known, images.shape)].mean()
         )
     return found
 
@@ -82,7 +82,7 @@ def mean_iou(pixels: np.ndarray, maps: np.ndarray) -> float:
 
 def autoencoder(root: Path, config, source, num: int) -> dict[str, float]:
     trained = pretrained.read_autoencoder(root)
-    x = first_batch(config, source, None, None, num)["image"]
+    x = first_batch(config, source, None, None, num)["x"]
     run = jax.jit(lambda x: trained.network.apply({"params": trained.params}, x))
     parts = [run(x[i : i + 50]) for i in range(0, num, 50)]
     y, mean, logvar = (np.concatenate(part) for part in zip(*parts, strict=True))

@@ -47,7 +47,7 @@ def steps(rates: tuple[float, ...], batch_size: int, turns: int) -> None:
     model = experiment.model(config)
     rng = np.random.default_rng(0)
     shape = (batch_size, *model.shape)
-    batch = {"image": rng.uniform(-1, 1, shape).astype(np.float32), "label": rng.integers(0, 10, batch_size, np.int32)}
+    batch = {"x": rng.uniform(-1, 1, shape).astype(np.float32), "label": rng.integers(0, 10, batch_size, np.int32)}
     batch = jax.device_put(batch, sharding.replicated(mesh))
     values = vectorised.values(trials, [KEY])
     seeds = jax.numpy.zeros(len(trials), jax.numpy.int32)

@@ -13,7 +13,7 @@ from diffusion_jax.config import base
 
 def get_config() -> ConfigDict:
     config = base()
-    config.data.update(source="tfds:celeb_a", height=64, width=64, channels=3, flip=True)
+    config.data.update(source="tfds:celeb_a", shape=(64, 64, 3), flip=True)
     config.schedule = "linear"
     config.model.update(channels=128, multipliers=(1, 2, 2, 2, 4), blocks=2, attention=(4,), dropout=0.1)
     config.optimizer.update(learning_rate=2e-4, warmup=5000, clip=1.0)

@@ -16,7 +16,7 @@ from diffusion_jax.config import base
 
 def get_config() -> ConfigDict:
     config = base()
-    config.data.update(source="tfds:cifar10", height=32, width=32, channels=3, flip=True)
+    config.data.update(source="tfds:cifar10", shape=(32, 32, 3), flip=True)
     config.schedule = "linear"
     config.model.update(channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(2,), dropout=0.1)
     config.optimizer.update(learning_rate=2e-4, warmup=5000, clip=1.0)

@@ -14,7 +14,7 @@ from diffusion_jax.config import base
 
 def get_config() -> ConfigDict:
     config = base()
-    config.data.update(source="digits", height=8, width=8, channels=1, cache=True)
+    config.data.update(source="digits", shape=(8, 8, 1), cache=True)
     config.schedule = "cosine"
     config.model.update(
         channels=32, multipliers=(1, 2), blocks=1, attention=(2,), groups=8, dropout=0.1, num_classes=10

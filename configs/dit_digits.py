@@ -14,7 +14,7 @@ from diffusion_jax.config import base
 
 def get_config() -> ConfigDict:
     config = base("dit")
-    config.data.update(source="digits", height=8, width=8, channels=1, cache=True)
+    config.data.update(source="digits", shape=(8, 8, 1), cache=True)
     config.schedule = "cosine"
     config.model.update(patch=2, width=96, depth=4, heads=4, waves=64, dropout=0.1, num_classes=10)
     config.optimizer.update(learning_rate=1e-3, warmup=200, decay="cosine")

@@ -18,7 +18,7 @@ from diffusion_jax.config import base
 
 def get_config() -> ConfigDict:
     config = base("dit")
-    config.data.update(source="tfds:imagenet2012", height=256, width=256, channels=3, flip=True)
+    config.data.update(source="tfds:imagenet2012", shape=(256, 256, 3), flip=True)
     config.latent = "runs/ldm_sd15_autoencoder"
     config.schedule = "linear"
     config.prediction = "eps(learned_variance=True)"

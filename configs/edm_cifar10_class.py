@@ -16,7 +16,7 @@ from diffusion_jax.config import base
 
 def get_config() -> ConfigDict:
     config = base()
-    config.data.update(source="tfds:cifar10", height=32, width=32, channels=3, flip=True)
+    config.data.update(source="tfds:cifar10", shape=(32, 32, 3), flip=True)
     config.schedule = "edm"
     config.prediction = "edm(sigma_data=0.5)"
     config.times = "log_normal(mean=-1.2, std=1.2)"

@@ -16,7 +16,7 @@ from diffusion_jax.config import base
 
 def get_config() -> ConfigDict:
     config = base()
-    config.data.update(source="folder:emoji128.zip", height=64, width=64, channels=3, cache=True)
+    config.data.update(source="folder:emoji128.zip", shape=(64, 64, 3), cache=True)
     config.schedule = "cosine"
     config.prediction = "x0"
     config.weighting = "min_snr(gamma=5.0)"

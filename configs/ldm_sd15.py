@@ -18,7 +18,7 @@ from diffusion_jax.config import base
 
 def get_config() -> ConfigDict:
     config = base()
-    config.data.update(source="folder:images", height=512, width=512, channels=3, flip=True)
+    config.data.update(source="folder:images", shape=(512, 512, 3), flip=True)
     config.data.precomputed = "runs/ldm_sd15_precomputed"
     config.schedule = "scaled_linear"
     config.model.update(

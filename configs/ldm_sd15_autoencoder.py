@@ -14,7 +14,7 @@ from diffusion_jax.config import base
 def get_config() -> ConfigDict:
     config = base()
     config.task = "autoencoder"
-    config.data.update(source="folder:images", height=512, width=512, channels=3, flip=True)
+    config.data.update(source="folder:images", shape=(512, 512, 3), flip=True)
     config.autoencoder.update(channels=128, latent_channels=4, multipliers=(1, 2, 4, 4), blocks=2, dtype="bfloat16")
     config.optimizer.update(learning_rate=4.5e-6)
     config.train.update(steps=500_000, batch_size=32)

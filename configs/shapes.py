@@ -10,7 +10,7 @@ from diffusion_jax.config import base
 
 def get_config() -> ConfigDict:
     config = base()
-    config.data.update(source="shapes:32,20000", height=32, width=32, channels=3, cache=True)
+    config.data.update(source="shapes:32,20000", shape=(32, 32, 3), cache=True)
     config.schedule = "cosine"
     config.prediction = "x0"
     config.weighting = "min_snr(gamma=5.0)"

@@ -15,7 +15,7 @@ from diffusion_jax.config import base
 def get_config() -> ConfigDict:
     config = base()
     config.task = "autoencoder"
-    config.data.update(source="shapes:64,20000", height=64, width=64, channels=3, cache=True)
+    config.data.update(source="shapes:64,20000", shape=(64, 64, 3), cache=True)
     config.autoencoder.update(channels=24, multipliers=(1, 2, 4), blocks=1, groups=8, latent_channels=4)
     config.optimizer.update(learning_rate=1e-3, warmup=100, decay="cosine")
     config.ema.decay = 0.99

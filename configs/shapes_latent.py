@@ -17,7 +17,7 @@ from configs import shapes_text
 
 def get_config() -> ConfigDict:
     config = shapes_text.get_config()
-    config.data.update(source="shapes:64,20000", height=64, width=64)
+    config.data.update(source="shapes:64,20000", shape=(64, 64, 3))
     config.latent = "runs/shapes_autoencoder"
     config.model.patch = 1  # latents are 16 x 16
     config.train.steps = 2600

@@ -10,7 +10,7 @@ from diffusion_jax.config import base
 
 def get_config() -> ConfigDict:
     config = base()
-    config.data.cache = True
+    config.data.update(shape=(8, 8, 1), cache=True)
     config.schedule = "cosine(steps=100)"
     config.model.update(channels=8, multipliers=(1,), blocks=1, attention=(), groups=4, dropout=0.1, num_classes=10)
     config.optimizer.update(learning_rate=3e-3, warmup=5)

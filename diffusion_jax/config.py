@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffusion_jax import ranges
+from diffusion_jax.earlier_keys import EARLIER, DataSection, renamed
 from diffusion_jax.errors import UserError, did_you_mean
 
 
@@ -28,14 +29,13 @@ def base(network: str = "unet") -> ConfigDict:
             "seed": 0,  # of the parameters, the order of the data and every random draw of a step
             "init_from": "",  # workdir whose averaged parameters a new run starts with
             "data": {
-                "source": "digits",  # digits | shapes:SIZE,COUNT | tfds:NAME | folder:PATH (a folder or a zip)
+                "source": "digits",  # digits | shapes:SIZE,COUNT | tfds:NAME | folder:PATH | arrays:FILE
                 "split": "train",  # train, or another that the source has
                 "caption": "text",  # column of metadata.jsonl or .csv, or text of a TFDS data set, that is the caption
                 "missing_captions": "tell",  # tell | refuse: images that are listed nowhere, or with an empty caption
                 "data_dir": "",  # where TFDS keeps its data sets; "" is its own default
-                "height": 8,  # pixels that images are scaled and cropped to
-                "width": 8,  # pixels that images are scaled and cropped to
-                "channels": 1,  # 1, 3 or 4 (alpha)
+                "shape": (),  # of an example, channels last: (height, width, channels); () is that of the data
+                "modality": "",  # spec, modalities: image | array(...), as which examples are read; "": the source's
                 "flip": False,  # mirror half of the images, at random
                 "precomputed": "",  # folder of latents or text features that `diffusion-jax precompute` made; "": none
                 "corrupt_limit": 0,  # unreadable examples that are skipped and named before the run ends
@@ -157,11 +157,8 @@ def base(network: str = "unet") -> ConfigDict:
             },
         }
     )
-    return config.lock()
-
-
-EARLIER: dict[str, Any] = {"level_scale": 1.0}
-"""{dotted key: what versions without it did}, where that is not its default: of the configs that they wrote."""
+    sections = {name: DataSection(section) if name == "data" else section for name, section in config.items()}
+    return ConfigDict(sections).lock()
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -184,7 +181,7 @@ def from_json(text: str) -> ConfigDict:
     their defaults, but for those in `EARLIER`. Ranges are not looked at: an earlier version took numbers that `check`
     refuses, and what it trained with them can still be sampled.
     """
-    values = json.loads(text)
+    values = renamed(json.loads(text))
     defaults = base(_network(values)).to_dict()
     for key, value in EARLIER.items():
         _set(defaults, key, value)
@@ -193,18 +190,21 @@ def from_json(text: str) -> ConfigDict:
 
 def newer(text: str) -> list[str]:
     """The keys of `base()` that the config in text lacks, dotted."""
-    values = json.loads(text)
+    values = renamed(json.loads(text))
     return list(_missing(base(_network(values)).to_dict(), values))
 
 
 def as_trained(config: ConfigDict, text: str) -> ConfigDict:
     """config for going on with the parameters of the run whose config is text.
 
-    The keys in `EARLIER` that text lacks are as that run had them.
+    The keys in `EARLIER` that text lacks are as that run had them, and so is an open `data.modality`: its units are
+    those that the parameters know.
     """
     values = config.to_dict()
     for key, value in earlier(text).items():
         _set(values, key, value)
+    if not config.data.modality:
+        values["data"]["modality"] = from_json(text).data.modality
     return check(values)
 
 
@@ -249,7 +249,7 @@ def check(values: Any) -> ConfigDict:
 
 def _typed(values: Any) -> ConfigDict:
     """`check` without the ranges."""
-    values = values.to_dict() if isinstance(values, ConfigDict) else values
+    values = renamed(values.to_dict() if isinstance(values, ConfigDict) else values)
     config = base(_network(values))
     _fill(config, values, "config")
     return config

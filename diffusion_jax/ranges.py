@@ -77,9 +77,7 @@ _SAMPLE_SEED = Range(0, 2**31 - 1, integer=True)
 
 CONFIG: dict[str, Range] = {
     "seed": _SEED,
-    "data.height": FROM_1,
-    "data.width": FROM_1,
-    "data.channels": FROM_1,
+    "data.shape": EACH_FROM_1,
     "data.corrupt_limit": FROM_0,
     "data.threads": FROM_0,
     "data.workers": FROM_0,

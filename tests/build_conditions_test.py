@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image as Picture
 
 from configs import tiny
 from diffusion_jax import experiment
 from diffusion_jax.data import tokens
-from diffusion_jax.data.pipeline import train_batches
+from diffusion_jax.data.pipeline import Order, train_batches
 from diffusion_jax.data.readers import Field
 from diffusion_jax.errors import UserError
+from diffusion_jax.modalities import Image
 from diffusion_jax.models.conditions import (
     CONDITIONS,
     BatchEntry,
@@ -38,7 +39,7 @@ SETTING = RequestSetting(np.arange(4, dtype=np.int32), SHAPE)
 
 def png(values):
     file = io.BytesIO()
-    Image.fromarray(values.astype(np.uint8)).save(file, "PNG")
+    Picture.fromarray(values.astype(np.uint8)).save(file, "PNG")
     return file.getvalue()
 
 
@@ -147,7 +148,7 @@ def test_the_suite_sees_what_is_wrong(broken, said):
 
 def test_fields_of_ones_own_come_as_entries_and_wrong_ones_are_said():
     def first(*readers):
-        batches = train_batches(Everything(), image_size=(8, 8), channels=3, batch_size=4, seed=0, readers=readers)
+        batches = train_batches(Everything(), Image(), (8, 8, 3), Order(seed=0, batch_size=4), readers=readers)
         try:
             return next(batches)
         finally:
@@ -172,18 +173,16 @@ def test_an_entry_of_a_batch_that_nothing_reads_is_named():
     trainee = experiment.trainee(config, model)
     state = experiment.abstract_state(config, trainee)
     step = experiment.train_step(config, trainee, mesh)
-    batch = {"image": jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.float32), "label": jax.ShapeDtypeStruct((8,), jnp.int32)}
+    batch = {"x": jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.float32), "label": jax.ShapeDtypeStruct((8,), jnp.int32)}
     jax.eval_shape(step, state, batch, jax.random.key(0))
-    with pytest.raises(
-        UserError, match="nothing reads the entry 'depth' of a batch; what is trained reads image, label"
-    ):
+    with pytest.raises(UserError, match="nothing reads the entry 'depth' of a batch; what is trained reads label, x"):
         jax.eval_shape(step, state, batch | {"depth": batch["label"]}, jax.random.key(0))
 
 
 def test_label_and_caption_are_left_out_together_and_another_by_itself():
     """By one draw of condition_dropout with the key itself; a condition of config.spatial by the key of its place."""
     config = tiny.get_config()
-    config.data.update(height=8, width=8, channels=3)
+    config.data.shape = (8, 8, 3)
     config.text, config.spatial = (
         "transformer(length=4, vocabulary=300, width=8, layers=1, heads=1)",
         ("map(classes=2)",),
@@ -208,7 +207,7 @@ def test_label_and_caption_are_left_out_together_and_another_by_itself():
 def test_low_resolution_says_how_noisy_it_is():
     condition = LowResolution(factor=4, noise=0.5)
     x = images(2000, 4, 4, 1)
-    clean = condition.entries({"image": jnp.asarray(x)})
+    clean = condition.entries({"x": jnp.asarray(x)})
     noisy = condition.augment(jax.random.key(0), clean)
     level = np.asarray(noisy["low_resolution_level"])
     assert level.min() >= 0
@@ -225,7 +224,7 @@ def test_low_resolution_says_how_noisy_it_is():
 def test_inpainting_sees_the_mask_and_nothing_of_what_it_hides():
     condition = Inpaint()
     x, mask = images(), np.random.default_rng(1).random((4, 16, 24)) < 0.5
-    entries = condition.entries({"image": jnp.asarray(x), "mask": jnp.asarray(mask)})
+    entries = condition.entries({"x": jnp.asarray(x), "mask": jnp.asarray(mask)})
     np.testing.assert_array_equal(entries["mask"][..., 0], mask)
     np.testing.assert_array_equal(entries["known"], np.where(mask[..., None], 0, x))
     assert {name: a.shape[-1] for name, a in entries.items()} == condition.channels(3)

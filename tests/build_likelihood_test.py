@@ -105,6 +105,7 @@ def test_a_model_that_knows_which_values_there_are_does_not_pay_for_others(metho
 def test_a_learned_schedule_is_measured_as_it_has_been_learned(monkeypatch):
     """And not as it was before it had learned."""
     config = base()
+    config.data.shape = (8, 8, 1)
     config.schedule, config.objective = "learned(hidden=8)", "vdm"
     config.model.update(channels=4, multipliers=(1,), blocks=1, attention=(), groups=2, num_classes=0)
     model = experiment.model(config)

@@ -30,6 +30,7 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
         "strength", None, "How far --init_image is diffused, in (0, 1]; 0.6, or 1 where painted.", flag_values=values
     )
     flags.DEFINE_string("mask", None, "White where --init_image is painted, black where kept.", flag_values=values)
+    flags.DEFINE_list("paint", None, "FROM,TO: what is painted of an array or, in seconds, audio.", flag_values=values)
     flags.DEFINE_list("expand", None, "left,top,right,bottom: pixels painted around --init_image.", flag_values=values)
     flags.DEFINE_integer(
         "resample", 4, "Turns of each jump where a part is kept (RePaint); more fit better.", flag_values=values
@@ -46,17 +47,19 @@ def run(values: flags.FlagValues) -> None:
     """Samples."""
     if not values.workdir or not values.out:
         raise UserError("sample needs --workdir=FOLDER and --out=FOLDER")
-    options = {"given": _given(values), "guided_by": sampling.guided_by(values)} | sampling.arguments(values)
-    from diffusion_jax.runs.sample.run import sample
+    given, guided_by, said = _given(values), sampling.guided_by(values), sampling.arguments(values)
+    overrides = {name: said.pop(name) for name in sampling.OVERRIDES}
+    from diffusion_jax.runs.sample.run import Request, sample
     from diffusion_jax.runs.sample.starting_noise import NoiseRequest
 
-    options["noise"] = NoiseRequest(Path(values.noise) if values.noise else None, values.save_noise)
-    sample(Path(values.workdir), Path(values.out), batch=values.batch, overwrite=values.overwrite, **options)
+    noise = NoiseRequest(Path(values.noise) if values.noise else None, values.save_noise)
+    chosen = {"batch": values.batch, "given": given, "guided_by": guided_by, "noise": noise, "overrides": overrides}
+    sample(Request(Path(values.workdir), **chosen, **said), Path(values.out), overwrite=values.overwrite)
 
 
 def _given(values: flags.FlagValues) -> Any:
     if not values.init_image:
-        of_edits = ("strength", "mask", "expand", "resample", "jump", "invert")
+        of_edits = ("strength", "mask", "paint", "expand", "resample", "jump", "invert")
         if alone := [name for name in of_edits if values[name].present]:
             raise UserError(f"--{alone[0]} is of an image to edit; give its --init_image=FILE too")
         return None
@@ -69,5 +72,15 @@ def _given(values: flags.FlagValues) -> Any:
     from diffusion_jax.runs.sample.edit import EditRequest
 
     mask = Path(values.mask) if values.mask else None
-    options = (values.strength, values.resample, values.invert, values.jump)
+    options = (values.strength, values.resample, values.invert, values.jump, _paint(values))
     return EditRequest(Path(values.init_image), mask, expand, *options)
+
+
+def _paint(values: flags.FlagValues) -> tuple[float, float] | None:
+    if values.paint is None:
+        return None
+    try:
+        first, last = (float(text) for text in values.paint)
+    except ValueError:
+        raise UserError(f"--paint is FROM,TO, as in 0.25,0.5; got {','.join(values.paint)}") from None
+    return first, last

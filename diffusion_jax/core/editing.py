@@ -194,7 +194,7 @@ def blend(image: Array, drawn: Array, unknown: Array, border: int = 0) -> Array:
     All [B, H, W, C], unknown broadcasting. The share of drawn rises linearly from the border inwards, so what is known
     comes back as it is.
     """
-    share = jnp.broadcast_to(unknown, (*drawn.shape[:3], 1)).astype(drawn.dtype)
+    share = jnp.broadcast_to(unknown, (*drawn.shape[:-1], 1)).astype(drawn.dtype)
     if border:
         known = 1 - share
         near = [known]  # after k rounds, 1 within k pixels of what is known

@@ -1,45 +1,67 @@
-"""Examples of a source as arrays, read, decoded and cropped, before what chance does to them."""
+"""Examples of a source as arrays of one shape, before what chance does to them."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from diffusion_jax.data import transforms
 from diffusion_jax.data.corrupt import CorruptError, readable
-from diffusion_jax.data.example import Source
+from diffusion_jax.data.example import Example, Source
 from diffusion_jax.data.readers import Place, Reader, require
 from diffusion_jax.errors import UserError
 
 Read = tuple[np.ndarray | None, tuple[dict[str, Any], ...]]
-"""The image of one example (None where images are not read), and the values of each reader."""
+"""The array of one example (None where only other fields are read), and the values of each reader."""
+
+
+class Decoder(Protocol):
+    """How examples become arrays of one shape; `modalities.Modality` says what each member is."""
+
+    @property
+    def dtype(self) -> np.dtype: ...  # noqa: D102
+
+    @property
+    def mirrors(self) -> bool: ...  # noqa: D102
+
+    @property
+    def noun(self) -> str: ...  # noqa: D102
+
+    def check_shape(self, shape: tuple[int, ...]) -> None: ...  # noqa: D102
+
+    def decode(self, example: Example, shape: tuple[int, ...]) -> np.ndarray: ...  # noqa: D102
+
+    def fit(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray: ...  # noqa: D102
+
+    def mirror(self, arrays: np.ndarray, where: np.ndarray) -> np.ndarray: ...  # noqa: D102
+
+    def to_model(self, arrays: np.ndarray) -> np.ndarray: ...  # noqa: D102
 
 
 class Examples(NamedTuple):
     """Examples as they were decoded, before what chance does to them."""
 
     indices: np.ndarray  # int64 [B]: what was asked for, or what took the place of a corrupt one
-    images: np.ndarray  # uint8 [B, H, W, C], or [B, 0, 0, 0] where they are not read
+    arrays: np.ndarray  # [B, *S, C] of the decoder's dtype, or [B, 0] where they are not read
     values: tuple[dict[str, np.ndarray], ...]  # of each reader, [B, ...]
 
     def take(self, rows: np.ndarray) -> "Examples":
         """Those in rows."""
         values = tuple({name: a[rows] for name, a in each.items()} for each in self.values)
-        return Examples(self.indices[rows], self.images[rows], values)
+        return Examples(self.indices[rows], self.arrays[rows], values)
 
     def put(self, row: int, index: int, read: Read) -> None:
         """Takes one example in."""
-        image, values = read
+        array, values = read
         self.indices[row] = index
-        if image is not None:
-            self.images[row] = image
+        if array is not None:
+            self.arrays[row] = array
         for mine, one in zip(self.values, values, strict=True):
             for name, value in one.items():
                 mine[name][row] = value
 
 
 class Decoded:
-    """The examples of a source: their images of shape H W C, None to read none, and what readers read.
+    """The examples of a source: their arrays of shape *S C, unless arrays is False, and what readers read.
 
     cache holds what was read.
     """
@@ -47,14 +69,16 @@ class Decoded:
     def __init__(
         self,
         source: Source,
-        shape: tuple[int, int, int],
+        decoder: Decoder,
+        shape: tuple[int, ...],
         readers: Sequence[Reader],
         *,
-        images: bool = True,
+        arrays: bool = True,
         cache: bool = False,
         corrupt_limit: int = 0,
     ):
-        self._source, self._shape, self._images, self._cache = source, shape, images, cache
+        self.decoder = decoder
+        self._source, self._shape, self._arrays, self._cache = source, shape, arrays, cache
         self.readers, self._corrupt_limit = tuple(readers), corrupt_limit
         self._hold()
 
@@ -63,12 +87,12 @@ class Decoded:
         self._examples, self._held = self._room(size), np.zeros(size, bool)
 
     def _room(self, size: int) -> Examples:
-        images = np.empty((size, *(self._shape if self._images else (0, 0, 0))), np.uint8)
+        arrays = np.empty((size, *(self._shape if self._arrays else (0,))), self.decoder.dtype)
         values = tuple(
-            {name: np.empty((size, *shape), dtype) for name, (shape, dtype) in reader.held(self._shape[:2]).items()}
+            {name: np.empty((size, *shape), dtype) for name, (shape, dtype) in reader.held(self._shape[:-1]).items()}
             for reader in self.readers
         )
-        return Examples(np.empty(size, np.int64), images, values)
+        return Examples(np.empty(size, np.int64), arrays, values)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_examples", "_held")}
@@ -93,8 +117,7 @@ class Decoded:
         return readable(index, len(self._source), self._corrupt_limit, self.read_one)
 
     def read_one(self, index: int) -> Read:
-        """The image of one example, and the values of each reader; raises CorruptError if they cannot be read."""
-        height, width, channels = self._shape
+        """The array of one example, and the values of each reader; raises CorruptError if they cannot be read."""
         try:
             example = self._source[index]
         except UserError as error:
@@ -102,12 +125,13 @@ class Decoded:
         for reader in self.readers:
             for field in reader.fields:
                 require(example, field)
-        image = None
-        if self._images:
+        array = original = None
+        if self._arrays:
             try:
-                image = transforms.decode(example["image"], channels=channels, name=example["name"])
+                array = self.decoder.decode(example, self._shape)
+                original = array.shape[:-1]
+                array = self.decoder.fit(array, self._shape)
             except UserError as error:
                 raise CorruptError(str(error)) from error
-        place = Place((height, width), None if image is None else (image.shape[0], image.shape[1]))
-        values = tuple(reader.read(example, place) for reader in self.readers)
-        return None if image is None else transforms.resize_crop(image, height, width), values
+        place = Place(self._shape[:-1], original)
+        return array, tuple(reader.read(example, place) for reader in self.readers)

@@ -1,19 +1,26 @@
 """What a data set holds, and what is done to its images, in sentences for a person."""
 
+import collections
 import io
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from diffusion_jax.data import transforms
 from diffusion_jax.data.classes import Renumbered, shown
-from diffusion_jax.data.example import Example, Source
+from diffusion_jax.data.example import Example, Source, image_of
 from diffusion_jax.data.image_folder import ImageFolder
 from diffusion_jax.data.transforms import FORMATS
 from diffusion_jax.errors import UserError
 
 LOOKED_AT = 64
-"""The most images whose sizes are read."""
+"""The most images whose sizes are read to describe a data set."""
+
+DECIDING = 1024
+"""The most images whose sizes are read to decide about `data.shape`."""
+
+_LISTED = 6  # sizes in a message
 
 _TURNED = {5, 6, 7, 8}  # orientations that exchange height and width
 
@@ -55,7 +62,7 @@ def header(data: bytes) -> Header | None:
 
 def images(source: Source, examples: list[Example], height: int, width: int, channels: int) -> str:
     """What the images of a source are, as far as examples say, and how they become height x width x channels."""
-    heads = [head for head in (header(example["image"]) for example in examples) if head is not None]
+    heads = [head for head in (header(image_of(example)) for example in examples) if head is not None]
     count = f"{len(source):,} images"
     if not heads:
         return f"{count}, of which none of {len(examples)} could be read"
@@ -75,6 +82,38 @@ def images(source: Source, examples: list[Example], height: int, width: int, cha
     if transparent and channels < 4:
         done.append("transparency to white")
     return f"{count} of {size} {kind}{looked}: {', '.join(done) or 'as they are'}"
+
+
+def image_shape(source: Source) -> tuple[int, int, int]:
+    """(height, width, channels) of the images of a source: of all, or of DECIDING that lie evenly in it.
+
+    The channels are 4 where a pixel is transparent, 3 where one of the images has colour, else 1: what loses nothing.
+    Raises UserError that lists the sizes where they differ.
+    """
+    examples = examples_of(source, DECIDING)
+    heads = [(head, example) for example in examples if (head := header(image_of(example))) is not None]
+    if not heads:
+        raise UserError(f"none of {len(examples)} images can be read, so data.shape cannot be taken from them")
+    sizes = collections.Counter((head.height, head.width) for head, _ in heads)
+    if len(sizes) > 1:
+        listed = [f"{h} x {w} ({count:,})" for (h, w), count in sizes.most_common(_LISTED)]
+        more = f" and {len(sizes) - _LISTED:,} more" if len(sizes) > _LISTED else ""
+        raise UserError(
+            f"the images have {len(sizes):,} sizes: {', '.join(listed)}{more}; set data.shape=(HEIGHT, WIDTH, "
+            "CHANNELS), to which they are scaled and cropped in the middle"
+        )
+    transparent = any(head.transparent and _is_transparent(example) for head, example in heads)
+    colour = any(head.colour for head, _ in heads)
+    ((height, width),) = sizes
+    return height, width, 4 if transparent else 3 if colour else 1
+
+
+def _is_transparent(example: Example) -> bool:
+    """Whether a pixel is other than opaque; an image that cannot be decoded has none."""
+    try:
+        return bool((transforms.decode(image_of(example), channels=4, name=example["name"])[..., 3] < 255).any())
+    except UserError:  # which training counts as a corrupt one
+        return False
 
 
 def _range(sides: list[int]) -> str:

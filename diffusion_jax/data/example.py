@@ -2,14 +2,19 @@
 
 from typing import NotRequired, Protocol, TypedDict
 
+import numpy as np
+
+from diffusion_jax.errors import UserError
+
 
 class Example(TypedDict):
-    """One image, still encoded (PNG, JPEG, ...), with what is known of it.
+    """One image, still encoded (PNG, JPEG, ...), or one array, with what is known of it.
 
     A source may add fields of its own (a number, a text, an array of one shape), which a `data.readers.Reader` reads.
     """
 
-    image: bytes
+    image: NotRequired[bytes]
+    array: NotRequired[np.ndarray]  # [*S, C], of any real type
     name: str  # the file or record, for errors
     label: NotRequired[int]  # in [0, num_classes)
     caption: NotRequired[str]
@@ -17,7 +22,11 @@ class Example(TypedDict):
 
 
 class Source(Protocol):
-    """A random-access sequence of examples, the same in every process; picklable, and safe to read from threads."""
+    """A random-access sequence of examples, the same in every process; picklable, and safe to read from threads.
+
+    A source of other data than images has an attribute `modality` too, the spec by which they are read; `modality_of`
+    reads it.
+    """
 
     @property
     def num_classes(self) -> int | None:
@@ -39,3 +48,22 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example:
         """The example at index in [0, len); raises UserError that names it if it can't be read."""
         ...
+
+
+def modality_of(source: Source) -> str:
+    """The spec by which the examples of a source are read, such as "array"; "image" where the source says nothing."""
+    return getattr(source, "modality", "image")
+
+
+def image_of(example: Example) -> bytes:
+    """The encoded image of an example; raises UserError that names it where it has none."""
+    if "image" not in example:
+        raise UserError(f"{example['name']} has no image; set data.modality to what the data holds")
+    return example["image"]
+
+
+def array_of(example: Example) -> np.ndarray:
+    """The array [*S, C] of an example; raises UserError that names it where it has none."""
+    if "array" not in example:
+        raise UserError(f"{example['name']} has no array; set data.modality to what the data holds")
+    return example["array"]

@@ -11,26 +11,29 @@ _BENDS = 8  # in the longest brush stroke
 _LEAST, _MOST = 0.05, 0.9  # of the pixels, that strokes may cover
 
 
-def random_masks(seed: int, first: int, count: int, height: int, width: int) -> np.ndarray:
-    """A mask for each of the positions [first, first + count), bool [count, H, W], True where pixels are unknown.
+def random_masks(seed: int, first: int, count: int, size: tuple[int, ...]) -> np.ndarray:
+    """A mask for each of the positions [first, first + count), bool [count, *size], True where values are unknown.
 
-    Half of them are brush strokes, in the manner of Yu et al. 2019 (arXiv:1806.03589), 3 in 10 boxes, and 2 in 10 a
-    side of the image, as for outpainting. Some pixels are unknown, and some known, in each. A mask is a function of
-    seed and its position alone. Raises UserError for images of one row or column, which have no part to hide.
+    Of images, half are brush strokes, in the manner of Yu et al. 2019 (arXiv:1806.03589), 3 in 10 boxes, and 2 in 10
+    a side of the image, as for outpainting. Of other arrays, half are boxes, such as a gap in a waveform, half a side,
+    such as its end. Some values are unknown, and some known, in each. A mask is a function of seed and its position
+    alone. Raises UserError for a side of 1, which has no part to hide.
     """
-    if min(height, width) < 2:
-        raise UserError(f"masks need images of at least 2 x 2 pixels, not {height} x {width}")
+    if min(size) < 2:
+        raise UserError(f"masks need sides of at least 2, not {' x '.join(str(side) for side in size)}")
     key = np.random.SeedSequence([seed, 2]).generate_state(2, np.uint64)  # 0 and 1 are order and flips
     raw = np.random.Philox(key=key, counter=_BLOCKS * first).random_raw(4 * _BLOCKS * count)
     draws = ((raw >> np.uint64(11)) * 2.0**-53).reshape(count, -1)  # uniform in [0, 1)
-    masks = np.zeros((count, height, width), bool)
+    masks = np.zeros((count, *size), bool)
     for mask, (kind, *rest) in zip(masks, draws, strict=True):
-        if kind < 0.5:
-            mask[:] = _strokes(rest, height, width)
+        if len(size) != 2:
+            mask[:] = (_box if kind < 0.5 else _side)(rest, size)
+        elif kind < 0.5:
+            mask[:] = _strokes(rest, *size)
             if not _LEAST <= mask.mean() <= _MOST:
-                mask[:] = _side(rest, height, width)
+                mask[:] = _side(rest, size)
         else:
-            mask[:] = (_box if kind < 0.8 else _side)(rest, height, width)
+            mask[:] = (_box if kind < 0.8 else _side)(rest, size)
     return masks
 
 
@@ -48,22 +51,25 @@ def _strokes(draws: list[float], height: int, width: int) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def _box(draws: list[float], height: int, width: int) -> np.ndarray:
-    """A box anywhere, its sides 0.4 to 0.8 of the image's."""
-    mask = np.zeros((height, width), bool)
-    tall, wide = (_part(0.4 + 0.4 * draw, side) for draw, side in zip(draws[:2], (height, width), strict=True))
-    top, left = int(draws[2] * (height - tall + 1)), int(draws[3] * (width - wide + 1))
-    mask[top : top + tall, left : left + wide] = True
+def _box(draws: list[float], size: tuple[int, ...]) -> np.ndarray:
+    """A box anywhere, its sides 0.4 to 0.8 of the array's."""
+    mask = np.zeros(size, bool)
+    rank = len(size)
+    lengths = [_part(0.4 + 0.4 * draw, side) for draw, side in zip(draws[:rank], size, strict=True)]
+    ends = zip(draws[rank : 2 * rank], size, lengths, strict=True)
+    starts = [int(draw * (side - length + 1)) for draw, side, length in ends]
+    mask[tuple(slice(start, start + length) for start, length in zip(starts, lengths, strict=True))] = True
     return mask
 
 
-def _side(draws: list[float], height: int, width: int) -> np.ndarray:
-    """The part of the image, 0.25 to 0.65 of it, at one of its four sides."""
-    mask = np.zeros((height, width), bool)
-    which = int(4 * draws[0])
-    rows = mask if which < 2 else mask.T
-    rows[: _part(0.25 + 0.4 * draws[1], len(rows))] = True
-    return mask[::-1, ::-1] if which % 2 else mask
+def _side(draws: list[float], size: tuple[int, ...]) -> np.ndarray:
+    """The part of the array, 0.25 to 0.65 of it, at one of the ends of one of its axes."""
+    mask = np.zeros(size, bool)
+    axis, last = divmod(int(2 * len(size) * draws[0]), 2)
+    along = np.moveaxis(mask, axis, 0)
+    part = _part(0.25 + 0.4 * draws[1], len(along))
+    along[len(along) - part if last else 0 : len(along) if last else part] = True
+    return mask
 
 
 def _part(share: float, side: int) -> int:
@@ -71,10 +77,10 @@ def _part(share: float, side: int) -> int:
     return min(max(round(share * side), 1), side - 1)
 
 
-def read_map(data: bytes, image_size: tuple[int, int], height: int, width: int, *, name: str) -> np.ndarray:
-    """A semantic map for the image of image_size (h, w), brought to height x width as `transforms.resize_crop` does.
+def read_map(data: bytes, image_size: tuple[int, ...], size: tuple[int, ...], *, name: str) -> np.ndarray:
+    """A semantic map for the image of image_size (h, w), brought to size (H, W) as `transforms.resize_crop` does.
 
-    The classes are int32 [height, width]; each pixel takes that of the nearest. Raises UserError that names the map if
+    The classes are int32 [H, W]; each pixel takes that of the nearest. Raises UserError that names the map if
     it is none for the image.
     """
     classes = read_classes(data, name=f"the map of {name}")
@@ -83,7 +89,7 @@ def read_map(data: bytes, image_size: tuple[int, int], height: int, width: int, 
             f"the map of {name} is {classes.shape[1]} x {classes.shape[0]}, but its image {image_size[1]} x "
             f"{image_size[0]}; draw it at the size of the image"
         )
-    rows, columns = _nearest(image_size, height, width)
+    rows, columns = _nearest(image_size, size)
     return classes[np.ix_(rows, columns)]
 
 
@@ -99,11 +105,11 @@ def read_classes(data: bytes, *, name: str) -> np.ndarray:
     raise UserError(f"{name} holds colours ({mode}); a map is a gray or palette PNG, a class a value")
 
 
-def _nearest(image_size: tuple[int, int], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(image_size: tuple[int, ...], size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """The row and the column in which the centre of each pixel lies, once scaled to just cover and cropped."""
-    scale = max(height / image_size[0], width / image_size[1])
+    scale = max(new / side for side, new in zip(image_size, size, strict=True))
     indices = []
-    for side, new in zip(image_size, (height, width), strict=True):
+    for side, new in zip(image_size, size, strict=True):
         before = max(side - new / scale, 0) / 2
         centres = before + (np.arange(new) + 0.5) * (side - 2 * before) / new
         indices.append(np.minimum(centres.astype(np.int64), side - 1))

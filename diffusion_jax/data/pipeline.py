@@ -22,9 +22,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from diffusion_jax.data import transforms
 from diffusion_jax.data.corrupt import Skipped
-from diffusion_jax.data.decoded import Decoded
+from diffusion_jax.data.decoded import Decoded, Decoder
 from diffusion_jax.data.example import Source
 from diffusion_jax.data.precomputed import Precomputed
 from diffusion_jax.data.readers import Reader, Rows
@@ -32,7 +31,7 @@ from diffusion_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
-MAX_CACHE = 2**32  # bytes of decoded pixels
+MAX_CACHE = 2**32  # bytes of decoded examples
 
 
 def _key(seed: int, purpose: int) -> np.ndarray:
@@ -63,11 +62,35 @@ def coins(seed: int, first: int, count: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
+class Order:
+    """Which examples each step is given, and which of them this process reads."""
+
+    seed: int
+    batch_size: int  # global
+    flip: bool = False  # whether half of the examples are mirrored, at random, but none that a reader keeps from it
+    process_index: int = 0
+    process_count: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a process reads; it changes nothing of what is read."""
+
+    cache: bool = False  # hold decoded examples in memory
+    corrupt_limit: int = 0  # examples that cannot be read, are named, and have another in their place
+    threads: int = 4  # in each worker, or in this process where there are none
+    workers: int = 0  # processes
+
+
+PLAIN = Reading()
+
+
+@dataclasses.dataclass(frozen=True)
 class _Rows:
     """Our process's rows of the batch that starts at a position of the stream; what threads and workers run."""
 
     decoded: Decoded
-    image_size: tuple[int, int]
+    shape: tuple[int, ...]  # *S C of an example
     size: int  # of the source
     seed: int
     flip: bool
@@ -81,7 +104,7 @@ class _Rows:
 
     def __call__(self, start: int) -> Batch:
         first = start + self.offset
-        index, images, values = self.decoded.read(self.indices(start))
+        index, arrays, values = self.decoded.read(self.indices(start))
         each = list(zip(self.decoded.readers, values, strict=True))
         where = None
         if self.flip:
@@ -89,13 +112,14 @@ class _Rows:
             for reader, read in each:
                 if (upright := reader.keeps_side(read)) is not None:
                     where &= ~upright
-            images = transforms.mirror(images, where)
+            if arrays.size:
+                arrays = self.decoded.decoder.mirror(arrays, where)
         batch = {"index": index}
         if self.precomputed:
             batch |= self.precomputed.read(index, where)
-        if images.size:
-            batch["image"] = transforms.to_float(images)
-        rows = Rows(self.seed, first, self.count, self.image_size, where)
+        if arrays.size:
+            batch["x"] = self.decoded.decoder.to_model(arrays)
+        rows = Rows(self.seed, first, self.count, self.shape[:-1], where)
         for reader, read in each:
             batch |= reader.entries(read, rows)
         return batch
@@ -104,20 +128,11 @@ class _Rows:
 class TrainBatches:
     """An endless iterator of batches, prepared ahead in threads or worker processes; `train_batches` makes one."""
 
-    def __init__(
-        self,
-        rows: _Rows,
-        *,
-        batch_size: int,
-        fingerprint: str,
-        threads: int,
-        workers: int,
-        prefetch: int,
-        corrupt_limit: int = 0,
-    ):
-        self.skipped = Skipped(corrupt_limit, rows.size, rows.decoded.read_one)
+    def __init__(self, rows: _Rows, batch_size: int, fingerprint: str, reading: Reading):
+        self.skipped = Skipped(reading.corrupt_limit, rows.size, rows.decoded.read_one)
         self._rows, self._batch_size, self._fingerprint = rows, batch_size, fingerprint
-        self._threads, self._workers, self._prefetch = threads, workers, prefetch
+        self._threads, self._workers = reading.threads, reading.workers
+        self._prefetch = max(reading.threads, 2)
         self._position = 0
         self._batches: Any = None  # Grain's iterator from _position on, once it is needed
         self._lock = threading.Lock()
@@ -170,86 +185,81 @@ class TrainBatches:
 
 def train_batches(
     source: Source,
+    decoder: Decoder,
+    shape: tuple[int, ...],
+    order: Order,
     *,
-    image_size: tuple[int, int],
-    channels: int,
-    batch_size: int,
-    seed: int,
-    flip: bool = False,
-    cache: bool = False,
     readers: Sequence[Reader] = (),
     precomputed: Precomputed | None = None,
-    corrupt_limit: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-    threads: int = 4,
-    workers: int = 0,
+    reading: Reading = PLAIN,
 ) -> TrainBatches:
-    """Batches of source for ever, this process's rows of each: batch n is a function of seed and n alone.
+    """Batches of source for ever, this process's rows of each: batch n is a function of the seed and n alone.
 
-    A batch holds "image" float32 [b, H, W, C] in [-1, 1], "index" int64 [b], the examples' places in source, and the
-    entries that readers make; b = batch_size / process_count. With flip, half of the images are mirrored, at random,
-    but none that a reader keeps from it. With precomputed, a batch holds its arrays too, and no image if latents are
-    among them. cache keeps decoded images in memory. threads run in each of workers processes, or in this one if
-    workers is 0. Up to corrupt_limit examples of this process that cannot be read are named, and others take their
-    place, which "index" tells. Raises UserError for the next one, for numbers that don't fit together, and for a source
+    A batch holds "x" float32 [b, *S, C], of this shape and in the model's units, "index" int64 [b], the places of the
+    examples in source, and the entries that readers make; b = batch_size / process_count. With precomputed it holds
+    those arrays too, and no "x" if latents are among them. "index" tells which example took the place of a corrupt one.
+    Raises UserError for one corrupt example more than the limit, for numbers that don't fit together, and for a source
     that lacks what a reader reads.
     """
-    size = len(source)
-    height, width = image_size
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(f"batch_size={batch_size} is not a positive multiple of the {process_count} processes")
+    _check_numbers(source, decoder, shape, order, reading)
+    _check_cache(source, decoder, shape, readers, reading.cache)
+    if precomputed is not None:
+        _check_precomputed(precomputed, source, flip=order.flip, of_image=any(reader.of_image for reader in readers))
+    for reader in readers:
+        reader.check(source, shape[:-1])
+    latents = precomputed is not None and "mean" in precomputed.names
+    count = order.batch_size // order.process_count
+    rows = _Rows(
+        decoded=Decoded(
+            source,
+            decoder,
+            shape,
+            readers,
+            arrays=not latents,
+            cache=reading.cache,
+            corrupt_limit=reading.corrupt_limit,
+        ),
+        shape=shape,
+        size=len(source),
+        seed=order.seed,
+        flip=order.flip,
+        precomputed=precomputed,
+        offset=order.process_index * count,
+        count=count,
+    )
+    return TrainBatches(rows, order.batch_size, source.fingerprint, reading)
+
+
+def _check_numbers(source: Source, decoder: Decoder, shape: tuple[int, ...], order: Order, reading: Reading) -> None:
+    if order.batch_size < 1 or order.batch_size % order.process_count:
+        raise UserError(
+            f"batch_size={order.batch_size} is not a positive multiple of the {order.process_count} processes"
+        )
     least = {
-        "height": (height, 1),
-        "width": (width, 1),
-        "seed": (seed, 0),
-        "threads": (threads, 0),
-        "workers": (workers, 0),
-        "corrupt_limit": (corrupt_limit, 0),
+        "seed": (order.seed, 0),
+        "threads": (reading.threads, 0),
+        "workers": (reading.workers, 0),
+        "corrupt_limit": (reading.corrupt_limit, 0),
+        "data.shape": (min(shape), 1),
     }
     for name, (value, minimum) in least.items():
         if value < minimum:
             raise UserError(f"{name}={value} must be at least {minimum}")
-    if channels not in transforms.MODES:
-        raise UserError(f"channels={channels} must be 1 (gray), 3 (RGB) or 4 (RGBA)")
-    if not size:
+    decoder.check_shape(shape)
+    if order.flip and not decoder.mirrors:
+        raise UserError(f"data.flip mirrors images left to right, and the data are {decoder.noun}; set data.flip=False")
+    if not len(source):
         raise UserError("the data source has no examples; check its split")
-    shapes = [shape for reader in readers for shape in reader.held(image_size).values()]
-    an_example = height * width * channels + sum(math.prod(s) * np.dtype(kind).itemsize for s, kind in shapes if s)
-    if cache and (needed := size * an_example) > MAX_CACHE:
-        raise UserError(f"cache=True would hold {needed:,} bytes of pixels, more than {MAX_CACHE:,}; set cache=False")
-    if precomputed is not None:
-        _check_precomputed(precomputed, source, flip=flip, of_image=any(reader.of_image for reader in readers))
-    for reader in readers:
-        reader.check(source, image_size)
-    latents = precomputed is not None and "mean" in precomputed.names
-    count = batch_size // process_count
-    rows = _Rows(
-        decoded=Decoded(
-            source,
-            (height, width, channels),
-            readers,
-            images=not latents,
-            cache=cache,
-            corrupt_limit=corrupt_limit,
-        ),
-        image_size=(height, width),
-        size=size,
-        seed=seed,
-        flip=flip,
-        precomputed=precomputed,
-        offset=process_index * count,
-        count=count,
-    )
-    return TrainBatches(
-        rows,
-        batch_size=batch_size,
-        fingerprint=source.fingerprint,
-        threads=threads,
-        workers=workers,
-        prefetch=max(threads, 2),
-        corrupt_limit=corrupt_limit,
-    )
+
+
+def _check_cache(
+    source: Source, decoder: Decoder, shape: tuple[int, ...], readers: Sequence[Reader], cache: bool
+) -> None:
+    an_example = math.prod(shape) * decoder.dtype.itemsize
+    for sides, kind in (held for reader in readers for held in reader.held(shape[:-1]).values()):
+        an_example += math.prod(sides) * np.dtype(kind).itemsize if sides else 0
+    if cache and (needed := len(source) * an_example) > MAX_CACHE:
+        raise UserError(f"cache=True would hold {needed:,} bytes of examples, more than {MAX_CACHE:,}; set cache=False")
 
 
 def _check_precomputed(found: Precomputed, source: Source, *, flip: bool, of_image: bool) -> None:

@@ -25,30 +25,33 @@ _SIDED = re.compile(r"\b(left|right)", re.IGNORECASE)
 class Place(NamedTuple):
     """What an example is read for."""
 
-    size: tuple[int, int]  # H W of the images of a batch
-    original: tuple[int, int] | None  # h w of the example's image, before it is scaled; None: images are not read
+    size: tuple[int, ...]  # *S of the arrays of a batch: H W of images
+    original: tuple[int, ...] | None  # *S of the example's own array, before it is scaled; None: arrays are not read
 
 
 class Rows(NamedTuple):
-    """The rows of one batch: where in the stream of examples they are, and what chance did to their images."""
+    """The rows of one batch: where in the stream of examples they are, and what chance did to their arrays."""
 
     seed: int
     first: int  # position of the first row in the stream
     num: int  # B
-    size: tuple[int, int]  # H W of the images
+    size: tuple[int, ...]  # *S of the arrays
     mirrored: np.ndarray | None  # bool [B]: which of them are flipped left to right; None: none is
 
 
 class Reader:
-    """Makes entries of a batch of fields of its examples; as it stands, it reads nothing."""
+    """Makes entries of a batch of fields of its examples; as it stands, it reads nothing.
+
+    size is *S of the arrays of a batch, H W of images.
+    """
 
     fields: tuple[str, ...] = ()
     """Fields that every `Example` must have for it."""
     of_image: bool = False
     """Whether its entries lie on the pixels of the image: then latents cannot take the image's place."""
 
-    def check(self, source: Source, size: tuple[int, int]) -> None:
-        """Raises UserError where the source, or images of size H W, cannot serve; called before the first batch."""
+    def check(self, source: Source, size: tuple[int, ...]) -> None:
+        """Raises UserError where the source, or arrays of this size, cannot serve; called before the first batch."""
         try:
             example = source[0]
         except UserError:  # which counts as a corrupt one, when its turn comes
@@ -56,7 +59,7 @@ class Reader:
         for field in self.fields:
             require(example, field)
 
-    def held(self, size: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], Any]]:
+    def held(self, size: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], Any]]:
         """{value: (shape, dtype)} of what `read` gives for one example; dtype object for texts."""
         return {}
 
@@ -93,7 +96,7 @@ class Field(Reader):
         """The one field."""
         return (self.name,)
 
-    def held(self, size: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], Any]]:
+    def held(self, size: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], Any]]:
         """As `Reader`."""
         return {self.name: (self.shape, np.dtype(self.dtype))}
 
@@ -118,7 +121,7 @@ class Labels(Field):
     def __init__(self) -> None:
         super().__init__("label", dtype="int32")
 
-    def check(self, source: Source, size: tuple[int, int]) -> None:
+    def check(self, source: Source, size: tuple[int, ...]) -> None:
         """As `Reader`: the source itself says whether its examples have labels."""
         if source.num_classes is None:
             raise UserError("the data has no labels, which the model is trained on; use data with a label for each")
@@ -136,7 +139,7 @@ class Captions(Reader):
 
     fields = ("caption",)
 
-    def held(self, size: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], Any]]:
+    def held(self, size: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], Any]]:
         """As `Reader`."""
         return {"caption": ((), object)}
 
@@ -162,7 +165,13 @@ class Maps(Reader):
     fields = ("map",)
     of_image = True
 
-    def held(self, size: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], Any]]:
+    def check(self, source: Source, size: tuple[int, ...]) -> None:
+        """As `Reader`; maps are of images."""
+        if len(size) != 2:
+            raise UserError(f"a semantic map is of images (height, width, channels); data.shape has {len(size)} sides")
+        super().check(source, size)
+
+    def held(self, size: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], Any]]:
         """As `Reader`."""
         return {"map": (size, np.dtype(np.int32))}
 
@@ -171,7 +180,7 @@ class Maps(Reader):
         picture, name = require(example, "map"), example["name"]
         assert place.original is not None  # as `of_image` says
         try:
-            found = masks.read_map(picture, place.original, *place.size, name=name)
+            found = masks.read_map(picture, place.original, place.size, name=name)
         except UserError as error:
             raise CorruptError(str(error)) from error
         if found.max() >= self.classes:
@@ -187,17 +196,17 @@ class Maps(Reader):
 
 @dataclasses.dataclass(frozen=True)
 class Masks(Reader):
-    """Random masks of what is to be painted, entry "mask" bool [B, H, W], as `masks.random_masks` draws them."""
+    """Random masks of what is to be painted, entry "mask" bool [B, *S], as `masks.random_masks` draws them."""
 
     of_image = True
 
-    def check(self, source: Source, size: tuple[int, int]) -> None:
+    def check(self, source: Source, size: tuple[int, ...]) -> None:
         """As `Reader`."""
-        masks.random_masks(0, 0, 1, *size)  # raises where images have no part to hide
+        masks.random_masks(0, 0, 1, size)  # raises where arrays have no part to hide
 
     def entries(self, values: Mapping[str, np.ndarray], rows: Rows) -> dict[str, np.ndarray]:
         """As `Reader`."""
-        return {"mask": masks.random_masks(rows.seed, rows.first, rows.num, *rows.size)}
+        return {"mask": masks.random_masks(rows.seed, rows.first, rows.num, rows.size)}
 
 
 def require(example: Example, field: str) -> Any:

@@ -1,9 +1,10 @@
-"""The ways to name a data set: `digits`, `shapes`, `shapes:SIZE,COUNT`, `tfds:NAME`, `folder:PATH`."""
+"""The ways to name a data set: `digits`, `shapes:SIZE,COUNT`, `tfds:NAME`, `folder:PATH`, `arrays:FILE`."""
 
 import dataclasses
 from collections.abc import Callable
 
 from diffusion_jax import extensions
+from diffusion_jax.data.array_file import array_file
 from diffusion_jax.data.example import Source
 from diffusion_jax.data.image_folder import image_folder
 from diffusion_jax.data.tfds_source import digits, drawn_shapes, tfds_source
@@ -14,6 +15,10 @@ CAPTION = "text"
 """The column of captions, or the feature of a TFDS data set, where none is chosen."""
 
 
+OF_IMAGES = frozenset({"digits", "shapes", "tfds", "folder"})
+"""Names whose examples are images, which nobody has to open the data to know."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Opening:
     """Which part of a data set is read, and how."""
@@ -22,6 +27,7 @@ class Opening:
     data_dir: str | None = None  # where TFDS keeps its data sets; None: its default
     caption: str = CAPTION
     needs: frozenset[str] = frozenset()  # of "caption" and "label": what the model is trained on
+    shape: tuple[int, ...] = ()  # of an example, as `data.shape` says it; (): open
 
 
 # name: opens the source from what follows the colon
@@ -32,6 +38,7 @@ SOURCES: dict[str, Callable[[str, Opening], Source]] = {
         name, how.split, data_dir=how.data_dir, caption_key=None if how.caption == CAPTION else how.caption
     ),
     "folder": lambda path, how: image_folder(path, how.split, caption=how.caption, needs=how.needs),
+    "arrays": lambda path, how: array_file(path, how.split, how.shape),
 }
 
 
@@ -42,28 +49,29 @@ def open_source(
     data_dir: str | None = None,
     caption: str = CAPTION,
     needs: frozenset[str] = frozenset(),
+    shape: tuple[int, ...] = (),
 ) -> Source:
     """The split of the source that spec names; raises UserError where there is none, or it can't be read.
 
     needs, of "caption" and "label", is what the model is trained on: a folder may have it in files that are read for
-    that alone. A dotted name with arguments, "mypkg.data.MySource(count=64)", is a class or function of a trusted
-    package, which is called with what it takes of split, data_dir, caption and needs too.
+    that alone. shape is `data.shape`, which says whether arrays have channels; (): open. A dotted name with arguments,
+    "mypkg.data.MySource(count=64)", is a class or function of a trusted package, which is called with what it takes of
+    split, data_dir, caption, needs and shape too.
     """
     name, _, argument = spec.partition(":")
+    how = Opening(split, data_dir, caption, needs, shape)
     if extensions.is_dotted(spec.partition("(")[0]):
-        return from_spec(
-            spec, {}, "data source", {"split": split, "data_dir": data_dir, "caption": caption, "needs": needs}
-        )
+        return from_spec(spec, {}, "data source", dataclasses.asdict(how))
     if name not in SOURCES or (name != "shapes" and bool(argument) == (name == "digits")):
         raise UserError(
-            f"unknown data source {spec!r}; write digits, shapes:SIZE,COUNT, tfds:NAME or folder:PATH "
-            "(a folder or a zip of one)"
+            f"unknown data source {spec!r}; write digits, shapes:SIZE,COUNT, tfds:NAME, folder:PATH (a folder or a zip "
+            "of one) or arrays:FILE"
         )
-    if caption != CAPTION and name in ("digits", "shapes"):
+    if caption != CAPTION and name in ("digits", "shapes", "arrays"):
         raise UserError(
             f"data.caption={caption!r} is of data from folder: or tfds:; leave it at {CAPTION!r} for {name}"
         )
-    return SOURCES[name](argument, Opening(split, data_dir, caption, needs))
+    return SOURCES[name](argument, how)
 
 
 def _numbers(text: str) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """From a config to objects, and nothing else. Everything below takes plain arguments, never a config."""
 
 from diffusion_jax.experiment import autoencoder, classifier, precompute
-from diffusion_jax.experiment.data import batches, opened, source, tokenizer
+from diffusion_jax.experiment.data import batches, modality, opened, resolved, shape, source, tokenizer
 from diffusion_jax.experiment.model import model, schedule
 from diffusion_jax.experiment.objective import time_sampling
 from diffusion_jax.experiment.precompute import digest, precompute_program, precomputed
@@ -45,15 +45,18 @@ __all__ = [
     "initial_state",
     "layout",
     "mesh",
+    "modality",
     "model",
     "opened",
     "optimizer",
     "precompute",
     "precompute_program",
     "precomputed",
+    "resolved",
     "sample_program",
     "sampling",
     "schedule",
+    "shape",
     "source",
     "time_sampling",
     "tokenizer",

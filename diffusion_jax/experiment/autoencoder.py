@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.core import autoencoding as ae
 from diffusion_jax.core.objectives import Drawn, Examples, Objective, Trained
 from diffusion_jax.errors import UserError
+from diffusion_jax.experiment import data
 from diffusion_jax.experiment.training import Trainee
 from diffusion_jax.interop import lpips_weights
 from diffusion_jax.models.text import DTYPES
@@ -28,7 +29,7 @@ def network(config: ConfigDict) -> AutoencoderKL:
         raise UserError(f"unknown autoencoder.dtype {options.dtype!r}; choose from {', '.join(DTYPES)}")
     names = ("channels", "latent_channels", "multipliers", "blocks", "attention", "mid_attention", "groups")
     return AutoencoderKL(
-        out_channels=config.data.channels,
+        out_channels=data.shape(config)[-1],
         dtype=DTYPES[options.dtype],
         quant_convs=options.quant_convs,
         **{name: options[name] for name in names},
@@ -65,7 +66,7 @@ def trainee(config: ConfigDict) -> Trainee:
         raise UserError("autoencoder.kl_weight, perceptual_weight and adversarial_weight are not negative")
 
     def init(key: Array) -> Params:
-        x = jnp.zeros((1, config.data.height, config.data.width, config.data.channels))
+        x = jnp.zeros((1, *data.shape(config)))
         params = {"autoencoder": net.init(key, x)["params"]}
         if judge is not None:
             params["discriminator"] = judge.init(jax.random.fold_in(key, 1), x)["params"]
@@ -74,7 +75,7 @@ def trainee(config: ConfigDict) -> Trainee:
     return Trainee(
         two_players(options, net, judge),
         init,
-        lambda key, batch, pretrained: Examples(batch["image"], {}),
+        lambda key, batch, pretrained: Examples(batch["x"], {}),
         lambda params, pretrained, key: Trained(params, pretrained),
         net.tensor_rules,
         net.outer_layers,

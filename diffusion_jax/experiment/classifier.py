@@ -13,6 +13,7 @@ from diffusion_jax.core import process
 from diffusion_jax.core.objectives import Examples, Trained, cross_entropy
 from diffusion_jax.core.times import AdaptiveTimes
 from diffusion_jax.errors import UserError
+from diffusion_jax.experiment import data
 from diffusion_jax.experiment.model import schedule
 from diffusion_jax.experiment.objective import time_sampling
 from diffusion_jax.experiment.training import Trainee
@@ -50,8 +51,7 @@ def _check_unused(config: ConfigDict) -> None:
 
 def trained(config: ConfigDict, params: Params, scale: float) -> Classifier:
     """The classifier of config with its parameters."""
-    shape = (config.data.height, config.data.width, config.data.channels)
-    return Classifier(network(config), params, config.model.num_classes, shape, scale)
+    return Classifier(network(config), params, config.model.num_classes, data.shape(config), scale)
 
 
 def trainee(config: ConfigDict) -> Trainee:
@@ -63,7 +63,7 @@ def trainee(config: ConfigDict) -> Trainee:
         raise UserError(f"a classifier draws its times independently of its losses; times={config.times} does not")
 
     def init(key: Array) -> Params:
-        x = jnp.zeros((1, config.data.height, config.data.width, config.data.channels))
+        x = jnp.zeros((1, *data.shape(config)))
         return net.init(key, x, jnp.zeros(1))["params"]
 
     def trained(params: Params, pretrained: Mapping[str, Params], dropout: Array) -> Trained:
@@ -75,7 +75,7 @@ def trainee(config: ConfigDict) -> Trainee:
     return Trainee(
         cross_entropy(times, noise),
         init,
-        lambda key, batch, pretrained: Examples(batch["image"], {"label": batch["label"]}),
+        lambda key, batch, pretrained: Examples(batch["x"], {"label": batch["label"]}),
         trained,
         net.tensor_rules,
         net.outer_layers,

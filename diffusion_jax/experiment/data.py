@@ -3,15 +3,62 @@
 import jax
 from ml_collections import ConfigDict
 
+from diffusion_jax import modalities
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.data.classes import Classes, renumbered, shown
+from diffusion_jax.data.example import modality_of
 from diffusion_jax.data.precomputed import Precomputed
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
+from diffusion_jax.modalities import Modality
 from diffusion_jax.models.conditions import Condition, Label, spatial
 from diffusion_jax.models.model import Model
 
 _CAPTIONS = 20_000  # read to learn a tokenizer
+
+
+def shape(config: ConfigDict) -> tuple[int, ...]:
+    """The shape [*S, C] of an example; raises UserError where `data.shape` is open still."""
+    if not config.data.shape:
+        raise UserError(
+            "data.shape is open, and the data are not at hand to tell it; set it, as in data.shape=(32, 32, 3)"
+        )
+    return tuple(config.data.shape)
+
+
+def modality(config: ConfigDict) -> Modality:
+    """How the examples of a config are read, pictured and written; raises UserError for an unknown data.modality."""
+    return modalities.modality(config.data.modality or "image")
+
+
+def resolved(config: ConfigDict) -> ConfigDict:
+    """config with `data.shape` and `data.modality` taken from the data where they are open.
+
+    Opens the data if it has to. Raises UserError where the examples are of several shapes, or a given shape is none
+    that they can have.
+    """
+    if not config.data.modality and config.data.source.partition(":")[0] in sources.OF_IMAGES:
+        config = _with_data(config, modality="image")
+    if config.data.shape and config.data.modality and modality(config).complete:
+        modality(config).check_shape(shape(config))
+        return config
+    data = opened(config)
+    found = modalities.modality(config.data.modality or modality_of(data))
+    if not len(data):
+        raise UserError(f"{config.data.source} has no examples; check data.source and data.split")
+    try:
+        sides = tuple(config.data.shape) or found.shape_of(data)
+        found.check_shape(sides)
+        return _with_data(config, shape=sides, modality=found.measured(data, sides))
+    except UserError as error:
+        raise UserError(f"{config.data.source}: {error}") from error
+
+
+def _with_data(config: ConfigDict, **changes: object) -> ConfigDict:
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.update(changes)
+    return config
 
 
 def opened(config: ConfigDict) -> sources.Source:
@@ -25,6 +72,7 @@ def opened(config: ConfigDict) -> sources.Source:
         data_dir=config.data.data_dir or None,
         caption=config.data.caption,
         needs=frozenset(name for name, needed in needs.items() if needed),
+        shape=tuple(config.data.shape),
     )
 
 
@@ -70,21 +118,21 @@ def batches(
         )
     # What was precomputed is read all the same, without an entry of its own: it says which images are mirrored.
     each = [condition.reader(None if set(condition.features) & set(names) else tokenizer) for condition in told]
+    options = config.data
     return pipeline.train_batches(
         data,
-        image_size=(config.data.height, config.data.width),
-        channels=config.data.channels,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        flip=config.data.flip,
-        cache=config.data.cache,
-        threads=config.data.threads,
-        workers=config.data.workers,
-        process_index=jax.process_index() if split else 0,
-        process_count=jax.process_count() if split else 1,
+        modality(config),
+        shape(config),
+        pipeline.Order(
+            config.seed,
+            config.train.batch_size,
+            options.flip,
+            process_index=jax.process_index() if split else 0,
+            process_count=jax.process_count() if split else 1,
+        ),
         readers=[reader for reader in each if reader is not None],
         precomputed=precomputed,
-        corrupt_limit=config.data.corrupt_limit,
+        reading=pipeline.Reading(options.cache, options.corrupt_limit, options.threads, options.workers),
     )
 
 

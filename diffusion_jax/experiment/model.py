@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.core.predictions import PREDICTIONS
 from diffusion_jax.core.schedules import MODIFIERS, SCHEDULES, Learned, Schedule, learned
 from diffusion_jax.errors import UserError
+from diffusion_jax.experiment import data
 from diffusion_jax.experiment.objective import objective
 from diffusion_jax.models.conditions import Caption, Label, check_names, spatial
 from diffusion_jax.models.latent import Autoencoder
@@ -50,8 +51,8 @@ def model(config: ConfigDict, autoencoder: Autoencoder | None = None, text_folde
     if dtype not in DTYPES:
         raise UserError(f"unknown model.dtype {dtype!r}; choose from {', '.join(DTYPES)}")
     parameterization = from_spec(config.prediction, PREDICTIONS, "prediction")
-    shape = (config.data.height, config.data.width, config.data.channels)
-    x_channels = autoencoder.latent_shape(shape)[-1] if autoencoder else config.data.channels
+    shape = data.shape(config)
+    x_channels = (autoencoder.latent_shape(shape) if autoencoder else shape)[-1]
     encoder = text(config.text, text_folder)
     conditions = spatial(config.spatial) + ((Label(num_classes),) if num_classes else ())
     conditions += (Caption(encoder),) if encoder else ()

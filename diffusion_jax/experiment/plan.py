@@ -1,5 +1,6 @@
 """The programs of a config from shapes alone: nothing is read, allocated or run."""
 
+import math
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.core.schedules.learned import Learned
 from diffusion_jax.errors import UserError
-from diffusion_jax.experiment import autoencoder, classifier, training
+from diffusion_jax.experiment import autoencoder, classifier, data, training
 from diffusion_jax.experiment.data import conditions
 from diffusion_jax.experiment.model import model as training_model
 from diffusion_jax.experiment.sampling import sampling
@@ -65,9 +66,9 @@ def trainee(config: ConfigDict, model: Model | None) -> Trainee:
 
 def batch_entries(config: ConfigDict, model: Model | None, *, precomputed: bool = True) -> dict[str, BatchEntry]:
     """What the step reads of a batch: with precomputed, latents and features where config has such."""
-    shape = (config.data.height, config.data.width, config.data.channels)
+    shape = data.shape(config)
     precomputed = precomputed and bool(config.data.precomputed)
-    found = {"image": BatchEntry(shape, jnp.float32, -1, 1)}
+    found = {"x": BatchEntry(shape, jnp.float32, -1, 1)}
     if precomputed and model is not None and model.autoencoder is not None:
         found = {name: BatchEntry(model.x_shape, jnp.float32) for name in ("mean", "logvar")}
     for condition in conditions(config, model):
@@ -141,7 +142,7 @@ def without_recomputation(config: ConfigDict) -> ConfigDict | None:
     if config.task != "diffusion":
         return None
     flash = config.model.get("attention_kernel", "xla") != "xla" and (
-        config.model.attention_kernel == "flash" or config.data.height * config.data.width >= attention.FLASH_FROM
+        config.model.attention_kernel == "flash" or math.prod(data.shape(config)[:-1]) >= attention.FLASH_FROM
     )
     if not (config.model.get("remat") or flash):
         return None

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.data.precomputed import Precomputed, open_precomputed
 from diffusion_jax.data.tokens import from_folder
 from diffusion_jax.errors import UserError
+from diffusion_jax.experiment import data
 from diffusion_jax.models.model import Model
 from diffusion_jax.train.state import Params
 
@@ -34,7 +35,7 @@ def parts(model: Model) -> tuple[str, ...]:
 
 
 def precompute_program(model: Model) -> Callable[[Mapping[str, Params], Mapping[str, Any]], dict[str, Array]]:
-    """(pretrained, {"image": [B, H, W, C], "tokens": [B, N]}, each where `parts` has it) -> arrays by name; jitted.
+    """(pretrained, {"x": [B, *S, C], "tokens": [B, N]}, each where `parts` has it) -> arrays by name; jitted.
 
     mean and logvar [B, h, w, z] of scaled latents; text [B, N, D], text_mask [B, N] and, where the
     network is told of it, text_pooled [B, D].
@@ -43,8 +44,8 @@ def precompute_program(model: Model) -> Callable[[Mapping[str, Params], Mapping[
     @jax.jit
     def program(pretrained: Mapping[str, Params], batch: Mapping[str, Any]) -> dict[str, Array]:
         found: dict[str, Array] = {}
-        if "image" in batch and model.autoencoder is not None:
-            found["mean"], found["logvar"] = model.autoencoder.encode(pretrained["autoencoder"], batch["image"])
+        if "x" in batch and model.autoencoder is not None:
+            found["mean"], found["logvar"] = model.autoencoder.encode(pretrained["autoencoder"], batch["x"])
         for condition in model.conditions:
             if condition.features and set(condition.encodes) <= set(batch):
                 found |= condition.encode(pretrained[condition.name], dict(batch))
@@ -67,7 +68,6 @@ def precomputed(config: ConfigDict, model: Model) -> Precomputed | None:
             raise UserError(
                 f"{found.folder} was computed by another {part} than this config's; precompute it with this config"
             )
-    height, width = config.data.height, config.data.width
     shapes = {name: shape for name, shape, _ in found.arrays}
     wanted = {}
     if model.autoencoder is not None:
@@ -77,7 +77,7 @@ def precomputed(config: ConfigDict, model: Model) -> Precomputed | None:
     for name, shape in wanted.items():
         if name in shapes and shapes[name] != shape:
             raise UserError(
-                f"{found.folder} has {name} of {shapes[name]}, and images of {height} x {width} with this config "
+                f"{found.folder} has {name} of {shapes[name]}, and examples of {data.shape(config)} with this config "
                 f"give {shape}; precompute them with this config"
             )
     return found

@@ -109,7 +109,7 @@ def examples(
 ) -> Callable[[Array, steps.Batch], Examples]:
     """(key, batch) -> what a step trains on: images or their latents, and what the model is told of each.
 
-    A batch holds "image", or "mean" and "logvar" of its latents, and what `batches` adds for the model's conditions;
+    A batch holds "x", or "mean" and "logvar" of its latents, and what `batches` adds for the model's conditions;
     pretrained is the model's, on the devices.
     """
 
@@ -146,11 +146,11 @@ def gammas(config: ConfigDict) -> tuple[float, ...]:
 def _x0(model: Model, key: Array, batch: Mapping[str, Array], pretrained: Mapping[str, Params]) -> Array:
     """The images, or samples of their latents: the same whether these are encoded here or were precomputed."""
     if model.autoencoder is None:
-        return batch["image"]
+        return batch["x"]
     if "mean" in batch:
         mean, logvar = batch["mean"], batch["logvar"]
     else:
-        mean, logvar = model.autoencoder.encode(pretrained["autoencoder"], batch["image"])
+        mean, logvar = model.autoencoder.encode(pretrained["autoencoder"], batch["x"])
     return sample_posterior(mean, logvar, jax.random.normal(key, mean.shape))
 
 

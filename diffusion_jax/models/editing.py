@@ -32,7 +32,7 @@ class Edit:
     strength: float  # in (0, 1]; 1 starts from noise alone
     inpaint: bool  # whether a part of the image is kept
     resample: int  # turns of each jump, where a part is kept
-    canvas: tuple[int, int]  # H W of the image; larger than the model's is drawn in windows of the model's
+    canvas: tuple[int, ...]  # *S of the example; larger than the model's is drawn in windows of the model's
     invert: bool = False  # to the noise that DDIM finds in the image, told of no class or caption, not to random noise
     jump: int = 1  # steps of a jump, where a part is kept
 
@@ -66,9 +66,9 @@ def edit_program(model: Model, how: Sampling, mesh: Mesh, edit: Edit, guides: Gu
     plain = guided(model, dataclasses.replace(how, guidance=1.0, guidance_rescale=0.0, guidance_interval=()))
     factor = 1
     if model.autoencoder is not None:
-        model.autoencoder.latent_shape((*edit.canvas, model.shape[2]))  # raises where the canvas does not fit
+        model.autoencoder.latent_shape((*edit.canvas, model.shape[-1]))  # raises where the canvas does not fit
         factor = model.autoencoder.network.factor
-    window = model.x_shape[:2]
+    window = model.x_shape[:-1]
     strides = tuple(max(n // 2, 1) for n in window)
     canvas = tuple(n // factor for n in edit.canvas)
 
@@ -79,7 +79,7 @@ def edit_program(model: Model, how: Sampling, mesh: Mesh, edit: Edit, guides: Gu
         count = editing.count_windows(canvas, window, strides)
         pixels = tuple(n * factor for n in window), tuple(n * factor for n in strides)
         parts = {
-            name: editing.crops(a, *pixels) if a.ndim == 4 else jnp.repeat(a, count, axis=0) for name, a in cond.items()
+            name: editing.crops(a, *pixels) if a.ndim == len(model.shape) + 1 else jnp.repeat(a, count, axis=0) for name, a in cond.items()
         }
         return editing.in_windows(guide(params, pretrained, parts), window, strides)
 

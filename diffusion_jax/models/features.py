@@ -20,7 +20,9 @@ from diffusion_jax.nets.inception import SIDE, InceptionV3
 from diffusion_jax.train import sharding
 from diffusion_jax.train.state import Params
 
-INCEPTION = "inception"
+INCEPTION, VALUES = "inception", "values"
+
+_MOST_VALUES = 4096  # whose covariance takes 128 MiB
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,8 +30,8 @@ class Features:
     """A network whose features and classes samples are measured by."""
 
     apply: Callable[[Array | np.ndarray], Mapping[str, Array]]
-    """uint8 [B, H, W, C] -> "pooled" [B, D], "probabilities" [B, classes] and of Inception sFID's "spatial" [B, D'],
-    float32; each image by itself."""
+    """uint8 [B, H, W, C], or float32 [B, *S, C] of other data than images -> "pooled" [B, D] and, where it has them,
+    "probabilities" [B, classes] and Inception's "spatial" [B, D'] of sFID, float32; each example by itself."""
     record: Mapping[str, Any]
     """What a result says of it: extractor, sha256, resize."""
     spatial: bool = False
@@ -78,13 +80,30 @@ def classifier(trained: Classifier, schedule: Schedule, name: str, mesh: Mesh) -
                 "train one on this data"
             )
         t = schedule.conditioning(jnp.zeros(len(images)))
-        x = images.astype(jnp.float32) / 127.5 - 1
+        x = images.astype(jnp.float32) / 127.5 - 1 if images.dtype == jnp.uint8 else images
         logits, aside = trained.network.apply({"params": params}, x, t, mutable=["intermediates"])
         (pooled,) = aside["intermediates"]["attention_pool"]["pooled"]
         return {"pooled": pooled, "probabilities": jax.nn.softmax(logits)}
 
     record = {"extractor": name, "sha256": digest_of(trained.params), "resize": "none"}
     return Features(_compiled(program, params, mesh), record)
+
+
+def values(mesh: Mesh) -> Features:
+    """The values of an example themselves, in the model's units: for small arrays, of which no network is known."""
+
+    def program(params: Params, x: Array) -> dict[str, Array]:
+        x = x.astype(jnp.float32) / 127.5 - 1 if x.dtype == jnp.uint8 else x
+        flat = x.reshape(len(x), -1)
+        if flat.shape[1] > _MOST_VALUES:
+            raise UserError(
+                f"--features=values is of at most {_MOST_VALUES:,} values an example, these have {flat.shape[1]:,}; "
+                "train a classifier, and give its workdir"
+            )
+        return {"pooled": flat}
+
+    record = {"extractor": VALUES, "sha256": "", "resize": "none"}
+    return Features(_compiled(program, {}, mesh), record)
 
 
 def _compiled(program: Callable[..., dict[str, Array]], params: Params, mesh: Mesh) -> Callable[[Any], Any]:

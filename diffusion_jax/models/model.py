@@ -36,7 +36,7 @@ class Model:
     network: Network
     schedule: Schedule  # one that is learned as it is at first; `bind` gives it parameters
     parameterization: Parameterization
-    shape: tuple[int, int, int]  # H W C of one image
+    shape: tuple[int, ...]  # *S C of one example: H W C of an image
     conditions: tuple[Condition, ...] = ()  # each draws with a key of its place: those of config.spatial are the first
     autoencoder: Autoencoder | None = None  # x is an image's latent
     own: Callable[[Array], Params] | None = None  # key -> parameters of the objective's own, which are trained along

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.data.example import Source
-from diffusion_jax.data.pipeline import train_batches
+from diffusion_jax.data.pipeline import Order, Reading, train_batches
 from diffusion_jax.data.tokens import Tokenizer
+from diffusion_jax.modalities import Image
 from diffusion_jax.models.conditions import NEGATIVE, Condition, RequestSetting, SampleRequest
 
 _B = 6
@@ -41,7 +42,7 @@ def check_condition(
     told: Mapping[str, Any] = condition.request(request, setting)
     if condition.edits:
         unknown = jnp.zeros((4, *shape[:2], 1), bool)
-        told = {**told, **condition.of_edit(jnp.asarray(batch["image"][:4]), unknown)}
+        told = {**told, **condition.of_edit(jnp.asarray(batch["x"][:4]), unknown)}
     away = {name.removeprefix(NEGATIVE): a for name, a in told.items() if name.startswith(NEGATIVE)}
     told = {name: a for name, a in told.items() if not name.startswith(NEGATIVE)}
     _check_alike(_rows(entries, 4), told, "a request gives what training gives")
@@ -61,15 +62,11 @@ def _check_reader(
     for index, count in ((0, 1), (0, 2), (1, 2)):
         batches = train_batches(
             source,
-            image_size=shape[:2],
-            channels=shape[2],
-            batch_size=_B,
-            seed=1,
-            flip=True,
-            threads=0,
+            Image(),
+            shape,
+            Order(seed=1, batch_size=_B, flip=True, process_index=index, process_count=count),
             readers=readers,
-            process_index=index,
-            process_count=count,
+            reading=Reading(threads=0),
         )
         with closing(batches):
             each.append(next(batches))
@@ -77,7 +74,7 @@ def _check_reader(
     for name, a in whole.items():
         both = np.concatenate([half[name] for half in halves])
         np.testing.assert_array_equal(a, both, err_msg=f"{name} does not depend on the processes")
-    made = {name: a for name, a in whole.items() if name not in ("image", "index")}
+    made = {name: a for name, a in whole.items() if name not in ("x", "index")}
     declared = condition.batch(shape)
     assert set(made) == set(declared), f"the reader makes {sorted(made)}, `batch` declares {sorted(declared)}"
     for name, entry in declared.items():

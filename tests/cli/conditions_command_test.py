@@ -18,7 +18,7 @@ TEXT = "transformer(length=16, vocabulary=300, width=16, layers=1, heads=2)"
 
 def get_config(what):
     config = tiny()
-    config.data.update(source="shapes:16,60", height=16, width=16, channels=3, data_dir={data!r})
+    config.data.update(source="shapes:16,60", shape=(16, 16, 3), data_dir={data!r})
     config.model.update(num_classes=0, multipliers=(1,), attention=())
     config.train.update(steps=2, batch_size=8)
     config.checkpoint.every = 2

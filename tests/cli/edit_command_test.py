@@ -147,7 +147,7 @@ def test_a_weaker_model_that_is_no_weaker_changes_nothing(workdir, files, tmp_pa
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--init_image=image.png", "--mask=mask.png", "--invert"], "give no --mask or --expand with it"),
+        (["--init_image=image.png", "--mask=mask.png", "--invert"], "give no --mask, --paint or --expand with it"),
         (["--mask=mask.png"], "--mask is of an image to edit; give its --init_image"),
         (["--init_image=none.png"], "there is no image at"),
         (["--init_image=text.png"], "is not an image of a known format"),

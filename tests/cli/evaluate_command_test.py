@@ -24,6 +24,7 @@ SAMPLES = "--metrics=fd,kid,precision_recall,inception_score,memorisation"
 def write(root, *, task="diffusion", schedule="cosine(steps=50)", scale=0.1):
     """A workdir with a checkpoint whose parameters are normal with this scale: nothing is trained."""
     config = base()
+    config.data.shape = (8, 8, 1)
     config.task, config.schedule, config.prediction = task, schedule, "v"
     config.model.update(channels=4, multipliers=(1,), blocks=1, attention=(), groups=2, num_classes=10)
     config.model.head_channels = 4
@@ -62,9 +63,10 @@ def evaluate(workdir, out, *flags):
     return json.loads(out.read_text())
 
 
-def images(num, entry="image"):
+def images(num, entry="x"):
     """The first num digits as the command takes them, [N, 8, 8, 1] in [-1, 1]; or another of their entries."""
     config = base()
+    config.data.shape = (8, 8, 1)
     config.train.batch_size = num
     with contextlib.closing(experiment.batches(config, experiment.source(config))) as batches:
         return next(batches)[entry].astype(np.float64)

@@ -53,7 +53,7 @@ def test_forty_gray_pictures_keep_their_size_and_colour(gray, tmp_path, capsys):
     assert "sizes       24 x 40\n" in said
     assert "images are as they are" in said
     config = read(out.read_text())
-    assert (config.data.height, config.data.width, config.data.channels) == (24, 40, 1)
+    assert config.data.shape == (24, 40, 1)
     assert config.train.batch_size == 32
     assert not config.model.num_classes
     assert not config.text

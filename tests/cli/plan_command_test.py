@@ -66,6 +66,7 @@ def test_a_plan_splits_the_compilers_bytes_by_kind_and_level(made):
 
 def test_a_plan_knows_what_training_holds(made):
     config = base()
+    config.data.shape = (8, 8, 1)
     config.model.update(channels=32, multipliers=(1,), blocks=1, attention=(), groups=4, dropout=0.1, num_classes=10)
     config.data.cache = True
     state = experiment.abstract_state(config, experiment.trainee(config, experiment.model(config)))
@@ -146,6 +147,7 @@ def test_what_the_compiler_refuses_for_want_of_memory_does_not_fit():
 
 def test_preflight_sees_labels_out_of_range_and_guidance_never_trained(monkeypatch):
     config = base()
+    config.data.shape = (8, 8, 1)
     config.model.update(channels=8, multipliers=(1,), blocks=1, attention=(), groups=4, num_classes=10)
     config.train.batch_size = 16
     config.sample.guidance = 2.0
@@ -161,10 +163,10 @@ def test_preflight_sees_labels_out_of_range_and_guidance_never_trained(monkeypat
 
     def broken(*args):
         batch = first_batch(*args)
-        return batch | {"label": batch["label"] + 1, "image": batch["image"] * 127.5 + 127.5}
+        return batch | {"label": batch["label"] + 1, "x": batch["x"] * 127.5 + 127.5}
 
     monkeypatch.setattr(preflight.examples, "first_batch", broken)
-    assert verdicts()["label"] == verdicts()["image"] == "warning"
+    assert verdicts()["label"] == verdicts()["x"] == "warning"
     for source, told in (
         ("folder:/nowhere", "/nowhere"),
         ("tfds:cifar10", "not prepared"),
@@ -304,7 +306,7 @@ def test_a_latent_model_is_planned_before_its_autoencoder_is_trained():
     assert model.x_shape == (16, 16, 4)
     assert model.pretrained.keys() == {"autoencoder", "text"}
     batch = {name: a.shape[1:] for name, a in building.abstract_batch(config, model).items()}
-    assert batch == {"image": (64, 64, 3), "tokens": (7,)}
+    assert batch == {"x": (64, 64, 3), "tokens": (7,)}
     config.data.precomputed = "somewhere"
     batch = {name: a.shape[1:] for name, a in building.abstract_batch(config, model).items()}
     assert batch == {

@@ -19,7 +19,7 @@ def write(root, task, **changes):
     """A workdir of random parameters, of 16 x 16 shapes."""
     config = base()
     config.task, config.schedule, config.prediction = task, "cosine(steps=50)", "v"
-    config.data.update(source="shapes:16,64", height=16, width=16, channels=3)
+    config.data.update(source="shapes:16,64", shape=(16, 16, 3))
     config.model.update(channels=4, multipliers=(1,), blocks=1, attention=(), groups=2)
     config.autoencoder.update(channels=4, multipliers=(1, 1), blocks=1, groups=2, mid_attention=False)
     config.sample.update(sampler="ddim", steps=3, threshold="static")
@@ -58,7 +58,7 @@ def originals(config, num):
     with config.unlocked():
         config.train.batch_size = num
     with contextlib.closing(experiment.batches(config, experiment.source(config))) as batches:
-        return next(batches)["image"]
+        return next(batches)["x"]
 
 
 def bytes_of(x):
@@ -89,7 +89,7 @@ def test_super_resolution_is_measured_against_the_image_that_was_made_small(home
     model, mesh = experiment.model(config), sharding.mesh(devices=jax.devices()[:1])
     x = originals(config, 12)
     program = experiment.sample_program(model, experiment.sampling(config), mesh)
-    drawn = program(state.ema, {}, np.arange(12, dtype=np.int32), own_conditions(model, {"image": x}))
+    drawn = program(state.ema, {}, np.arange(12, dtype=np.int32), own_conditions(model, {"x": x}))
     psnr = autoencoding.psnr(bytes_of(x), bytes_of(np.asarray(drawn)))
     assert found["psnr"]["value"] == pytest.approx(float(psnr.mean()), rel=1e-3)
     assert found["psnr"]["how"]["told"] == "what the real images are told"

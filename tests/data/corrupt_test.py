@@ -4,12 +4,13 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image as Picture
 
 from diffusion_jax.data import corrupt
-from diffusion_jax.data.pipeline import example_indices, train_batches
+from diffusion_jax.data.pipeline import Order, Reading, example_indices, train_batches
 from diffusion_jax.data.readers import Captions
 from diffusion_jax.errors import UserError
+from diffusion_jax.modalities import Image
 
 SIZE = 40
 
@@ -29,21 +30,23 @@ class Broken:
         if index in self.gone:
             raise UserError(f"{index}.png is gone")
         buffer = io.BytesIO()
-        Image.fromarray(np.full((2, 2), index, np.uint8)).save(buffer, "PNG")
+        Picture.fromarray(np.full((2, 2), index, np.uint8)).save(buffer, "PNG")
         data = buffer.getvalue()
         return {"image": data[: len(data) // 2] if index in self.broken else data, "name": f"{index}.png"}
 
 
 def epoch(source, *, count=5, **options):
     """The examples of the first epoch, in batches of 8, and the iterator."""
-    options = {"image_size": (2, 2), "channels": 1, "batch_size": 8, "seed": 3, "threads": 2} | options
-    batches = train_batches(source, **options)
+    of_order = {name: options.pop(name) for name in ("process_index", "process_count", "batch_size") if name in options}
+    order, readers = Order(**{"seed": 3, "batch_size": 8} | of_order), options.pop("readers", ())
+    reading = Reading(**{"threads": 2} | options)
+    batches = train_batches(source, Image(), (2, 2, 1), order, readers=readers, reading=reading)
     try:
         parts = [next(batches) for _ in range(count)]
     finally:
         batches.close()
     index = np.concatenate([part["index"] for part in parts])
-    pixels = np.concatenate([part["image"][:, 0, 0, 0] for part in parts])
+    pixels = np.concatenate([part["x"][:, 0, 0, 0] for part in parts])
     np.testing.assert_allclose(pixels, index / 127.5 - 1, atol=1e-6)  # "index" tells the truth of what was read
     return index, batches
 

@@ -10,13 +10,14 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image as Picture
 
 from diffusion_jax.data import masks, pipeline
-from diffusion_jax.data.pipeline import train_batches
+from diffusion_jax.data.pipeline import Order, Reading, train_batches
 from diffusion_jax.data.readers import Captions, Labels, Maps, Masks
 from diffusion_jax.data.sources import open_source
 from diffusion_jax.errors import UserError
+from diffusion_jax.modalities import Image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Ramps:
 
     def __getitem__(self, index):
         file = io.BytesIO()
-        Image.fromarray(ramp(index)).save(file, "PNG")
+        Picture.fromarray(ramp(index)).save(file, "PNG")
         data = file.getvalue()[: 50 if index == self.broken else None]
         example = {"image": data, "name": f"ramp {index}"}
         return example | {"label": index} if self.labelled else example
@@ -55,7 +56,7 @@ class Described(Ramps):
 
     def __getitem__(self, index):
         file = io.BytesIO()
-        Image.fromarray(np.tile(10 + np.arange(4, dtype=np.uint8), (2, 1))).save(file, "PNG")
+        Picture.fromarray(np.tile(10 + np.arange(4, dtype=np.uint8), (2, 1))).save(file, "PNG")
         example = super().__getitem__(index)
         example["caption"] = f"ramp {index}, {'Leftmost' if index % 2 else 'bright'}"
         return example | {"map": file.getvalue()} if self.mapped else example
@@ -72,11 +73,17 @@ def ramp(index):
     return np.tile(4 * index + np.arange(4, dtype=np.uint8), (2, 1))
 
 
+ORDER, READING = ({field.name for field in dataclasses.fields(kind)} for kind in (Order, Reading))
+
+
 def stream(source=None, **options):
     source = Ramps(10) if source is None else source
     readers = (Labels(),) if source.labelled else ()
-    chosen = {"image_size": (2, 4), "channels": 1, "batch_size": 4, "seed": 0, "flip": True, "readers": readers}
-    return train_batches(source, **(chosen | options))
+    chosen = {"shape": (2, 4, 1), "batch_size": 4, "seed": 0, "flip": True, "readers": readers} | options
+    shape = chosen.pop("shape")
+    order = Order(**{name: chosen.pop(name) for name in ORDER if name in chosen})
+    reading = Reading(**{name: chosen.pop(name) for name in READING if name in chosen})
+    return train_batches(source, Image(), shape, order, reading=reading, **chosen)
 
 
 def take(batches, count):
@@ -101,29 +108,29 @@ def together(batches):
 
 def flips(batch):
     """Which images of a batch of ramps are mirrored."""
-    return batch["image"][:, 0, 0, 0] > batch["image"][:, 0, 3, 0]
+    return batch["x"][:, 0, 0, 0] > batch["x"][:, 0, 3, 0]
 
 
 def test_a_batch_holds_what_it_promises():
     (batch,) = take(stream(), 1)
     assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
-        "image": ((4, 2, 4, 1), "float32"),
+        "x": ((4, 2, 4, 1), "float32"),
         "label": ((4,), "int32"),
         "index": ((4,), "int64"),
     }
     np.testing.assert_array_equal(batch["label"], batch["index"])
-    for image, index, flipped in zip(batch["image"], batch["index"], flips(batch), strict=True):
+    for image, index, flipped in zip(batch["x"], batch["index"], flips(batch), strict=True):
         expected = ramp(index)[:, ::-1] if flipped else ramp(index)
         np.testing.assert_allclose(image[..., 0], expected / 127.5 - 1, atol=1e-6)
 
 
 def test_images_are_brought_to_size_and_channels():
-    (batch,) = take(stream(image_size=(6, 10), channels=3), 1)
-    assert batch["image"].shape == (4, 6, 10, 3)
+    (batch,) = take(stream(shape=(6, 10, 3)), 1)
+    assert batch["x"].shape == (4, 6, 10, 3)
 
 
 def test_a_source_without_labels_gives_none():
-    assert set(take(stream(Ramps(5, labelled=False)), 1)[0]) == {"image", "index"}
+    assert set(take(stream(Ramps(5, labelled=False)), 1)[0]) == {"x", "index"}
 
 
 @pytest.mark.parametrize(("size", "batch_size"), [(10, 4), (3, 8), (1, 5), (12, 4)])
@@ -265,7 +272,7 @@ def test_the_cache_reads_each_example_once():
 
 def test_a_mirrored_image_leaves_the_cache_alone():
     batches = together(take(stream(cache=True), 50))
-    upright = np.where(flips(batches)[:, None, None, None], batches["image"][:, :, ::-1], batches["image"])
+    upright = np.where(flips(batches)[:, None, None, None], batches["x"][:, :, ::-1], batches["x"])
     for image, index in zip(upright, batches["index"], strict=True):
         np.testing.assert_allclose(image[..., 0], ramp(index) / 127.5 - 1, atol=1e-6)
 
@@ -280,7 +287,7 @@ def test_a_batch_is_the_callers_to_change():
     batches.close()
     np.testing.assert_array_equal(np.sort(second["label"]), np.sort(expected["label"]))
     order = np.argsort(second["index"])
-    np.testing.assert_array_equal(second["image"][order], expected["image"][np.argsort(expected["index"])])
+    np.testing.assert_array_equal(second["x"][order], expected["x"][np.argsort(expected["index"])])
 
 
 def test_closing_ends_the_threads():
@@ -310,7 +317,8 @@ def test_digits_go_on_exactly_in_the_middle_of_an_epoch(tmp_path):
     source = open_source("digits", data_dir=str(tmp_path))
 
     def digits():
-        return train_batches(source, image_size=(8, 8), channels=1, batch_size=128, seed=3, flip=True, cache=True)
+        order = Order(seed=3, batch_size=128, flip=True)
+        return train_batches(source, Image(), (8, 8, 1), order, reading=Reading(cache=True))
 
     batches = digits()
     list(itertools.islice(batches, 13))  # 13 x 128 of 1797: the next crosses the edge
@@ -321,11 +329,11 @@ def test_digits_go_on_exactly_in_the_middle_of_an_epoch(tmp_path):
 
 def test_captions_maps_and_masks_come_where_asked():
     (batch,) = take(stream(Described(10), **EVERYTHING), 1)
-    plain = {"image": "float32", "index": "int64", "label": "int32"}
+    plain = {"x": "float32", "index": "int64", "label": "int32"}
     assert {k: v.dtype.name for k, v in batch.items()} == plain | {"tokens": "int32", "map": "int32", "mask": "bool"}
     assert (batch["map"].shape, batch["mask"].shape) == ((4, 2, 4), (4, 2, 4))
     np.testing.assert_array_equal(batch["tokens"][:, 1], batch["index"])
-    np.testing.assert_array_equal(batch["mask"], masks.random_masks(0, 0, 4, 2, 4))
+    np.testing.assert_array_equal(batch["mask"], masks.random_masks(0, 0, 4, (2, 4)))
     assert set(take(stream(Described(10)), 1)[0]) == set(plain)
     # What is asked for beside changes nothing of the images and their order.
     asked, alone = (take(stream(Described(10), **o), 8) for o in ({"readers": (Labels(), Maps(14), Masks())}, {}))
@@ -375,10 +383,10 @@ def test_data_that_lacks_what_is_asked_is_refused():
     with pytest.raises(UserError, match=r"ramp \d has class 13, and the model is told of 0 to 12"):
         next(refused)
     refused.close()
-    with pytest.raises(UserError, match="masks need images of at least 2 x 2 pixels"):
-        stream(image_size=(1, 4), readers=[Masks()])
+    with pytest.raises(UserError, match="masks need sides of at least 2, not 1 x 4"):
+        stream(shape=(1, 4, 1), readers=[Masks()])
     with pytest.raises(UserError, match=r"would hold 16,200,000,000 bytes"):
-        stream(Described(10), readers=[Maps(14)], cache=True, image_size=(18_000, 18_000))
+        stream(Described(10), readers=[Maps(14)], cache=True, shape=(18_000, 18_000, 1))
 
 
 @pytest.mark.parametrize(
@@ -387,12 +395,12 @@ def test_data_that_lacks_what_is_asked_is_refused():
         ({"batch_size": 10, "process_count": 4}, "batch_size=10 is not a positive multiple of the 4 processes"),
         ({"batch_size": 0}, "batch_size=0 is not a positive multiple"),
         ({"source": Ramps(0)}, "no examples; check its split"),
-        ({"image_size": (0, 4)}, "height=0 must be at least 1"),
-        ({"channels": 2}, r"channels=2 must be 1 \(gray\)"),
+        ({"shape": (0, 4, 1)}, "data.shape=0 must be at least 1"),
+        ({"shape": (2, 4, 2)}, r"\(2, 4, 2\) of images is .* channels 1 \(gray\)"),
         ({"threads": -1}, "threads=-1"),
         ({"workers": -1}, "workers=-1"),
         ({"seed": -1}, "seed=-1"),
-        ({"cache": True, "image_size": (40_000, 40_000)}, "cache=True would hold 16,000,000,000 bytes .* cache=False"),
+        ({"cache": True, "shape": (40_000, 40_000, 1)}, "cache=True would hold 16,000,000,000 bytes .* cache=False"),
     ],
 )
 def test_numbers_that_do_not_fit(options, message):

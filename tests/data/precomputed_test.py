@@ -1,14 +1,16 @@
+import dataclasses
 import pickle
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image as Picture
 
 from diffusion_jax.data.image_folder import image_folder
-from diffusion_jax.data.pipeline import train_batches
+from diffusion_jax.data.pipeline import Order, train_batches
 from diffusion_jax.data.precomputed import open_precomputed, write_precomputed
 from diffusion_jax.data.readers import Masks
 from diffusion_jax.errors import UserError
+from diffusion_jax.modalities import Image
 
 COUNT = 7
 
@@ -20,7 +22,7 @@ def source(tmp_path_factory):
     for i in range(COUNT):
         pixels = np.full((4, 4), 30 * (i + 1), np.uint8)
         pixels[:, :2] = 0
-        Image.fromarray(pixels).save(root / f"{i}.png")
+        Picture.fromarray(pixels).save(root / f"{i}.png")
     return image_folder(str(root), "train")
 
 
@@ -54,15 +56,15 @@ def test_arrays_come_back_at_any_place(tmp_path, source, dtype):
 
 def test_a_batch_has_the_arrays_of_the_examples_and_mirrorings_that_it_would_have(tmp_path, source):
     folder = write(tmp_path / "a", source, flip=True)
-    options = {"image_size": (4, 4), "channels": 1, "batch_size": 16, "seed": 1, "flip": True}
+    like = (Image(), (4, 4, 1), Order(seed=1, batch_size=16, flip=True))
     with_pixels, with_arrays = (
-        train_batches(source, precomputed=found, **options) for found in (None, open_precomputed(str(folder)))
+        train_batches(source, *like, precomputed=found) for found in (None, open_precomputed(str(folder)))
     )
     pixels, arrays = next(with_pixels), next(with_arrays)
     with_pixels.close(), with_arrays.close()
     np.testing.assert_array_equal(pixels["index"], arrays["index"])
     assert "image" not in arrays
-    mirrored = pixels["image"][:, 0, 0, 0] > -1  # the black half is on the right
+    mirrored = pixels["x"][:, 0, 0, 0] > -1  # the black half is on the right
     assert 0 < mirrored.sum() < 16
     np.testing.assert_array_equal(arrays["mean"][:, 0, 0, 0], arrays["index"] + 100 * mirrored)
 
@@ -83,7 +85,8 @@ def test_a_failed_writing_leaves_nothing(tmp_path, source):
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path, source):
-    options = {"image_size": (4, 4), "channels": 1, "batch_size": 2, "seed": 1}
+    order = Order(seed=1, batch_size=2)
+    like = (Image(), (4, 4, 1))
     with pytest.raises(UserError, match="no precomputed arrays"):
         open_precomputed(str(tmp_path))
     write(tmp_path / "few", source, count=COUNT - 1)
@@ -91,10 +94,10 @@ def test_what_does_not_belong_together_is_refused(tmp_path, source):
         open_precomputed(str(tmp_path / "few"))
     found = open_precomputed(str(write(tmp_path / "a", source)))
     with pytest.raises(UserError, match="no latents of mirror images"):
-        train_batches(source, precomputed=found, flip=True, **options)
+        train_batches(source, *like, dataclasses.replace(order, flip=True), precomputed=found)
     with pytest.raises(UserError, match="goes with an image"):
-        train_batches(source, precomputed=found, readers=[Masks()], **options)
+        train_batches(source, *like, order, precomputed=found, readers=[Masks()])
     (tmp_path / "other").mkdir()
-    Image.new("L", (4, 4)).save(tmp_path / "other/0.png")
+    Picture.new("L", (4, 4)).save(tmp_path / "other/0.png")
     with pytest.raises(UserError, match="precompute them of this data"):
-        train_batches(image_folder(str(tmp_path / "other"), "train"), precomputed=found, **options)
+        train_batches(image_folder(str(tmp_path / "other"), "train"), *like, order, precomputed=found)

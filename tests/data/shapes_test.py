@@ -4,13 +4,14 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image as Picture
 
 from diffusion_jax.data import shapes, transforms
-from diffusion_jax.data.pipeline import train_batches
+from diffusion_jax.data.pipeline import Order, train_batches
 from diffusion_jax.data.readers import Maps
 from diffusion_jax.data.sources import open_source
 from diffusion_jax.errors import UserError
+from diffusion_jax.modalities import Image
 
 PICTURES = [shapes.picture("test", index) for index in range(500)]
 
@@ -27,8 +28,8 @@ def noisy(image):
 
 def jpeg(image, **options):
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", **options)
-    return np.asarray(Image.open(file))
+    Picture.fromarray(image).save(file, "JPEG", **options)
+    return np.asarray(Picture.open(file))
 
 
 @pytest.mark.parametrize("change", [lambda image: image, noisy, lambda image: jpeg(image, quality=90, subsampling=0)])
@@ -138,11 +139,11 @@ def test_the_source_holds_the_pictures(built):
 
 def test_a_batch_of_shapes_is_aligned(built):
     source = built("shapes:16,30")
-    options = {"image_size": (16, 16), "channels": 3, "batch_size": 30, "seed": 0, "flip": True, "readers": [Maps(4)]}
-    batches = train_batches(source, **options)
+    order = Order(seed=0, batch_size=30, flip=True)
+    batches = train_batches(source, Image(), (16, 16, 3), order, readers=[Maps(4)])
     batch = next(batches)
     batches.close()
-    for image, classes in zip(transforms.to_uint8(batch["image"]), batch["map"], strict=True):
+    for image, classes in zip(transforms.to_uint8(batch["x"]), batch["map"], strict=True):
         hue = np.ptp(image.astype(int), axis=2)
         assert hue[classes > 0].min() > 20 > np.median(hue[classes == 0])
 

@@ -259,7 +259,7 @@ def test_cifar10_as_tfds_defines_it_is_read_without_tensorflow(tmp_path, monkeyp
 
 def test_unknown_names():
     with pytest.raises(
-        UserError, match="unknown data source 'mnist'; write digits, shapes:SIZE,COUNT, tfds:NAME or folder:PATH"
+        UserError, match="unknown data source 'mnist'; write digits, shapes:SIZE,COUNT, tfds:NAME, folder:PATH"
     ):
         open_source("mnist")
     for spec in ("tfds", "tfds:", "folder:", "digits:8"):

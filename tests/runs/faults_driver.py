@@ -44,7 +44,7 @@ class Poisoned:
     def __next__(self):
         number = self.get_state()["position"] // self.size
         batch = next(self.batches)
-        return batch | {"image": batch["image"] * np.float32("nan")} if self.first <= number < self.last else batch
+        return batch | {"x": batch["x"] * np.float32("nan")} if self.first <= number < self.last else batch
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ TEXT = "transformer(length=20, vocabulary=300, width=16, layers=1, heads=2)"
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     config = tiny()
-    config.data.update(source="shapes:16,24", height=16, width=16, channels=3, flip=True)
+    config.data.update(source="shapes:16,24", shape=(16, 16, 3), flip=True)
     config.data.data_dir = str(tmp_path_factory.mktemp("data"))
     config.model.update(num_classes=0, multipliers=(1,), attention=())
     config.condition_dropout = 0.5
@@ -73,7 +73,7 @@ def test_a_step_draws_the_same_of_precomputed_arrays_as_of_the_images(config, mo
             batch = {name: jnp.asarray(array) for name, array in next(batches).items() if name != "index"}
         entries.append(set(batch) - {"label"})
         drawn.append(draw(batch, model.pretrained))
-    assert entries == [{"image", "tokens"}, {"mean", "logvar", "text", "text_mask"}]
+    assert entries == [{"x", "tokens"}, {"mean", "logvar", "text", "text_mask"}]
     assert np.ptp(np.asarray(drawn[0].cond["text_mask"]).sum(axis=1)) > 0  # some captions are left out, some are not
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *drawn)
 

@@ -14,6 +14,7 @@ from diffusion_jax.train.checkpoint import Checkpoints
 def write(root, task):
     """A model of the digits, or a classifier of them, at step 7."""
     config = base()
+    config.data.shape = (8, 8, 1)
     config.task, config.schedule, config.prediction = task, "cosine(steps=50)", "v"
     config.model.update(channels=4, multipliers=(1,), blocks=1, attention=(), groups=2, num_classes=10)
     config.model.head_channels = 4

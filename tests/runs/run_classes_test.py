@@ -32,6 +32,7 @@ def write(folder, **grays):
 
 def config_of(folder, count, **changes):
     config = base()
+    config.data.shape = (8, 8, 1)
     config.data.source = f"folder:{folder}"
     config.model.update(channels=4, multipliers=(1,), blocks=1, attention=(), groups=2, num_classes=count)
     config.schedule, config.prediction = "cosine(steps=50)", "v"

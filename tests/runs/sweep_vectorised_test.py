@@ -36,6 +36,7 @@ MORE = [{"vlb_weight": 0.001, "condition_dropout": 0.1}, {"vlb_weight": 0.1, "co
 
 def base():
     config = configs.base()
+    config.data.shape = (8, 8, 1)
     with config.unlocked():
         config.data.update(cache=True, threads=1)
         config.schedule, config.prediction = "cosine(steps=100)", "eps(learned_variance=True)"
@@ -53,9 +54,7 @@ def trials():
 def batches_of(config, model):
     """The first `STEPS`."""
     with contextlib.closing(experiment.batches(config, experiment.source(config), model)) as batches:
-        return [
-            {name: batch[name] for name in ("image", "label")} for batch in itertools.islice(endless(batches), STEPS)
-        ]
+        return [{name: batch[name] for name in ("x", "label")} for batch in itertools.islice(endless(batches), STEPS)]
 
 
 def endless(batches):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_jax import experiment
 from diffusion_jax.config import base
 from diffusion_jax.data import description
 from diffusion_jax.errors import UserError
@@ -20,19 +21,25 @@ def write(folder, *sizes, mode="L"):
     return folder
 
 
-def said(folder, capsys, size=(8, 8, 1), **changes):
+def said(folder, capsys, size=(), **changes):
     config = base()
-    config.data.source = f"folder:{folder}"
-    config.data.height, config.data.width, config.data.channels = size
+    config.data.source, config.data.shape = f"folder:{folder}", size
     config.update_from_flattened_dict(changes)
-    training_data.opened(config, Workdir(folder.parent / "run"))
+    training_data.opened(experiment.resolved(config), Workdir(folder.parent / "run"))
     return capsys.readouterr().out.splitlines()
 
 
-def test_own_pictures_at_the_default_size(tmp_path, capsys):
-    lines = said(write(tmp_path / "own", *[(24, 40)] * 3), capsys)
-    assert lines[0] == "data: 3 images of 24 x 40 gray: shorter side to 8, centre crop to 8 x 8, 60% of the picture"
-    assert lines[1].startswith("data: 8 x 8 x 1 is the default of data.height, data.width and data.channels")
+def test_own_pictures_keep_their_size_where_none_is_asked_for(tmp_path, capsys):
+    (line,) = said(write(tmp_path / "own", *[(24, 40)] * 3), capsys)
+    assert line == "data: 3 images of 24 x 40 gray: as they are"
+
+
+def test_own_pictures_of_several_sizes_need_one_to_be_asked_for(tmp_path, capsys):
+    folder = write(tmp_path / "own", (24, 40), (24, 40), (30, 30))
+    with pytest.raises(UserError, match=r"have 2 sizes: 24 x 40 \(2\), 30 x 30 \(1\); set data.shape="):
+        said(folder, capsys)
+    (line,) = said(folder, capsys, size=(8, 8, 1))
+    assert line.startswith("data: 3 images of 24-30 x 30-40 gray: shorter side to 8, centre crop to 8 x 8")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ STEPS, EVERY = 12, 3
 
 def config_of(home, **changes):
     config = base()
+    config.data.shape = (8, 8, 1)
     config.data.cache = True
     config.schedule, config.prediction = "cosine(steps=50)", "v"
     config.model.update(channels=4, multipliers=(1,), blocks=1, attention=(), groups=2, num_classes=10)

@@ -12,7 +12,7 @@ from diffusion_jax.train import sharding
 def config_of(**changes):
     config = tiny.get_config()
     config.task = "autoencoder"
-    config.data.update(height=16, width=16, channels=1)
+    config.data.update(shape=(16, 16, 1))
     config.optimizer.warmup = 0
     config.autoencoder.update(
         channels=4, multipliers=(1,), blocks=1, groups=2, latent_channels=2, mid_attention=False, discriminator_layers=1
@@ -28,7 +28,7 @@ def stepped(**changes):
     state = experiment.initial_state(config, experiment.autoencoder.trainee(config), mesh)
     x = np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 1)).astype(np.float32)
     step = jax.jit(experiment.train_step(config, experiment.autoencoder.trainee(config), mesh))
-    return state.params, step(state, {"image": x}, jax.random.key(0))[0].params
+    return state.params, step(state, {"x": x}, jax.random.key(0))[0].params
 
 
 @pytest.fixture(scope="module")

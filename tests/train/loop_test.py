@@ -297,7 +297,7 @@ class Counting:
 
     def __next__(self):
         self.handed += 1
-        return {"image": np.full((8, 1), self.handed - 1, np.float32), "other": np.arange(8)}
+        return {"x": np.full((8, 1), self.handed - 1, np.float32), "other": np.arange(8)}
 
     def get_state(self):
         return self.handed
@@ -311,11 +311,11 @@ def test_the_position_is_that_of_the_batch_handed_out(ahead, per_dispatch):
         batch, position = next(batches)
         first = n * per_dispatch
         np.testing.assert_array_equal(
-            np.asarray(batch["image"]).reshape(per_dispatch, 8)[:, 0], first + np.arange(per_dispatch)
+            np.asarray(batch["x"]).reshape(per_dispatch, 8)[:, 0], first + np.arange(per_dispatch)
         )
         assert position == first + per_dispatch
-        assert set(batch) == {"image", "other"}  # whatever a batch has, but "index"
-        assert not batch["image"].sharding.is_fully_replicated
+        assert set(batch) == {"x", "other"}  # whatever a batch has, but "index"
+        assert not batch["x"].sharding.is_fully_replicated
 
 
 class Indexed(Counting):

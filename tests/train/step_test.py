@@ -46,7 +46,7 @@ def small_model(config):
 def batch_of(n=16, seed=0):
     rng = np.random.default_rng(seed)
     image = rng.uniform(-1, 1, (n, 8, 8, 1)).astype(np.float32)
-    return {"image": image, "label": rng.integers(0, 10, n).astype(np.int32)}
+    return {"x": image, "label": rng.integers(0, 10, n).astype(np.int32)}
 
 
 def run(config, count=3, devices=None):
@@ -142,9 +142,9 @@ def test_a_step_depends_on_state_batch_and_seed_alone(dropping):
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_count(dropping):
     step, start = dropping
-    image = batch_of()["image"]
+    image = batch_of()["x"]
     for bad in (np.nan, np.inf, 1e30):  # the last overflows in the loss
-        batch = batch_of() | {"image": np.where(np.arange(16).reshape(-1, 1, 1, 1) == 5, np.float32(bad), image)}
+        batch = batch_of() | {"x": np.where(np.arange(16).reshape(-1, 1, 1, 1) == 5, np.float32(bad), image)}
         state, metrics = step(start, batch, jax.random.key(0))
         assert not np.isfinite(float(metrics["loss"]))
         assert float(metrics["loss_by_time"].weight.sum()) == 0
@@ -176,7 +176,7 @@ def test_the_loss_falls():
     model = experiment.model(config)
     step = experiment.compiled_step(config, experiment.trainee(config, model), mesh)
     state, losses = experiment.initial_state(config, experiment.trainee(config, model), mesh), []
-    batch = {"image": jnp.zeros((64, 8, 8, 1)) + 0.5, "label": jnp.zeros(64, jnp.int32)}
+    batch = {"x": jnp.zeros((64, 8, 8, 1)) + 0.5, "label": jnp.zeros(64, jnp.int32)}
     for _ in range(60):
         state, metrics = step(state, batch, jax.random.key(0), {})
         losses.append(float(metrics["loss"]))

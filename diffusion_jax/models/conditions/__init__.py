@@ -49,13 +49,19 @@ def spatial(specs: Sequence[str]) -> tuple[Condition, ...]:
     return tuple(found)
 
 
-_TAKEN = {"unet", "schedule", "objective", "autoencoder", "classifier", "weak", "image", "index", "mean", "logvar"}
+_TAKEN = {"unet", "schedule", "objective", "autoencoder", "classifier", "weak", "x", "index", "mean", "logvar"}
 
 
-def check_names(conditions: Sequence[Condition], shape: tuple[int, int, int]) -> None:
-    """Raises UserError where two conditions have the same name, or entries of the same name."""
+def check_names(conditions: Sequence[Condition], shape: tuple[int, ...]) -> None:
+    """Raises UserError where two conditions have the same name, or entries of the same name, or one is of images alone
+    and shape *S C is none of an image.
+    """
     seen: dict[str, str] = dict.fromkeys(_TAKEN, "the model itself")
     for condition in conditions:
+        if condition.of_images and len(shape) != 3:
+            raise UserError(
+                f"condition {condition.name!r} is of images (height, width, channels); data.shape is {shape}"
+            )
         names = {condition.name, *condition.names, *condition.batch(shape)}
         if taken := sorted(names & set(seen)):
             raise UserError(

@@ -59,7 +59,7 @@ class Caption(Condition):
         """Without a tokenizer, captions are read and no entry is made of them."""
         return Captions(partial(self.encoder.encode, tokenizer) if tokenizer else None)
 
-    def batch(self, shape: tuple[int, int, int]) -> dict[str, BatchEntry]:
+    def batch(self, shape: tuple[int, ...]) -> dict[str, BatchEntry]:
         """As `Condition`."""
         return {"tokens": BatchEntry((self.encoder.length,), jnp.int32, 0, self.encoder.vocabulary - 1)}
 

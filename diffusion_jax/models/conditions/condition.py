@@ -46,13 +46,16 @@ class BatchEntry(NamedTuple):
 class Condition(abc.ABC):
     """One thing that a model is told. A concrete one is a frozen dataclass, whose fields are its arguments in a config.
 
-    Dimension key: B batch, H W C an image of the data, *S C' an entry at the size of x (an image, or its latent).
+    Dimension key: B batch, *S C an example of the data (H W C of an image), *S C' an entry at the size of x, which
+    is an example or its latent.
     """
 
     name: ClassVar[str]
     """What it is called: among a model's conditions, in `SampleRequest.values`, and where its encoder's weights are."""
     takes: ClassVar[Mapping[str, str]] = {}
     """{field of `SampleRequest` that is its own: the command's flag}; {}: it takes `SampleRequest.values[name]`."""
+    of_images: ClassVar[bool] = False
+    """Whether it makes sense of images [H, W, C] alone."""
 
     # ---- what the network is given for it
 
@@ -96,7 +99,7 @@ class Condition(abc.ABC):
         """What reads it from an example; None where it is made of the image alone."""
         return None
 
-    def batch(self, shape: tuple[int, int, int]) -> dict[str, BatchEntry]:
+    def batch(self, shape: tuple[int, ...]) -> dict[str, BatchEntry]:
         """The entries that the reader makes, for images H W C."""
         return {}
 

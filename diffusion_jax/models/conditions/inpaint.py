@@ -40,14 +40,14 @@ class Inpaint(Condition):
         """As `Condition`."""
         return Masks()
 
-    def batch(self, shape: tuple[int, int, int]) -> dict[str, BatchEntry]:
+    def batch(self, shape: tuple[int, ...]) -> dict[str, BatchEntry]:
         """As `Condition`."""
-        return {"mask": BatchEntry(shape[:2], jnp.bool_, 0, 1)}
+        return {"mask": BatchEntry(shape[:-1], jnp.bool_, 0, 1)}
 
     def entries(self, batch: Mapping[str, Any]) -> Entries:
         """As `Condition`."""
         mask = jnp.asarray(batch["mask"]).astype(jnp.float32)[..., None]
-        return {"mask": mask, "known": batch["image"] * (1 - mask)}
+        return {"mask": mask, "known": batch["x"] * (1 - mask)}
 
     def request(self, request: SampleRequest, setting: RequestSetting) -> dict[str, np.ndarray]:
         """Nothing: its entries are made of the image that is edited."""
@@ -57,4 +57,4 @@ class Inpaint(Condition):
 
     def of_edit(self, images: Array, unknown: Array) -> Entries:
         """As `Condition`."""
-        return self.entries({"image": images, "mask": unknown[..., 0]})
+        return self.entries({"x": images, "mask": unknown[..., 0]})

@@ -36,7 +36,7 @@ class Label(Condition):
         """As `Condition`."""
         return Labels()
 
-    def batch(self, shape: tuple[int, int, int]) -> dict[str, BatchEntry]:
+    def batch(self, shape: tuple[int, ...]) -> dict[str, BatchEntry]:
         """As `Condition`."""
         return {"label": BatchEntry((), jnp.int32, 0, self.num_classes - 1)}
 

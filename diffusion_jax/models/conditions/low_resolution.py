@@ -35,6 +35,7 @@ class LowResolution(Condition):
 
     name: ClassVar[str] = "low_resolution"
     takes: ClassVar[Mapping[str, str]] = {"low_res": "--low_res", "augment": "--augment"}
+    of_images: ClassVar[bool] = True
     images = ("low_resolution",)
     restores = True
 
@@ -56,7 +57,7 @@ class LowResolution(Condition):
 
     def entries(self, batch: Mapping[str, Any]) -> Entries:
         """As `Condition`, without noise."""
-        image = jnp.asarray(batch["image"])
+        image = jnp.asarray(batch["x"])
         low = {"low_resolution": enlarged(shrunk(image, self.factor), self.factor)}
         return low | {level: jnp.zeros(len(image)) for level in self.levels}
 
@@ -83,9 +84,7 @@ class LowResolution(Condition):
         # Repeated pixels, whose mean the condition takes again, are the image itself.
         low = np.stack([transforms.to_float(a).repeat(self.factor, 0).repeat(self.factor, 1) for a in images])
         seeds, count = setting.seeds, len(setting.seeds)
-        cond = {
-            "low_resolution": np.asarray(self.entries({"image": low})["low_resolution"])[np.arange(count) % len(low)]
-        }
+        cond = {"low_resolution": np.asarray(self.entries({"x": low})["low_resolution"])[np.arange(count) % len(low)]}
         if not self.noise:
             if request.augment:
                 raise UserError(self.refusal("augment", ()))

@@ -61,7 +61,7 @@ class RequestSetting:
     """The model, as far as a request hangs on it, and the seeds of the samples."""
 
     seeds: np.ndarray  # int32 [N]
-    shape: tuple[int, int, int]  # H W C of one image
+    shape: tuple[int, ...]  # *S C of one example: H W C of an image
     guidance: float = 1.0
     tokenizer: Tokenizer | None = None
     classes: Classes | None = None  # what labels mean; None: unknown

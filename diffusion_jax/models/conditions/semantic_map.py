@@ -26,6 +26,7 @@ class SemanticMap(Condition):
 
     name: ClassVar[str] = "map"
     takes: ClassVar[Mapping[str, str]] = {"map": "--map"}
+    of_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.check_dropout()
@@ -40,7 +41,7 @@ class SemanticMap(Condition):
         """As `Condition`."""
         return Maps(self.classes)
 
-    def batch(self, shape: tuple[int, int, int]) -> dict[str, BatchEntry]:
+    def batch(self, shape: tuple[int, ...]) -> dict[str, BatchEntry]:
         """As `Condition`."""
         return {"map": BatchEntry(shape[:2], jnp.int32, 0, self.classes - 1)}
 

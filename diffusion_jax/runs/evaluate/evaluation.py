@@ -58,9 +58,8 @@ class Evaluation:
     @functools.cached_property
     def extractor(self) -> FeatureExtractor:
         """Features and scores of images. Its weights are read at the first use; UserError where they are bad."""
-        data = self.config.data
         return self._metric_request.extractor(
-            self.names, self.mesh, (data.height, data.width, data.channels), self.size
+            self.names, self.mesh, self.own.kind, experiment.shape(self.config), self.size
         )
 
     def samples_of(self, trained: Trained, program: Callable[..., Any], sample_request: SampleRequest) -> SampleSource:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_jax import experiment
@@ -15,6 +14,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.evals import moments, sample_metrics
 from diffusion_jax.evals.moments import Statistics
 from diffusion_jax.evals.sample_metrics import METRICS, Options
+from diffusion_jax.modalities import Image, Modality
 from diffusion_jax.models import clip
 from diffusion_jax.models import features as build_features
 from diffusion_jax.models.clip import ClipScore
@@ -24,6 +24,9 @@ from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train.checkpoint import Checkpoints
 
 PIXELS = "uint8 rint((x + 1) 127.5), clipped to [0, 255]"
+
+VALUES = "float32, in the model's units"
+"""What stands for pixels of other data than images."""
 
 WEIGHTS = {
     build_features.INCEPTION: "FILE.safetensors, the weights of FID's InceptionV3",
@@ -36,7 +39,7 @@ WEIGHTS = {
 class MetricRequest:
     """What samples are judged by, as the command's flags say it."""
 
-    features: str = ""  # inception, clip, or the workdir of a classifier
+    features: str = ""  # inception, clip, values, or the workdir of a classifier
     weights: Path | None = None  # of inception or clip
     reference: Path | None = None  # statistics for fd and sfd, instead of real images
     kid_size: int = 1000
@@ -72,21 +75,29 @@ class MetricRequest:
         """Raises UserError where the features that what needs are not said."""
         if not self.features:
             raise UserError(
-                f"{what} needs features: give --features=inception --weights=FILE.safetensors, or "
-                "--features=WORKDIR of a classifier trained on this data"
+                f"{what} needs features: give --features=inception --weights=FILE.safetensors, "
+                "--features=WORKDIR of a classifier trained on this data, or --features=values for small arrays"
             )
         if self.features in WEIGHTS and self.weights is None:
             raise UserError(f"--features={self.features} needs --weights={WEIGHTS[self.features]}")
         if self.features not in WEIGHTS and self.weights is not None:
             raise UserError(f"--weights is of --features={' or '.join(WEIGHTS)}; a classifier's are in its workdir")
 
-    def extractor(self, names: Sequence[str], mesh: Mesh, shape: tuple[int, ...], size: int) -> "FeatureExtractor":
-        """What measures batches of size of images of this shape; raises UserError where it does not fit them."""
+    def extractor(
+        self, names: Sequence[str], mesh: Mesh, kind: Modality, shape: tuple[int, ...], size: int
+    ) -> "FeatureExtractor":
+        """What measures batches of size of examples of this shape; raises UserError where it does not fit them."""
+        if not isinstance(kind, Image) and (self.features in WEIGHTS or self.clip is not None):
+            network = self.features if self.features in WEIGHTS else "clip_score"
+            raise UserError(
+                f"{network} looks at images, and these are {kind.noun}; give --features=values, or the workdir of a "
+                "classifier trained on this data"
+            )
         score = clip.score(self.clip, mesh) if self.clip is not None else None
         if not sample_metrics.of_features(names):
             return FeatureExtractor(None, self.options, score=score)
         features = self._features(mesh)
-        images = jax.ShapeDtypeStruct((size, *shape), np.uint8)
+        images = jax.ShapeDtypeStruct((size, *shape), kind.dtype)
         widths = {name: a.shape[-1] for name, a in jax.eval_shape(features.apply, images).items()}
         wanted = sample_metrics.wanted(sample_metrics.of_features(names))
         if lacking := sorted(set(wanted.moments + wanted.kept) - set(widths)):
@@ -115,12 +126,15 @@ class MetricRequest:
         if self.features == clip.CLIP:
             assert self.weights is not None
             return clip.features(self.weights, mesh)
+        if self.features == build_features.VALUES:
+            return build_features.values(mesh)
         root = Path(self.features)
         workdir = Workdir(root)
         config = workdir.read_config()
         if config.task != "classifier":
             raise UserError(
-                f"{root} has a run of task {config.task}; --features is inception, clip or a classifier's workdir"
+                f"{root} has a run of task {config.task}; --features is inception, clip, values or the workdir of a "
+                "classifier"
             )
         network = pretrained.read_classifier(root, config.schedule, 1.0)
         with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:

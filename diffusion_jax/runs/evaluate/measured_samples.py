@@ -18,10 +18,10 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.evals import moments, sample_metrics
 from diffusion_jax.evals.gathering import NOTHING, Gathered, Gathering, Wanted
 from diffusion_jax.evals.sample_metrics import METRICS, NearestNeighbors
+from diffusion_jax.modalities import Image, Modality
 from diffusion_jax.models.features import Features
-from diffusion_jax.report import pictures
 from diffusion_jax.report.progress import progress
-from diffusion_jax.runs.evaluate.feature_extractor import PIXELS, FeatureExtractor
+from diffusion_jax.runs.evaluate.feature_extractor import PIXELS, VALUES, FeatureExtractor
 from diffusion_jax.runs.evaluate.partial import PartialEvaluation
 from diffusion_jax.runs.evaluate.real_images import RealImages
 from diffusion_jax.train import sharding
@@ -43,18 +43,19 @@ class SampleBatch:
     """What samples are made of, beside their seeds; every array leads with B."""
 
     cond: Mapping[str, np.ndarray]
-    originals: np.ndarray | None = None  # [B, H, W, C] in [-1, 1]: what they are to look like
+    originals: np.ndarray | None = None  # [B, *S, C] in the model's units: what they are to look like
     captions: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleSource:
-    """What is measured: a model that draws images of this shape."""
+    """What is measured: a model that draws examples of this shape."""
 
     mesh: Mesh
-    shape: tuple[int, int, int]
+    kind: Modality
+    shape: tuple[int, ...]
     draw: Callable[[np.ndarray, Mapping[str, np.ndarray]], Array]
-    """(seeds int32 [B], cond) -> images [B, H, W, C] in about [-1, 1], on the devices."""
+    """(seeds int32 [B], cond) -> samples [B, *S, C] in the model's units, on the devices."""
     told: Callable[[int], Iterator[SampleBatch]]
     """The batches from the given one on."""
     record: Any  # what they are told, as the result says it
@@ -89,6 +90,8 @@ def check(names: Sequence[str], sample_source: SampleSource) -> None:
             )
         if needs == "captions" and not sample_source.captioned:
             raise UserError(f"{name} compares an image with its caption; this model is told none")
+        if needs and not isinstance(sample_source.kind, Image):
+            raise UserError(f"{name} is of images, and this model is of {sample_source.kind.noun}")
         if name == "ssim" and min(sample_source.shape[:2]) < autoencoding.WINDOW:
             side = autoencoding.WINDOW
             raise UserError(f"ssim looks at {side} x {side} windows; the images are {_size(sample_source.shape[:2])}")
@@ -126,13 +129,14 @@ def featurise(
     done = 0
     for take, examples in real.batches("real images" if show else ""):
         with phase("sample"):
-            gathering.add(take, _computed(functools.partial(_of_real, features, examples["image"]), done, real.num))
+            call = functools.partial(_of_real, features, real.kind, examples["x"])
+            gathering.add(take, _computed(call, done, real.num))
         done += take
     return gathering.so_far()
 
 
-def _of_real(features: Features, images: np.ndarray) -> Mapping[str, Array]:
-    return features.apply(pictures.to_uint8(images))
+def _of_real(features: Features, kind: Modality, x: np.ndarray) -> Mapping[str, Array]:
+    return features.apply(kind.from_model(x) if isinstance(kind, Image) else x)
 
 
 def gather_samples(
@@ -186,7 +190,8 @@ def _of_samples(
     sample_source: SampleSource, seeds: np.ndarray, told: SampleBatch, extractor: FeatureExtractor
 ) -> dict[str, Array]:
     """What is drawn of the seeds as every metric looks at it, by name, each [B, ...]."""
-    drawn = _pixels(sample_source.draw(seeds, told.cond))
+    seen = _pixels if isinstance(sample_source.kind, Image) else _values
+    drawn = seen(sample_source.draw(seeds, told.cond))
     features: dict[str, Array] = {_NAN: drawn[_NAN]}
     if extractor.features is not None:
         features |= extractor.features.apply(drawn["pixels"])
@@ -216,7 +221,7 @@ def scored(
         metric = METRICS[name]
         how: dict[str, Any] = {
             "n": samples.count,
-            "pixels": PIXELS,
+            "pixels": PIXELS if isinstance(sample_source.kind, Image) else VALUES,
             "shape": list(sample_source.shape),
             "told": sample_source.record,
         }
@@ -261,6 +266,13 @@ def _pixels(images: Array) -> dict[str, Array]:
     axes = tuple(range(1, images.ndim))
     x = jnp.clip(images.astype(jnp.float32), -1.0, 1.0)
     return {"pixels": jnp.rint((x + 1.0) * 127.5).astype(jnp.uint8), _NAN: ~jnp.isfinite(images).all(axis=axes)}
+
+
+@jax.jit
+def _values(x: Array) -> dict[str, Array]:
+    """What stands for pixels of other data than images, x itself as float32, and which of x [B] are not finite."""
+    axes = tuple(range(1, x.ndim))
+    return {"pixels": x.astype(jnp.float32), _NAN: ~jnp.isfinite(x).all(axis=axes)}
 
 
 @jax.jit

@@ -12,6 +12,7 @@ from diffusion_jax import experiment
 from diffusion_jax.data.sources import Source
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
+from diffusion_jax.modalities import Image
 from diffusion_jax.report.progress import progress
 
 
@@ -31,6 +32,7 @@ class RealImages:
         self, config: ConfigDict, num: int, model: experiment.Model | None = None, tokenizer: Tokenizer | None = None
     ):
         self.config, self.num, self.size = config, num, config.train.batch_size
+        self.kind = experiment.modality(config)
         self._model, self._tokenizer = model, tokenizer
         self._source: Source | None = None
         self._pixels = ""
@@ -62,7 +64,7 @@ class RealImages:
             for start in range(0, self.num, self.size):
                 take = min(self.size, self.num - start)
                 examples = next(stream)
-                digest.update(np.ascontiguousarray(examples["image"][:take]).tobytes())
+                digest.update(np.ascontiguousarray(examples["x"][:take]).tobytes())
                 yield take, examples
                 bar.update(start + take)
         self._pixels = digest.hexdigest()
@@ -74,5 +76,5 @@ class RealImages:
             "split": self.config.data.split,
             "n": self.num,
             "pixels_sha256": self._pixels,
-            "resize": "Pillow bicubic, antialiased, to cover; central crop",
+            "resize": "Pillow bicubic, antialiased, to cover; central crop" if isinstance(self.kind, Image) else "none",
         }

@@ -5,12 +5,14 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from diffusion_jax import experiment
 from diffusion_jax.config import check
 from diffusion_jax.errors import UserError
 from diffusion_jax.evals import moments
 from diffusion_jax.evals.gathering import Wanted
+from diffusion_jax.modalities import Image
 from diffusion_jax.report.atomic import replace_file
-from diffusion_jax.runs.evaluate.feature_extractor import PIXELS, MetricRequest, described
+from diffusion_jax.runs.evaluate.feature_extractor import PIXELS, VALUES, MetricRequest, described
 from diffusion_jax.runs.evaluate.measured_samples import featurise
 from diffusion_jax.runs.evaluate.real_images import RealImages, plain
 from diffusion_jax.runs.workdir.output_folder import check_file
@@ -28,13 +30,13 @@ def reference(
         raise UserError(f"--num is 0 or at least 2, --batch at least 1; got {num} and {batch}")
     check_file(out)
     metric_request.check_features("a reference")
-    config = check(config)
+    config = experiment.resolved(check(config))
     mesh = sharding.mesh()
     share = mesh.shape["data"] * mesh.shape["fsdp"]
     size = -(-batch // share) * share
     real = RealImages(plain(config, split, size), num)
-    shape = (config.data.height, config.data.width, config.data.channels)
-    features = metric_request.extractor(["fd"], mesh, shape, size).features
+    shape = experiment.shape(config)
+    features = metric_request.extractor(["fd"], mesh, real.kind, shape, size).features
     assert features is not None
     layers = Wanted(moments=("pooled", "spatial") if features.spatial else ("pooled",))
     _ = real.source  # raises where there are too few
@@ -45,7 +47,7 @@ def reference(
     record = {
         "statistics_sha256": moments.sha256(out),
         "features": dict(features.record),
-        "pixels": PIXELS,
+        "pixels": PIXELS if isinstance(real.kind, Image) else VALUES,
         "shape": list(shape),
         "data": config.data.source,
         "real": real.record(),

@@ -14,6 +14,7 @@ from diffusion_jax import experiment
 from diffusion_jax.errors import UserError
 from diffusion_jax.evals import sample_metrics
 from diffusion_jax.evals.moments import sha256
+from diffusion_jax.modalities import Image
 from diffusion_jax.models.likelihood import DRAWS, bits_per_dim_program, conventions, own_conditions
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.runs.evaluate import measured_samples, sample_sources
@@ -148,6 +149,8 @@ class Evaluator:
         measured_samples.check(self._of_samples, sample_source)
         found: dict[str, dict[str, Any]] = {}
         if BITS_PER_DIM in self._names:
+            if not isinstance(evaluation.own.kind, Image):
+                raise UserError(f"{BITS_PER_DIM} is of 8-bit images, and this model is of {evaluation.own.kind.noun}")
             found[BITS_PER_DIM] = _bits_per_dim(trained, evaluation.own, request.seed, request.likelihood, stopped)
         result = result_of(request.root, evaluation.config, about, found)
         return self._scored(result, sample_source, folder, save_seconds, stopped)
@@ -259,7 +262,7 @@ def _bits_per_dim(
         index = examples["index"].astype(np.int32)
         call = functools.partial(program, trained.params, trained.pretrained)
         try:
-            parts = interruptible(functools.partial(_computed, call, examples["image"], np.int32(seed), index, cond))
+            parts = interruptible(functools.partial(_computed, call, examples["x"], np.int32(seed), index, cond))
         except Abandoned:
             raise Interrupted(done, real.num) from None
         batches.append({name: np.asarray(a, np.float64)[:take] for name, a in parts.items()})

@@ -44,7 +44,7 @@ def of_samples(
             for i, (_, examples) in enumerate(own.batches()):
                 if i >= first:
                     said = [own.source[int(k)]["caption"] for k in examples["index"]] if captions else []
-                    yield SampleBatch(own_conditions(model, examples), examples["image"] if restores else None, said)
+                    yield SampleBatch(own_conditions(model, examples), examples["x"] if restores else None, said)
             return
         for start in range(first * size, len(seeds), size):
             take = np.arange(start, start + size).clip(max=len(seeds) - 1)
@@ -53,6 +53,7 @@ def of_samples(
 
     return SampleSource(
         trained.mesh,
+        own.kind,
         model.shape,
         lambda seeds, cond: program(trained.params, trained.pretrained, seeds, dict(cond)),
         told,
@@ -64,16 +65,15 @@ def of_samples(
 
 def of_reconstructions(program: Callable[..., Any], params: Params, mesh: Any, own: RealImages) -> SampleSource:
     """The images of own through an autoencoder, by its `reconstruct_program`: of the latents' means."""
-    data = own.config.data
 
     def told(first: int) -> Iterator[SampleBatch]:
         for i, (_, examples) in enumerate(own.batches()):
             if i >= first:
-                yield SampleBatch({"image": examples["image"]}, examples["image"])
+                yield SampleBatch({"x": examples["x"]}, examples["x"])
 
-    shape = (data.height, data.width, data.channels)
-    draw = lambda seeds, cond: program(params, cond["image"]).images  # noqa: E731
-    return SampleSource(mesh, shape, draw, told, "the real images", restores=True, reconstructs=True)
+    shape = experiment.shape(own.config)
+    draw = lambda seeds, cond: program(params, cond["x"]).images  # noqa: E731
+    return SampleSource(mesh, own.kind, shape, draw, told, "the real images", restores=True, reconstructs=True)
 
 
 def restore_autoencoder(config: ConfigDict, root: Path, step: int | None, average: bool | float) -> tuple[Params, int]:

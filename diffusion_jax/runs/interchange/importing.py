@@ -175,15 +175,15 @@ def _config(root: Path, found: Pipeline) -> ConfigDict:
 
 
 def _set_data(config: ConfigDict, size: tuple[int, int], channels: int) -> None:
-    config.data.update(source="folder:IMAGES", height=size[0], width=size[1], channels=channels)
+    config.data.update(source="folder:IMAGES", shape=(*size, channels), modality="image")
 
 
 def _check_channels(found: Pipeline, config: ConfigDict, autoencoder: experiment.Autoencoder | None) -> None:
     """Raises UserError where the U-Net takes or gives other channels than an image, or its latent, has."""
     assert found.unet is not None
     assert found.scheduler is not None
-    shape = (config.data.height, config.data.width, config.data.channels)
-    channels = autoencoder.latent_shape(shape)[-1] if autoencoder else config.data.channels
+    shape = experiment.shape(config)
+    channels = (autoencoder.latent_shape(shape) if autoencoder else shape)[-1]
     wanted = channels * (2 if found.scheduler.learned_variance else 1)
     if (found.unet.in_channels, found.unet.out_channels) != (channels, wanted):
         raise UserError(

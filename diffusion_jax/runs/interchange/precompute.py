@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import experiment
 from diffusion_jax.config import check
-from diffusion_jax.data import transforms
 from diffusion_jax.data.decoded import Decoded
 from diffusion_jax.data.precomputed import write_precomputed
 from diffusion_jax.data.readers import Rows
@@ -33,7 +32,7 @@ def precompute(config: ConfigDict, out: Path, *, batch: int, dtype: str) -> None
 
     float16 takes half of the disk; float32 trains as without. What the model learns along is not precomputed.
     """
-    config = check(config)
+    config = experiment.resolved(check(config))
     if batch < 1 or dtype not in DTYPES:
         raise UserError(f"--batch is at least 1, --dtype {' or '.join(DTYPES)}; got {batch} and {dtype}")
     if os.path.lexists(out):  # also a symbolic link to nowhere, which no folder could be renamed to
@@ -78,8 +77,8 @@ def _records(
     program = experiment.precompute_program(model)
     each = [condition.reader(tokenizer) for condition in model.conditions if condition.features]
     readers = [reader for reader in each if reader is not None]
-    shape = (config.data.height, config.data.width, config.data.channels)
-    decoded = Decoded(source, shape, readers, images=latents)
+    shape, kind = experiment.shape(config), experiment.modality(config)
+    decoded = Decoded(source, kind, shape, readers, arrays=latents)
     total = len(source) * (2 if flip else 1)
     with progress(total, units_per_step=1) as bar:
         for start in range(0, total, batch):
@@ -87,8 +86,9 @@ def _records(
             examples = decoded.read(places % len(source))
             told = {}
             if latents:
-                told["image"] = transforms.to_float(transforms.mirror(examples.images, places >= len(source)))
-            rows = Rows(config.seed, start, batch, shape[:2], None)
+                arrays = kind.mirror(examples.arrays, places >= len(source)) if flip else examples.arrays
+                told["x"] = kind.to_model(arrays)
+            rows = Rows(config.seed, start, batch, shape[:-1], None)
             for reader, values in zip(readers, examples.values, strict=True):
                 told |= reader.entries(values, rows)
             found = interruptible(functools.partial(_computed, program, weights, told))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffusion_jax.data import transforms
 from diffusion_jax.data.classes import shown
-from diffusion_jax.data.example import Example, Source
+from diffusion_jax.data.example import Example, Source, image_of
 from diffusion_jax.data.sources import CAPTION, open_source
 from diffusion_jax.errors import UserError
 
@@ -90,7 +90,7 @@ def survey(source: str, caption: str = CAPTION) -> Survey:
             continue
         readable.append(place)
         sizes[image.shape[:2]] += 1
-        modes[_mode(example["image"])] += 1
+        modes[_mode(image_of(example))] += 1
         colour = colour or bool((image[..., :1] != image[..., 1:3]).any())
         transparent = transparent or bool((image[..., 3] < 255).any())
         if "label" in example:
@@ -153,7 +153,7 @@ def _spread(count: int, most: int) -> list[int]:
 
 def _decoded(example: Example) -> np.ndarray:
     """uint8 [h, w, 4]."""
-    return transforms.decode(example["image"], channels=4, name=example["name"])
+    return transforms.decode(image_of(example), channels=4, name=example["name"])
 
 
 def _mode(data: bytes) -> str:

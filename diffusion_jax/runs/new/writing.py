@@ -22,7 +22,7 @@ def config_text(found: Survey, fit: Fit, name: str) -> str:
     )
     lines = [
         f"config.data.source = {found.source!r}",
-        f"config.data.update(height={fit.height}, width={fit.width}, channels={fit.channels})",
+        f"config.data.shape = ({fit.height}, {fit.width}, {fit.channels})  # height, width, channels",
         f"config.data.cache = {found.count * fit.height * fit.width * fit.channels < 2**28}"
         "  # decoded images stay in memory",
         "config.data.flip = False  # True mirrors half of the images: more variety, where left and right are alike",

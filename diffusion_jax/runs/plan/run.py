@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as configs
+from diffusion_jax.data.prepared import is_prepared
 from diffusion_jax.errors import UserError
-from diffusion_jax.experiment import Model, Trainee, training
+from diffusion_jax.experiment import Model, Trainee, resolved, training
 from diffusion_jax.experiment import plan as building
 from diffusion_jax.launching import machines
 from diffusion_jax.report import plan as report
@@ -51,7 +52,7 @@ def plan(
     the devices' own are not known. price is of a chip-hour, images how many are trained on. Raises UserError, before
     anything is compiled, for what a user can get wrong.
     """
-    config = configs.check(config)
+    config = _with_shape(configs.check(config))
     building.check_task(config, sample=sample)
     if (price is None) != (images is None):
         raise UserError("a cost takes both --price=PER_CHIP_HOUR and --images=NUMBER")
@@ -110,6 +111,13 @@ def plan(
         replace_file(out, (json.dumps(made, indent=2) + "\n").encode())
         print(f"plan: {out}")
     return made
+
+
+def _with_shape(config: ConfigDict) -> ConfigDict:
+    """config with an open `data.shape` taken from the data where these are on this machine; nothing is fetched."""
+    if config.data.shape or not is_prepared(config.data.source, config.data.data_dir or None):
+        return config
+    return resolved(config)
 
 
 def _model(config: ConfigDict, autoencoder: ConfigDict | None) -> Model | None:

@@ -1,18 +1,21 @@
 """What samples are to be of: a user's request as the arrays that a trained model is told."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from diffusion_jax import experiment
 from diffusion_jax.data.text_file import decode_text, lines_of
 from diffusion_jax.data.tokens import Cut
 from diffusion_jax.errors import UserError
+from diffusion_jax.modalities import Image, Modality
 from diffusion_jax.models.conditions import Label, RequestSetting, SampleRequest, requested
 from diffusion_jax.runs.workdir.restored import Trained
 
-__all__ = ["SampleRequest", "conditions", "cut_prompts", "read_prompts", "record"]
+__all__ = ["SampleRequest", "conditions", "cut_prompts", "read_prompts", "record", "told_pictures"]
 
 
 def conditions(
@@ -57,6 +60,18 @@ def cut_prompts(sample_request: SampleRequest, trained: Trained) -> list[Cut]:
         return []
     negative = [] if sample_request.negative_prompt is None else [sample_request.negative_prompt]
     return tokenizer.encode_and_cut([*dict.fromkeys(sample_request.prompts), *negative], text.length)[1]
+
+
+def told_pictures(model: experiment.Model, kind: Modality, entries: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """What of entries [K, ...] can be seen, each uint8 [K, H, W, C], to stand beside samples of the same kind.
+
+    Of other data than images that is what has the shape of an example, such as the part of one that is known.
+    """
+    channels = model.shape[-1]
+    if isinstance(kind, Image):
+        return [picture for each in model.conditions for picture in each.pictures(entries, channels)]
+    alike = [name for each in model.conditions for name, c in each.channels(channels).items() if c == channels]
+    return [kind.tiles(kind.from_model(np.asarray(entries[name]))) for name in alike if name in entries]
 
 
 def record(flags: Any) -> dict[str, Any]:

@@ -50,14 +50,14 @@ def _computed(program: Callable[..., jax.Array], trained: Trained, seeds: np.nda
     return np.asarray(program(trained.params, trained.pretrained, seeds, told), np.float32)
 
 
-def check_memory(trained: Trained, size: int, canvas: tuple[int, int]) -> None:
-    """Raises UserError where a batch of size images cannot be drawn: the network's first activations alone do not fit.
+def check_memory(trained: Trained, size: int, canvas: tuple[int, ...]) -> None:
+    """Raises UserError where a batch of size samples cannot be drawn as the first activations alone do not fit.
 
-    A canvas larger than the model's images is drawn in windows, all of them at once; how many is said, and refused
-    where they are so many that tracing them would take hours.
+    A canvas [*S] larger than the model's examples is drawn in windows, all of them at once; how many is said, and
+    refused where they are so many that tracing them would take hours.
     """
     model = trained.model
-    (height, width), window = canvas, model.x_shape[:2]
+    window, shown = model.x_shape[:-1], _sides(canvas)
     factor = model.shape[0] // window[0]
     sides = tuple(n // factor for n in canvas)
     windows = 1
@@ -65,16 +65,20 @@ def check_memory(trained: Trained, size: int, canvas: tuple[int, int]) -> None:
         windows = count_windows(sides, window, tuple(max(n // 2, 1) for n in window))
         if windows > _WINDOWS:
             raise UserError(
-                f"an image of {height:,} x {width:,} pixels is drawn in {windows:,} windows of the model's "
-                f"{model.shape[0]} x {model.shape[1]}, and {_WINDOWS:,} at most are compiled; expand it less"
+                f"an image of {shown} pixels is drawn in {windows:,} windows of the model's "
+                f"{_sides(model.shape[:-1])}, and {_WINDOWS:,} at most are compiled; expand it less"
             )
-        print(f"each image of {height:,} x {width:,} pixels is drawn in {windows:,} windows")
+        print(f"each image of {shown} pixels is drawn in {windows:,} windows")
     free = memory.a_device(trained.mesh)
-    channels = getattr(model.network, "channels", model.x_shape[2])
+    channels = getattr(model.network, "channels", model.x_shape[-1])
     need = size // trained.share * windows * math.prod(window) * channels * 2  # bytes, of 16 bits at the least
     if free is not None and need > free:
         raise UserError(
-            f"{size} images of {height:,} x {width:,} pixels at once take more than {need / 2**30:,.1f} GiB a device, "
+            f"{size} samples of {shown} at once take more than {need / 2**30:,.1f} GiB a device, "
             f"and {free / 2**30:,.1f} GiB are free; give a smaller --batch"
             + (", or expand less" if windows > 1 else "")
         )
+
+
+def _sides(sides: tuple[int, ...]) -> str:
+    return " x ".join(f"{side:,}" for side in sides)

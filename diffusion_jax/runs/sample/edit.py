@@ -1,4 +1,4 @@
-"""What a user gives to be edited, read and checked: an image, and which of its pixels are to be painted."""
+"""What a user gives to be edited, read and checked: an example, and which part of it is to be painted."""
 
 import dataclasses
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 from diffusion_jax import experiment
 from diffusion_jax.data import transforms
 from diffusion_jax.errors import UserError
+from diffusion_jax.modalities import Image, Modality
 from diffusion_jax.train import memory
 
 
@@ -15,32 +16,48 @@ from diffusion_jax.train import memory
 class EditRequest:
     """What to edit and how, as the command's flags say it."""
 
-    init_image: Path
+    init_image: Path  # an image or, of other data, a file as its samples are written
     mask: Path | None = None  # white is painted, black is kept
     expand: tuple[int, int, int, int] = (0, 0, 0, 0)  # pixels painted beyond the left, top, right and bottom
     strength: float | None = None  # None: 0.6, or 1 where a part is painted
     resample: int = 4
     invert: bool = False
     jump: int = 1
+    paint: tuple[float, float] | None = None  # from and to along the first side of an array; of audio in seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedEdit:
-    """The edit with its pixels."""
+    """The edit with what is edited."""
 
     edit: experiment.Edit
-    image: np.ndarray  # [H, W, C] in [-1, 1], on the canvas
-    unknown: np.ndarray  # bool [H, W, 1]: to be painted
+    image: np.ndarray  # [*S, C] in the model's units, on the canvas
+    unknown: np.ndarray  # bool [*S, 1]: to be painted
 
 
-def prepare(given: EditRequest, shape: tuple[int, int, int]) -> PreparedEdit:
-    """Reads what is given for a model of images of shape H W C; raises UserError that says what does not fit.
+def prepare(given: EditRequest, shape: tuple[int, ...], kind: Modality) -> PreparedEdit:
+    """Reads what is given for a model of examples of shape [*S, C]; raises UserError that says what does not fit."""
+    if not given.init_image.is_file():
+        raise UserError(f"there is no file {given.init_image}; check --init_image")
+    x, unknown = (_image if isinstance(kind, Image) else _array)(given, shape, kind)
+    inpaint = bool(unknown.any())
+    strength = given.strength if given.strength is not None else 1.0 if inpaint else 0.6
+    if given.invert and inpaint:
+        raise UserError("--invert is of an edit of the whole example; give no --mask, --paint or --expand with it")
+    edit = experiment.Edit(strength, inpaint, given.resample, x.shape[:-1], given.invert, given.jump)
+    return PreparedEdit(edit, x, unknown)
+
+
+def _image(given: EditRequest, shape: tuple[int, ...], kind: Modality) -> tuple[np.ndarray, np.ndarray]:
+    """(the image [H, W, C] in the model's units, bool [H, W, 1]: which of its pixels are painted), on the canvas.
 
     An image is scaled and cropped to the model's size, and its mask with it; a pixel is painted where any part of it
     was to be. One that is to be expanded keeps its size, and is drawn in windows of the model's.
     """
+    if given.paint is not None:
+        raise UserError("--paint is of arrays and audio; say what of an image is painted by --mask or --expand")
     height, width, channels = shape
-    image = _read(given.init_image, "--init_image", channels)
+    image = kind.read(given.init_image, shape)
     unknown = np.zeros((*image.shape[:2], 1), np.uint8) if given.mask is None else _read_mask(given.mask, image)
     if min(given.expand) < 0:
         raise UserError(f"--expand is left,top,right,bottom in pixels, none negative; got {_text(given.expand)}")
@@ -58,12 +75,43 @@ def prepare(given: EditRequest, shape: tuple[int, int, int]) -> PreparedEdit:
     elif image.shape[:2] != (height, width):
         print(f"{given.init_image}: {image.shape[0]} x {image.shape[1]} scaled and cropped to {height} x {width}")
         image, unknown = (transforms.resize_crop(a, height, width) for a in (image, unknown))
-    inpaint = bool((unknown > 0).any())
-    strength = given.strength if given.strength is not None else 1.0 if inpaint else 0.6
-    if given.invert and inpaint:
-        raise UserError("--invert is of an edit of the whole image; give no --mask or --expand with it")
-    edit = experiment.Edit(strength, inpaint, given.resample, image.shape[:2], given.invert, given.jump)
-    return PreparedEdit(edit, transforms.to_float(image), unknown > 0)
+    return kind.to_model(image[None])[0], unknown > 0
+
+
+def _array(given: EditRequest, shape: tuple[int, ...], kind: Modality) -> tuple[np.ndarray, np.ndarray]:
+    """(the array [*S, C] in the model's units, bool [*S, 1]: what of it is painted)."""
+    if any(given.expand):
+        raise UserError(
+            f"--expand is of images, and this model is of {kind.noun}; give --paint=FROM,TO or --mask=FILE.npy"
+        )
+    array = kind.fit(kind.read(given.init_image, shape), shape)
+    unknown = np.zeros((*shape[:-1], 1), bool)
+    if given.mask is not None:
+        unknown |= _array_mask(given.mask, shape[:-1])
+    if given.paint is not None:
+        first, last = (round(place * kind.places_a_unit) for place in given.paint)
+        if not 0 <= first < last <= shape[0]:
+            end = shape[0] / kind.places_a_unit
+            raise UserError(f"--paint=FROM,TO is within 0 and {end:g}, FROM below TO; got {_text(given.paint)}")
+        unknown[first:last] = True
+    if unknown.all():
+        raise UserError("--mask and --paint leave nothing of the example; sample without --init_image")
+    return kind.to_model(array[None])[0], unknown
+
+
+def _array_mask(path: Path, sides: tuple[int, ...]) -> np.ndarray:
+    """bool [*S, 1] of a .npy file."""
+    try:
+        mask = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"--mask {path} is no array that can be read ({error}); give a .npy file of booleans"
+        ) from error
+    if mask.dtype != bool or mask.shape not in (sides, (*sides, 1)):
+        raise UserError(
+            f"--mask {path} is {mask.dtype} {mask.shape}; expected booleans {sides}, true where the example is painted"
+        )
+    return mask.reshape(*sides, 1)
 
 
 def _check_canvas(height: int, width: int, channels: int, expand: tuple[int, ...]) -> None:
@@ -76,14 +124,10 @@ def _check_canvas(height: int, width: int, channels: int, expand: tuple[int, ...
         )
 
 
-def _read(path: Path, flag: str, channels: int) -> np.ndarray:
-    if not path.is_file():
-        raise UserError(f"there is no image at {path}; check {flag}")
-    return transforms.decode(path.read_bytes(), channels=channels, name=str(path))
-
-
 def _read_mask(path: Path, image: np.ndarray) -> np.ndarray:
-    mask = _read(path, "--mask", 1)
+    if not path.is_file():
+        raise UserError(f"there is no image at {path}; check --mask")
+    mask = transforms.decode(path.read_bytes(), channels=1, name=str(path))
     if mask.shape[:2] != image.shape[:2]:
         sizes = [f"{a.shape[0]} x {a.shape[1]}" for a in (mask, image)]
         raise UserError(f"--mask {path} is {sizes[0]} pixels and --init_image {sizes[1]}; give them one size")
@@ -97,5 +141,5 @@ def _read_mask(path: Path, image: np.ndarray) -> np.ndarray:
     return mask
 
 
-def _text(expand: tuple[int, ...]) -> str:
-    return ",".join(map(str, expand))
+def _text(numbers: tuple[float, ...]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)

@@ -14,6 +14,7 @@ from diffusion_jax.core.schedules import Level, Schedule
 from diffusion_jax.data import transforms
 from diffusion_jax.data.classes import NULL
 from diffusion_jax.errors import UserError
+from diffusion_jax.modalities import Image
 from diffusion_jax.report import figures as drawings
 from diffusion_jax.report.metrics import read_metrics
 from diffusion_jax.runs.sample.conditions import SampleRequest, conditions
@@ -127,6 +128,11 @@ def _draw_trajectory(trained: Trained, seeds: np.ndarray, cond: Mapping[str, np.
         rows += [f"seed {number}{of}: xₜ", "x₀ predicted"]
     both = np.stack([x, x0], axis=1).reshape(2 * num, *x.shape[1:])
     scales = np.tile(np.stack([scale, np.ones_like(scale)]), (num, 1))
+    kind = experiment.modality(trained.config)
+    if not isinstance(kind, Image):
+        scaled = both * scales.reshape(*scales.shape, *(1,) * (both.ndim - 2))
+        tiles = kind.tiles(kind.from_model(scaled.reshape(-1, *both.shape[2:])))
+        both, scales = transforms.to_float(tiles.reshape(*scales.shape, *tiles.shape[1:])), np.ones_like(scales)
     title = f"Reverse trajectory of step {trained.step:,}: {how.sampler}, {how.steps} steps" + (
         f", guidance {how.guidance:g}" if how.guidance != 1 else ""
     )

@@ -98,7 +98,7 @@ class Loaded:
             )
             seeds = seeds_from(seed, num)
             size = batch_size(trained, batch, num)
-            check_memory(trained, size, self.model.shape[:2])
+            check_memory(trained, size, self.model.shape[:-1])
             cond = conditions(request, trained, seeds)
             program = self._program(trained.how)
             with progress(num, description="sample", unit="samples", show=show_progress) as bar:

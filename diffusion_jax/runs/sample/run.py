@@ -1,9 +1,11 @@
-"""`diffusion-jax sample`: a workdir to pictures."""
+"""`diffusion-jax sample`: a workdir to a folder of samples."""
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,11 @@ import numpy as np
 
 from diffusion_jax import experiment
 from diffusion_jax.errors import UserError
+from diffusion_jax.modalities import Modality
 from diffusion_jax.models.sampling import START
 from diffusion_jax.report import pictures
 from diffusion_jax.report.progress import progress
-from diffusion_jax.runs.sample.conditions import SampleRequest, conditions, cut_prompts, record
+from diffusion_jax.runs.sample.conditions import SampleRequest, conditions, cut_prompts, record, told_pictures
 from diffusion_jax.runs.sample.drawing import batch_size, check_memory, draw
 from diffusion_jax.runs.sample.edit import EditRequest, PreparedEdit, prepare
 from diffusion_jax.runs.sample.starting_noise import DRAWN, FILE, NoiseRequest, starting_noise
@@ -31,90 +34,123 @@ _COLUMNS = 20  # classes beside each other
 _GRID = 400  # samples in the picture of all; more could not be told apart
 
 
-def sample(
-    root: Path,
-    out: Path,
-    *,
-    num: int,
-    seed: int,
-    sample_request: SampleRequest,
-    batch: int,
-    step: int | None,
-    average: bool | float,
-    overwrite: bool,
-    given: EditRequest | None = None,
-    guided_by: GuideRequest = NO_GUIDES,
-    noise: NoiseRequest = DRAWN,
-    **overrides: object,
-) -> None:
-    """Draws num samples from a checkpoint of the workdir root into the folder out, which appears whole or not at all.
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is to be drawn from which checkpoint, and how; fields are as the command's flags."""
 
-    With an image given each sample is an edit of it, and edit.png shows them beside it.
+    root: Path  # the workdir
+    num: int
+    sample_request: SampleRequest
+    seed: int = 0  # sample i has seed + i
+    batch: int = 64  # samples drawn at once
+    step: int | None = None  # of the checkpoint; None: the newest
+    average: bool | float = True
+    given: EditRequest | None = None  # an example to edit
+    guided_by: GuideRequest = NO_GUIDES
+    noise: NoiseRequest = DRAWN
+    overrides: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    """They replace fields of the config's `Sampling` where not None."""
 
-    Sample i has seed `seed` + i and is of what sample_request says; without labels, its class is drawn from its seed.
-    step None is the newest checkpoint. overrides replace fields of the config's `Sampling` where not None.
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """A request with all that it takes to draw it, checked."""
+
+    request: Request
+    trained: Trained
+    kind: Modality
+    seeds: np.ndarray
+    cond: dict[str, np.ndarray]
+    size: int  # of a batch
+    edit: PreparedEdit | None
+    kept: Mapping[str, np.ndarray]  # the starting noise, where it is given or to be written
+
+
+def sample(request: Request, out: Path, *, overwrite: bool = False) -> None:
+    """Draws samples into the folder out, which appears whole or not at all.
+
+    With an example given each sample is an edit of it, and edit.png shows them beside it. Sample i is of what
+    sample_request says; without labels, its class is drawn from its seed. Raises UserError for what the model cannot
+    do, and where out cannot be written.
     """
-    if batch < 1:
-        raise UserError(f"--batch is at least 1; got {batch}")
-    seeds = seeds_from(seed, num)
+    if request.batch < 1:
+        raise UserError(f"--batch is at least 1; got {request.batch}")
     folder = _checked_out(out, overwrite)
+    prepared = _prepared(request, folder)
+    program, kind = _program(prepared.trained, prepared.edit), prepared.kind
+    with progress(request.num, description="sample", unit="samples") as bar:
+        batches = draw(program, prepared.trained, prepared.seeds, prepared.cond, prepared.size, bar)
+        samples = np.concatenate([kind.from_model(x) for x in batches])
+    manifest = _manifest(prepared, samples.shape[1:])
+    shown = _pictures(prepared, samples, manifest["labels"])
+    manifest["pictures"] = {name: {"samples": count, "of": request.num} for name, (_, count) in shown.items()}
+    _write(folder, prepared, samples, manifest, {name: picture for name, (picture, _) in shown.items()})
+    part = [f"; {name} shows the first {count}" for name, (_, count) in shown.items() if count < request.num]
+    print(f"{request.num} samples of step {prepared.trained.step}: {out / 'grid.png'}{''.join(part)}")
+
+
+def _prepared(request: Request, folder: OutputFolder) -> _Prepared:
+    """Restores and checks everything; raises UserError before anything is drawn."""
+    seeds = seeds_from(request.seed, request.num)
     trained = restore(
-        root,
-        step=step,
-        average=average,
-        overrides=overrides,
-        guided_by=guided_by,
+        request.root,
+        step=request.step,
+        average=request.average,
+        overrides=request.overrides,
+        guided_by=request.guided_by,
     )
-    prepared = None if given is None else prepare(given, trained.model.shape)
-    size = batch_size(trained, batch, num)
-    height, width = trained.model.shape[:2] if prepared is None else prepared.edit.canvas
-    folder.check_room(num * height * width * trained.model.shape[2])
-    check_memory(trained, size, (height, width))
-    cond = conditions(sample_request, trained, seeds, painted=prepared is not None and prepared.edit.inpaint)
+    kind = experiment.modality(trained.config)
+    edit = None if request.given is None else prepare(request.given, trained.model.shape, kind)
+    size = batch_size(trained, request.batch, request.num)
+    sides = trained.model.shape[:-1] if edit is None else edit.edit.canvas
+    folder.check_room(request.num * math.prod(sides) * trained.model.shape[-1] * kind.dtype.itemsize)
+    check_memory(trained, size, sides)
+    cond = conditions(request.sample_request, trained, seeds, painted=edit is not None and edit.edit.inpaint)
     kept = {}
-    if noise != DRAWN:
-        if prepared is not None:
+    if request.noise != DRAWN:
+        if edit is not None:
             raise UserError("an edit starts from its image; leave out --noise and --save_noise, or --init_image")
-        kept[FILE] = cond[START] = starting_noise(noise, seeds, trained.model.x_shape)
-    program = _program(trained, prepared)
-    with progress(num, description="sample", unit="samples") as bar:
-        images = [pictures.to_uint8(drawn) for drawn in draw(program, trained, seeds, cond, size, bar)]
-    manifest = {
-        "workdir": str(root),
+        kept[FILE] = cond[START] = starting_noise(request.noise, seeds, trained.model.x_shape)
+    return _Prepared(request, trained, kind, seeds, cond, size, edit, kept if request.noise.keep else {})
+
+
+def _manifest(prepared: _Prepared, shape: tuple[int, ...]) -> dict[str, Any]:
+    """What says how the samples, each of this shape, were made, so that they can be made again."""
+    request, trained, cond = prepared.request, prepared.trained, prepared.cond
+    return {
+        "workdir": str(request.root),
         "checkpoint_step": trained.step,
         "weights": trained.weights,
         "sampling": dataclasses.asdict(trained.how),
-        "seeds": [int(seed), int(seed) + num - 1],
-        "asked": record(sample_request),
+        "seeds": [int(request.seed), int(request.seed) + request.num - 1],
+        "asked": record(request.sample_request),
         "labels": trained.label_names(cond["label"]) if "label" in cond else None,  # of each sample
-        "cut": [cut._asdict() for cut in cut_prompts(sample_request, trained)],
-        "guided_by": record(guided_by),
-        "shape": list(images[0].shape[1:]),
-        "edit": _edit_record(given, prepared, trained),
-        "noise": noise.file and str(noise.file),
+        "cut": [cut._asdict() for cut in cut_prompts(request.sample_request, trained)],
+        "guided_by": record(request.guided_by),
+        "shape": list(shape),
+        "modality": trained.config.data.modality,
+        "edit": _edit_record(request.given, prepared.edit, trained),
+        "noise": request.noise.file and str(request.noise.file),
         "device": jax.devices()[0].device_kind,
         "versions": versions(),
     }
-    drawn = np.concatenate(images)
-    extra = {} if prepared is None else {"edit.png": _compare(prepared, drawn)}
-    if told_pictures := _pictures(trained, cond, drawn.shape[-1]):
-        extra["given.png"] = _beside(told_pictures, drawn)
-    if 1 < len(sample_request.labels) <= min(num, _COLUMNS):
-        extra["classes.png"] = _by_class(drawn, manifest["labels"][: len(sample_request.labels)])
-    shown = {"grid.png": min(num, _GRID)} | dict.fromkeys(extra, min(num, _COMPARED))
-    if "classes.png" in extra:
-        shown["classes.png"] = min(num // len(sample_request.labels), _COMPARED) * len(sample_request.labels)
-    manifest["pictures"] = {name: {"samples": count, "of": num} for name, count in shown.items()}
-    _write(
-        folder,
-        drawn,
-        cond.get("label", np.zeros(num, np.int32)),
-        seeds,
-        manifest,
-        extra | (kept if noise.keep else {}),
-    )
-    part = [f"; {name} shows the first {count}" for name, count in shown.items() if count < num]
-    print(f"{num} samples of step {trained.step}: {out / 'grid.png'}{''.join(part)}")
+
+
+def _pictures(prepared: _Prepared, samples: np.ndarray, labels: list[str] | None) -> dict[str, tuple[np.ndarray, int]]:
+    """{name: (picture, how many of the samples it shows)}, of samples [N, *S, C] in the data's own units."""
+    num, asked, kind = len(samples), len(prepared.request.sample_request.labels), prepared.kind
+    tiles = kind.tiles(samples[:_GRID])
+    found = {"grid.png": (pictures.grid(tiles), len(tiles))}
+    few = min(num, _COMPARED)
+    if prepared.edit is not None:
+        found["edit.png"] = (_compare(prepared.edit, kind, tiles), few)
+    first = {name: a[:_COMPARED] for name, a in prepared.cond.items()}
+    if given := told_pictures(prepared.trained.model, kind, first):
+        found["given.png"] = (_beside(given, tiles), few)
+    if labels is not None and 1 < asked <= min(num, _COLUMNS):
+        rows = min(num // asked, _COMPARED)
+        found["classes.png"] = (_by_class(tiles, labels[:asked]), rows * asked)
+    return found
 
 
 def _program(trained: Trained, prepared: PreparedEdit | None) -> Callable[..., jax.Array]:
@@ -138,12 +174,6 @@ def _edit_record(given: EditRequest | None, prepared: PreparedEdit | None, train
     return files | dataclasses.asdict(prepared.edit) | start
 
 
-def _pictures(trained: Trained, cond: Mapping[str, np.ndarray], channels: int) -> list[np.ndarray]:
-    """What the first samples were told that can be seen, each uint8 [K, H, W, channels]."""
-    first = {name: a[:_COMPARED] for name, a in cond.items()}
-    return [shown for condition in trained.model.conditions for shown in condition.pictures(first, channels)]
-
-
 def _beside(given: list[np.ndarray], images: np.ndarray) -> np.ndarray:
     """Pictures of what the samples were told, beside the first of them."""
     rows, columns = len(given[0]), len(given) + 1
@@ -158,12 +188,12 @@ def _by_class(images: np.ndarray, names: list[str]) -> np.ndarray:
     return pictures.labelled_grid(shown.reshape(rows, len(names), *shown.shape[1:]), columns=names)
 
 
-def _compare(prepared: PreparedEdit, images: np.ndarray) -> np.ndarray:
-    """The image as given, what of it is kept (the rest gray), and the first samples."""
+def _compare(prepared: PreparedEdit, kind: Modality, tiles: np.ndarray) -> np.ndarray:
+    """The example as given, what of it is kept (the rest 0, gray of images), and the first samples."""
     kept = np.where(prepared.unknown, 0.0, prepared.image)
     before = [prepared.image, kept] if prepared.edit.inpaint else [prepared.image]
-    shown = np.concatenate([pictures.to_uint8(np.stack(before)), images[:_COMPARED]])
-    titles = ["given", "kept"][: len(before)] + [f"edit {i}" for i in range(len(images[:_COMPARED]))]
+    shown = np.concatenate([kind.tiles(kind.from_model(np.stack(before))), tiles[:_COMPARED]])
+    titles = ["given", "kept"][: len(before)] + [f"edit {i}" for i in range(len(tiles[:_COMPARED]))]
     return pictures.labelled_grid(shown[None], columns=titles)
 
 
@@ -181,21 +211,28 @@ def _checked_out(out: Path, overwrite: bool) -> OutputFolder:
 
 def _write(
     out: OutputFolder,
-    images: np.ndarray,
-    labels: np.ndarray,
-    seeds: np.ndarray,
-    manifest: dict,
-    extra: Mapping[str, np.ndarray],
+    prepared: _Prepared,
+    samples: np.ndarray,
+    manifest: Mapping[str, Any],
+    shown: Mapping[str, np.ndarray],
 ) -> None:
-    """Writes everything, and the extra pictures and .npy files; all of it comes into place at once."""
+    """Writes a file of each sample, the pictures and .npz of all, and the manifest; all of it comes into place at once.
+
+    samples [N, *S, C] are in the data's own units.
+    """
+    kind, labels = prepared.kind, prepared.cond.get("label", np.zeros(len(samples), np.int32))
+    named = manifest["labels"] or prepared.request.sample_request.prompts or [""]
+    names = [named[i % len(named)] for i in range(len(samples))]
     with out.written() as partial:
-        for i, image in enumerate(images):
-            (partial / f"{i:06d}.png").write_bytes(pictures.encode_png(image))
-        (partial / "grid.png").write_bytes(pictures.encode_png(pictures.grid(images[:_GRID])))
-        for name, array in extra.items():
-            if name.endswith(".npy"):
-                np.save(partial / name, array)
-            else:
-                (partial / name).write_bytes(pictures.encode_png(array))
-        np.savez_compressed(partial / "samples.npz", images=images, labels=labels, seeds=seeds)
+        for i, one in enumerate(samples):
+            (partial / f"{i:06d}{kind.suffix}").write_bytes(kind.encode(one))
+        for name, picture in shown.items():
+            (partial / name).write_bytes(pictures.encode_png(picture))
+        for name, content in kind.pages(samples, names).items():
+            (partial / name).write_bytes(content)
+        for name, array in prepared.kept.items():
+            np.save(partial / name, array)
+        np.savez_compressed(
+            partial / "samples.npz", allow_pickle=False, labels=labels, seeds=prepared.seeds, **{kind.noun: samples}
+        )
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2))

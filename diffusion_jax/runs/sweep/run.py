@@ -64,6 +64,10 @@ def sweep(
             f"checkpoint.mirror={base.checkpoint.mirror!r} is the copy of one run, which no two trials can share; "
             "leave it out of a sweep"
         )
+    if how.vectorised:
+        from diffusion_jax import experiment  # imports jax
+
+        base = experiment.resolved(base)
     for space in _ends(definition):
         changed(base, space)
     _check_how(definition, how)

@@ -11,6 +11,7 @@ from diffusion_jax.data.sources import Source
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.models.likelihood import own_conditions
 from diffusion_jax.report import pictures
+from diffusion_jax.runs.sample.conditions import told_pictures
 from diffusion_jax.runs.sample.examples import first_batch
 from diffusion_jax.train import sharding
 from diffusion_jax.train.interruptible import interruptible
@@ -31,7 +32,7 @@ def samples(
     pretrained: Mapping[str, Params],
 ) -> Draw:
     """Samples in rows: by caption, by class, or by example where the model is told of an image."""
-    program = experiment.sample_program(model, experiment.sampling(config), mesh)
+    program, kind = experiment.sample_program(model, experiment.sampling(config), mesh), experiment.modality(config)
     share = mesh.shape["data"] * mesh.shape["fsdp"]
 
     def draw(params: Params, rows: int, columns: int, cond: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -40,8 +41,9 @@ def samples(
         told = {name: a[take // columns] for name, a in cond.items()}
         split = sharding.batch_sharding(mesh)
         seeds, told = sharding.to_mesh((take.astype(np.int32), told), split)
-        images = interruptible(lambda: sharding.to_host(program(params, pretrained, seeds, told)))
-        return pictures.to_uint8(images[: rows * columns]).reshape(rows, columns, *images.shape[1:])
+        x = interruptible(lambda: sharding.to_host(program(params, pretrained, seeds, told)))
+        tiles = kind.tiles(kind.from_model(x[: rows * columns]))
+        return tiles.reshape(rows, columns, *tiles.shape[1:])
 
     if any(condition.shown_by_example for condition in model.conditions):
         return _by_example(config, model, source, tokenizer, draw)
@@ -77,10 +79,11 @@ def _by_example(
     rows = max(config.sample.num // columns, 1)
     batch = first_batch(config, source, model, tokenizer, rows)
     cond = own_conditions(model, batch)
-    given = [picture[:, None] for each in model.conditions for picture in each.pictures(cond, model.shape[2])]
+    kind = experiment.modality(config)
+    given = [picture[:, None] for picture in told_pictures(model, kind, cond)]
 
     def by_example(params: Params) -> np.ndarray:
-        real = pictures.to_uint8(batch["image"])[:, None]
+        real = kind.tiles(kind.from_model(batch["x"]))[:, None]
         pixels = np.concatenate([*given, draw(params, rows, columns, cond), real], axis=1)
         return pictures.labelled_grid(pixels, rows=[f"example {i}" for i in batch["index"]])
 
@@ -92,11 +95,13 @@ def reconstructions(
 ) -> tuple[Draw, Callable[[Params], dict[str, float]]]:
     """(a picture of images above what is made of them, their measures), both of averaged parameters."""
     batch = first_batch(config, source, None, None, max(config.sample.num, 2))
-    images = sharding.to_mesh(batch["image"], sharding.replicated(mesh))
+    kind = experiment.modality(config)
+    images = sharding.to_mesh(batch["x"], sharding.replicated(mesh))
 
     def draw(params: Params) -> np.ndarray:
         decoded = interruptible(lambda: sharding.to_host(program(params, images).images))
-        shown = np.stack([pictures.to_uint8(a) for a in (sharding.to_host(images), decoded)])[:, : config.sample.num]
+        both = [kind.tiles(kind.from_model(a)) for a in (sharding.to_host(images), decoded)]
+        shown = np.stack(both)[:, : config.sample.num]
         return pictures.labelled_grid(shown, rows=["image", "decoded"])
 
     def measure(params: Params) -> dict[str, float]:

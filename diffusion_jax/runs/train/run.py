@@ -1,6 +1,7 @@
 """One training run from its config to its last checkpoint."""
 
 import contextlib
+import functools
 import itertools
 import sys
 from pathlib import Path
@@ -52,8 +53,8 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog,
     with watchdog.phase("restore"), processes.leaving_with_the_others():
         if mirror and jax.process_index() == 0:
             mirror.catch_up()
+        config = interruptible(functools.partial(experiment.resolved, as_trained(config, workdir)))
         _agree_on_config(config)
-        config = as_trained(config, workdir)
     mesh = experiment.mesh(config)
     task = interruptible(lambda: tasks.task(config, workdir, mesh))
     preflight.check_memory(config, task.model, task.abstract, mesh)

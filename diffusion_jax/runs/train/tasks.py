@@ -109,7 +109,7 @@ def classifier(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir
     batch = first_batch(config, source, None, None, _JUDGED)
 
     def measure(params: Params) -> dict[str, float]:
-        return {f"accuracy/{t}": float(program(params, batch["image"], batch["label"], t)) for t in (0.0, 0.25, 0.5)}
+        return {f"accuracy/{t}": float(program(params, batch["x"], batch["label"], t)) for t in (0.0, 0.25, 0.5)}
 
     return Task(
         source,

@@ -3,7 +3,6 @@
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax import config as configs
 from diffusion_jax import experiment
 from diffusion_jax.data import description
 from diffusion_jax.data.classes import Classes, shown
@@ -41,14 +40,8 @@ def _described(config: ConfigDict, source: Source, found: Classes | None) -> lis
         return []  # which the pipeline refuses
     options = config.data
     examples = description.examples_of(source)
-    size = (options.height, options.width, options.channels)
-    lines = [f"data: {description.images(source, examples, *size)}"]
-    usual = configs.base().data
-    if size == (usual.height, usual.width, usual.channels) and not lines[0].endswith("as they are"):
-        lines.append(
-            f"data: {size[0]} x {size[1]} x {size[2]} is the default of data.height, data.width and data.channels; set "
-            "them to train on images of another size"
-        )
+    kind, shape = experiment.modality(config), experiment.shape(config)
+    lines = [f"data: {kind.description(source, examples, shape)}"]
     if found is not None and found.names is not None:
         lines.append(f"data: {len(found.names):,} class{'es' if len(found.names) > 1 else ''}: {shown(found.names)}")
     missing = description.missing_sentences(description.missing(source, examples))

@@ -144,8 +144,13 @@ class Workdir:
 def as_trained(config: ConfigDict, workdir: Workdir) -> ConfigDict:
     """config with what an earlier version did, where that trained the parameters which a run in workdir starts with.
 
-    They are those of its checkpoints or, where it has none, of the run that config.init_from names.
+    They are those of its checkpoints or, where it has none, of the run that config.init_from names. An open
+    `data.shape` is that of the run in workdir.
     """
+    if workdir.has_checkpoints and workdir.config.is_file() and not config.data.shape:
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.data.shape = configs.from_json(workdir.config.read_text()).data.shape
     if not workdir.has_checkpoints and config.init_from:
         workdir = Workdir(Path(config.init_from))
     if not (workdir.has_checkpoints and workdir.config.is_file()):

@@ -1,0 +1,19 @@
+"""What kinds of data there are: images, plain arrays, and how each is read, pictured and written."""
+
+from collections.abc import Callable
+
+from diffusion_jax.modalities.array import Array
+from diffusion_jax.modalities.image import Image
+from diffusion_jax.modalities.modality import Modality
+from diffusion_jax.spec import from_spec
+
+MODALITIES: dict[str, Callable[..., Modality]] = {
+    "image": Image,
+    "array": Array,
+}
+"""Open to dotted names: `mypkg.Volume(spacing=0.5)`."""
+
+
+def modality(spec: str) -> Modality:
+    """The modality of a spec such as "image" or "array(mean=(0.1,), deviation=(2.0,))"; raises UserError for others."""
+    return from_spec(spec, MODALITIES, "modality")
