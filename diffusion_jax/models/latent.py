@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from diffusion_jax.core.autoencoding import decode_tiled
+from diffusion_jax.core.tiles import decode_tiled
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets.autoencoder import AutoencoderKL
 from diffusion_jax.train.state import Params
