@@ -46,7 +46,7 @@ def write(folder: Path) -> None:
             os.close(descriptor)
 
 
-def check(folder: Path) -> Verdict:
+def verify(folder: Path) -> Verdict:
     """Reads every file of the folder and compares; a damaged one's reason names the first wrong path.
 
     A file or folder that the manifest does not list is damage too, and so is a manifest of which one byte differs.

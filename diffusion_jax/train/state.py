@@ -9,6 +9,9 @@ from jax import Array
 Params = Any
 """A pytree of float32 arrays."""
 
+Position = Any
+"""The position of a data iterator: a value that JSON can hold, which only the iterator understands."""
+
 
 class TrainState(NamedTuple):
     """What a step maps to the next: with the batch and the seed it determines everything that follows."""

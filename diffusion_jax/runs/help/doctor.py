@@ -11,7 +11,7 @@ from pathlib import Path
 
 from diffusion_jax import __version__
 from diffusion_jax.train import memory
-from diffusion_jax.train.checkpoint import source_commit
+from diffusion_jax.train.provenance import source_commit
 
 PACKAGES = (
     "jax",

@@ -25,7 +25,8 @@ from diffusion_jax.runs.train.metric_log import MetricLog
 from diffusion_jax.runs.workdir import classes, pretrained
 from diffusion_jax.runs.workdir.lock import training_in
 from diffusion_jax.train import feed, loop, sharding
-from diffusion_jax.train.checkpoint import Checkpoints, abstract_like
+from diffusion_jax.train.arrays import abstract_like
+from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.faults import Stop
 from diffusion_jax.train.guard import NonFiniteLossError
 from diffusion_jax.train.hooks import Hook, Moment

@@ -22,10 +22,11 @@ from diffusion_jax.runs.workdir.lock import Training, training_in
 from diffusion_jax.runs.workdir.mirror import Mirror
 from diffusion_jax.runs.workdir.paths import Workdir, as_trained
 from diffusion_jax.train import agreement, processes
-from diffusion_jax.train.checkpoint import Checkpoints, source_commit, versions
+from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.faults import Stop, Watchdog, stop_on_signal
 from diffusion_jax.train.guard import DivergedError
 from diffusion_jax.train.interruptible import Abandoned, interruptible
+from diffusion_jax.train.provenance import source_commit, versions
 from diffusion_jax.train.state import TrainState
 
 _OF_THE_MACHINE = ("data.threads", "data.workers", "data.data_dir")

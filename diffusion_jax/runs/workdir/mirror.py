@@ -97,7 +97,7 @@ class Mirror:
                 for path in self._listed(step):
                     self._download(path, whole / Path(path).relative_to(step))
                 _make_folders(whole)
-                status, reason = manifest.check(whole)
+                status, reason = manifest.verify(whole)
                 if status == manifest.VERIFIED:
                     for copy in COPIES:  # of a run that never saved a checkpoint
                         _delete(self.root / copy)

@@ -25,7 +25,8 @@ from diffusion_jax.models.text import published_folder
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import sharding
-from diffusion_jax.train.checkpoint import Checkpoints, holds_checkpoint, whole
+from diffusion_jax.train.arrays import replicated_like
+from diffusion_jax.train.checkpoint import Checkpoints, holds_checkpoint
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -132,7 +133,7 @@ def read_autoencoder(root: Path) -> experiment.Autoencoder:
     mesh = sharding.mesh(devices=jax.local_devices()[:1])
     with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
         abstract = experiment.autoencoder.trainee(config).abstract
-        average = checkpoints.restore_tree("ema", whole(abstract, mesh), step)
+        average = checkpoints.restore_tree("ema", replicated_like(abstract, mesh), step)
         std = checkpoints.meta(step)["measured"]["latent_std"]
     params = jax.tree.map(np.asarray, average["autoencoder"])
     return experiment.Autoencoder(experiment.autoencoder.network(config), params, 1 / std)
@@ -159,7 +160,9 @@ def read_classifier(root: Path, schedule: str, scale: float) -> experiment.Class
     mesh = sharding.mesh(devices=jax.local_devices()[:1])
     step = _newest(workdir)
     with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
-        average = checkpoints.restore_tree("ema", whole(experiment.classifier.trainee(config).abstract, mesh), step)
+        average = checkpoints.restore_tree(
+            "ema", replicated_like(experiment.classifier.trainee(config).abstract, mesh), step
+        )
     return experiment.classifier.trained(config, jax.tree.map(np.asarray, average), scale)
 
 

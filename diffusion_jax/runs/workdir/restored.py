@@ -18,7 +18,8 @@ from diffusion_jax.runs.workdir import classes, snapshots
 from diffusion_jax.runs.workdir import pretrained as found
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import sharding
-from diffusion_jax.train.checkpoint import Checkpoints, whole
+from diffusion_jax.train.arrays import replicated_like
+from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.state import Params
 
 
@@ -139,7 +140,7 @@ def restore_weights(
     """
     name = "ema" if average else "params"
     if isinstance(average, bool):
-        return checkpoints.restore_tree(name, whole(abstract, mesh), step)
+        return checkpoints.restore_tree(name, replicated_like(abstract, mesh), step)
     return snapshots.reconstruct(checkpoints.directory.parent, config, abstract, mesh, average, step)
 
 

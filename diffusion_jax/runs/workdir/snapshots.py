@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import ema
-from diffusion_jax.train.checkpoint import Checkpoints, whole
+from diffusion_jax.train.arrays import replicated_like
+from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.state import Params, TrainState
 
 WITHIN = 0.05
@@ -71,12 +72,12 @@ def reconstruct(root: Path, config: ConfigDict, abstract: Params, mesh: Mesh, si
                 "best, at a step that has a snapshot; or train with a smaller ema.every"
             )
         total: Any = None
-        like = whole((abstract,) * len(kept), mesh)
+        like = replicated_like((abstract,) * len(kept), mesh)
         for i, each in enumerate(steps):
             profiles = snapshots.restore_tree("profiles", like, each)
             for k, profile in enumerate(profiles):
                 total = _plus(total, float(weights[i * len(kept) + k]), profile)
-    placed = whole(abstract, mesh)
+    placed = replicated_like(abstract, mesh)
     return jax.tree.map(lambda a, to: jax.device_put(a.astype(to.dtype), to.sharding), total, placed)
 
 

@@ -21,7 +21,7 @@ def verify(root: Path, *, step: int | None = None) -> dict[int, Verdict]:
         raise UserError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, steps))}")
     verdicts = {}
     for number in steps if step is None else [step]:
-        status, reason = verdicts[number] = manifest.check(folder / str(number))
+        status, reason = verdicts[number] = manifest.verify(folder / str(number))
         print(f"{number:>10}  {status}" + (f": {reason}" if status == manifest.DAMAGED else ""), flush=True)
     damaged = [number for number, verdict in verdicts.items() if verdict.status == manifest.DAMAGED]
     if damaged:
