@@ -17,7 +17,6 @@ from diffusion_jax.core import (
     weightings,
 )
 from diffusion_jax.core.bound import variational_bound
-from diffusion_jax.core.continuous_bound import continuous_bound
 from diffusion_jax.core.denoisers import (
     Condition,
     Denoiser,
@@ -40,6 +39,7 @@ from diffusion_jax.core.process import diffuse, posterior, transition
 from diffusion_jax.core.samplers import SAMPLERS, Sampler, integrate, sample
 from diffusion_jax.core.schedules import MODIFIERS, SCHEDULES, Level, Schedule
 from diffusion_jax.core.times import TIMES
+from diffusion_jax.core.vdm_bound import continuous_bound
 from diffusion_jax.core.weightings import WEIGHTINGS
 
 __all__ = [

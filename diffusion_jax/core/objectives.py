@@ -14,13 +14,13 @@ import numpy as np
 from jax import Array
 
 from diffusion_jax.core import denoisers, losses
-from diffusion_jax.core.continuous_bound import continuous_bound
 from diffusion_jax.core.denoisers import Condition
 from diffusion_jax.core.losses import Distance, Network
 from diffusion_jax.core.predictions import Parameterization
 from diffusion_jax.core.process import diffuse
 from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.core.times import AdaptiveTimes, TimeSampler
+from diffusion_jax.core.vdm_bound import continuous_bound
 from diffusion_jax.core.weightings import Weighting
 from diffusion_jax.errors import UserError
 

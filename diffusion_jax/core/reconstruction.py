@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion_jax.core.continuous_bound import decoder_log_likelihood
 from diffusion_jax.core.denoisers import Denoiser
 from diffusion_jax.core.process import diffuse
 from diffusion_jax.core.schedules import Level, Schedule
+from diffusion_jax.core.vdm_bound import decoder_log_likelihood
 
 HALF_BIN = 1 / 255
 """Half the distance of two values of an 8-bit image in [-1, 1]."""
@@ -50,7 +50,9 @@ def log_gaussian(eps: Array, sigma: Array) -> Array:
     return -0.5 * square - np.prod(eps.shape[1:]) * (jnp.log(sigma) + 0.5 * np.log(2 * np.pi))
 
 
-def reconstruction(denoise: Denoiser, schedule: Schedule, start: float, x0: Array, eps: Array, probe: Array) -> Array:
+def reconstruction_term(
+    denoise: Denoiser, schedule: Schedule, start: float, x0: Array, eps: Array, probe: Array
+) -> Array:
     """-log p(x0 | x_start) in nats [B] of 8-bit images x0 [B, ...] in [-1, 1], x_start = alpha x0 + sigma eps.
 
     p is, in each dimension, proportional over the 256 values to a normal density about the denoiser's x0. Its variance

@@ -6,7 +6,7 @@ from numpy.typing import ArrayLike
 from diffusion_jax.errors import UserError
 
 
-def feature_sets(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def as_feature_sets(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """a [N, D] and b [M, D] as they are, N, M >= 1; UserError for other shapes and for values that are not finite."""
     a, b = np.asarray(a), np.asarray(b)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not len(a) or not len(b):

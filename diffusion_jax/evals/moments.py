@@ -30,7 +30,7 @@ class Moments:
         return self.scatter / (self.count - 1)
 
 
-def moments(features: ArrayLike) -> Moments:
+def moments_of(features: ArrayLike) -> Moments:
     """Of features [N, D], N >= 1."""
     x = np.asarray(features, np.float64)
     if x.ndim != 2 or not len(x):

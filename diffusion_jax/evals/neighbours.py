@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.evals.feature_sets import feature_sets
+from diffusion_jax.evals.feature_sets import as_feature_sets
 
 BLOCK = 2048
 ROUNDING = 1e-13
@@ -48,7 +48,7 @@ def nearest(queries: ArrayLike, points: ArrayLike, k: int = 1, *, block: int = B
 
     They are found by |x|^2 - 2 x.y + |y|^2, and their distances then taken of the differences: that of a copy is 0.
     """
-    x, y = feature_sets(queries, points)
+    x, y = as_feature_sets(queries, points)
     if not 1 <= k <= len(y):
         raise UserError(f"of {len(y)} images there are 1 to {len(y)} nearest ones; got {k}")
     distance, index = np.empty((len(x), k)), np.empty((len(x), k), np.int64)
@@ -78,7 +78,7 @@ def precision_recall(
     Precision is the fraction of samples within the ball of some real image, whose radius is the distance to its third
     neighbour (or another) among the real ones; recall is the same with the roles changed.
     """
-    a, b = feature_sets(samples, real)
+    a, b = as_feature_sets(samples, real)
     if not 1 <= neighbours < min(len(a), len(b)):
         raise UserError(
             f"precision and recall need more images than neighbours: {neighbours} of {len(a)} samples and "
@@ -99,7 +99,7 @@ def memorisation(
     itself repeated in the training set, the ratio of any but a copy is infinite. samples [N, D], training [M, D].
     """
     found = nearest(samples, training, k, block=block)
-    _, y = feature_sets(samples, training)
+    _, y = as_feature_sets(samples, training)
     if len(y) < 2:
         raise UserError(f"memorisation compares with distances within the training set; it has {len(y)} image")
     first, place = np.unique(found.index[:, 0], return_inverse=True)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.evals.feature_sets import feature_sets
+from diffusion_jax.evals.feature_sets import as_feature_sets
 
 SEED = 2020
 """torch-fidelity's, so that a subset or an order drawn here is the one drawn there."""
@@ -48,7 +48,7 @@ def kernel_distance(a: ArrayLike, b: ArrayLike, *, subsets: int = 100, size: int
     a [N, D], b [M, D]; unbiased, it may be below 0. A seed draws the subsets that torch-fidelity draws with it. Raises
     UserError where a set has fewer than `size` images.
     """
-    a, b = feature_sets(a, b)
+    a, b = as_feature_sets(a, b)
     if not 2 <= size <= min(len(a), len(b)):
         raise UserError(
             f"KID takes subsets of 2 or more images of each set, here of {len(a)} and {len(b)}; got size {size}"

@@ -9,11 +9,11 @@ from ml_collections import ConfigDict
 from diffusion_jax.core.predictions import PREDICTIONS
 from diffusion_jax.core.schedules import MODIFIERS, SCHEDULES, Learned, Schedule, learned
 from diffusion_jax.errors import UserError
-from diffusion_jax.experiment.objective import objective
+from diffusion_jax.experiment.objectives import objective
 from diffusion_jax.models.conditions import Caption, Label, check_names, spatial
 from diffusion_jax.models.latent import Autoencoder
 from diffusion_jax.models.model import Model
-from diffusion_jax.models.text import DTYPES, text
+from diffusion_jax.models.text import DTYPES, text_encoder
 from diffusion_jax.nets.families import family
 from diffusion_jax.spec import from_spec
 
@@ -52,7 +52,7 @@ def model(config: ConfigDict, autoencoder: Autoencoder | None = None, text_folde
     parameterization = from_spec(config.prediction, PREDICTIONS, "prediction")
     shape = (config.data.height, config.data.width, config.data.channels)
     x_channels = autoencoder.latent_shape(shape)[-1] if autoencoder else config.data.channels
-    encoder = text(config.text, text_folder)
+    encoder = text_encoder(config.text, text_folder)
     conditions = spatial(config.spatial) + ((Label(num_classes),) if num_classes else ())
     conditions += (Caption(encoder),) if encoder else ()
     check_names(conditions, shape)

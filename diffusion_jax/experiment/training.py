@@ -13,10 +13,9 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.core.autoencoding import sample_posterior
 from diffusion_jax.core.objectives import Examples, Objective, Trained
-from diffusion_jax.experiment.objective import objective
+from diffusion_jax.experiment.objectives import objective
 from diffusion_jax.models.model import Model
-from diffusion_jax.train import optimizer as optimizers
-from diffusion_jax.train import sharding
+from diffusion_jax.train import optimizers, sharding
 from diffusion_jax.train import step as steps
 from diffusion_jax.train.ema import gamma_of
 from diffusion_jax.train.state import Params, TrainState, create

@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 
 from diffusion_jax.core import likelihood
 from diffusion_jax.core.bound import prior_term, variational_bound
-from diffusion_jax.core.continuous_bound import diffusion_term
 from diffusion_jax.core.denoisers import Condition, Denoiser
 from diffusion_jax.core.grids import trailing
 from diffusion_jax.core.process import diffuse
-from diffusion_jax.core.reconstruction import first_time, log_gaussian, reconstruction
+from diffusion_jax.core.reconstruction import first_time, log_gaussian, reconstruction_term
 from diffusion_jax.core.schedules import Schedule
+from diffusion_jax.core.vdm_bound import diffusion_term
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.model import Model
 from diffusion_jax.models.sampling import Sampling, guided
@@ -103,7 +103,7 @@ def _continuous_bound(denoise: Denoiser, schedule: Schedule, images: Array, keys
 
     def decoder(k: Array) -> Array:
         noise, probe = _split(keys, draws + k)
-        return reconstruction(denoise, schedule, start, images, _normal(noise, images), _signs(probe, images))
+        return reconstruction_term(denoise, schedule, start, images, _normal(noise, images), _signs(probe, images))
 
     def mean(term: Callable[[Array], Array], n: int) -> Array:
         return jnp.mean(jax.lax.map(term, jnp.arange(n)), axis=0)
@@ -137,7 +137,7 @@ def ode(model: Model, steps: int) -> Measure:
             denoise, schedule, times, diffuse(images, eps, level), likelihood.hutchinson(trace), solver
         )
         flow = _bits(log_gaussian(eps, level.sigma) - log_prob, images)
-        decoder = _bits(reconstruction(denoise, schedule, start, images, eps, _signs(probe, images)), images)
+        decoder = _bits(reconstruction_term(denoise, schedule, start, images, eps, _signs(probe, images)), images)
         return {"total": flow + decoder, "flow": flow, "decoder": decoder}
 
     return measure

@@ -150,7 +150,7 @@ def published_folder(spec: str) -> str:
     return found if isinstance(found, str) else ""
 
 
-def text(spec: str, folder: str = "") -> Text | None:
+def text_encoder(spec: str, folder: str = "") -> Text | None:
     """The text encoder of a config, None where it has none; a published one is read from folder where that is given."""
 
     @functools.wraps(huggingface)

@@ -32,9 +32,9 @@ from diffusion_jax.core.samplers.loop import (
     sample,
     start_noise,
 )
-from diffusion_jax.core.samplers.plms import plms
+from diffusion_jax.core.samplers.pndm import plms
 from diffusion_jax.core.samplers.score_sde import predictor_corrector
-from diffusion_jax.core.samplers.unipc import unipc
+from diffusion_jax.core.samplers.unified_predictor_corrector import unipc
 
 SAMPLERS: dict[str, Callable[..., Sampler | AdaptiveSampler]] = {
     "ddpm": ddpm,

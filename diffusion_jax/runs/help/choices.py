@@ -42,7 +42,7 @@ LISTS: dict[str, Choice] = {
     "networks": Choice("nets.families", "NETWORKS", ("model.name",), arguments=False),
     "texts": Choice("models.text", "TEXTS", ("text",)),
     "conditions": Choice("models.conditions", "CONDITIONS", ("spatial",)),
-    "optimizers": Choice("train.optimizer", "OPTIMIZERS", ("optimizer.name",), arguments=False),
+    "optimizers": Choice("train.optimizers", "OPTIMIZERS", ("optimizer.name",), arguments=False),
     "metrics": Choice(
         "evals.sample_metrics",
         "METRICS",

@@ -34,7 +34,7 @@ class Key:
         return f"{self.name} = {self.default!r}  ({self.allowed})\n{body}"
 
 
-def keys(network: str = "unet") -> list[Key]:
+def config_keys(network: str = "unet") -> list[Key]:
     """Every key of a config with that network, sorted."""
     chosen = family(network)
     said = _of_base() | {f"model.{name}": text for name, text in of_fields(chosen).items()} | _of_model()
@@ -50,7 +50,7 @@ def matching(pattern: str, network: str = "unet") -> list[Key]:
 
     Raises UserError where none does.
     """
-    every = keys(network)
+    every = config_keys(network)
     named = [key for key in every if pattern in key.name or fnmatch.fnmatchcase(key.name, pattern)]
     found = named or [key for key in every if pattern.lower() in key.meaning.lower()]
     if not found:
@@ -63,7 +63,7 @@ def matching(pattern: str, network: str = "unet") -> list[Key]:
 
 def lines(pattern: str, network: str) -> Iterator[str]:
     """What the command prints."""
-    for key in matching(pattern, network) if pattern else keys(network):
+    for key in matching(pattern, network) if pattern else config_keys(network):
         yield key.text
 
 
