@@ -84,11 +84,10 @@ def check_optimizer(config: ConfigDict) -> None:
 def _one_optimizer(
     config: ConfigDict, outer: tuple[str, ...] = (), stacked: tuple[str, ...] = ()
 ) -> optax.GradientTransformation:
-    options = config.optimizer.to_dict()
-    rate = optimizers.learning_rate(
-        options.pop("learning_rate"), warmup=options.pop("warmup"), decay=options.pop("decay"), steps=config.train.steps
-    )
-    return optimizers.optimizer(options.pop("name"), rate, outer=outer, stacked=stacked, **options)
+    keys = config.optimizer
+    rate = optimizers.learning_rate(keys.learning_rate, warmup=keys.warmup, decay=keys.decay, steps=config.train.steps)
+    options = optimizers.AdamOptions(rate, keys.b1, keys.b2, keys.eps, keys.weight_decay)
+    return optimizers.optimizer(keys.name, options, clip=keys.clip, layers=optimizers.LayerNames(outer, stacked))
 
 
 def mesh(config: ConfigDict) -> Mesh:

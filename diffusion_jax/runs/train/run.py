@@ -97,7 +97,7 @@ def _start(run: Run) -> tuple[TrainState, int | None]:
     """(the state to train from, the step of the checkpoint that it is of); (a new state, None) without a checkpoint."""
     source = run.task.source
     data = {"data": source.fingerprint, "examples": len(source)}
-    agreement.check(data | {"global batch": run.config.train.batch_size, "workdir": str(run.workdir.root)})
+    agreement.check_agreement(data | {"global batch": run.config.train.batch_size, "workdir": str(run.workdir.root)})
     resumed = run.checkpoints.latest()
     if resumed is None:
         return interruptible(lambda: _initial_state(run.config, run.task)), None
@@ -137,7 +137,7 @@ def _agree_on_config(config: ConfigDict) -> None:
     """Raises UserError unless all processes of the run have the same config, code and versions."""
     code = {"code": " ".join(f"{name} {version}" for name, version in versions().items())}
     same = {key: value for key, value in configs.flat(config.to_dict()).items() if key not in _OF_THE_MACHINE}
-    agreement.check({"commit": source_commit(), **code, **same})
+    agreement.check_agreement({"commit": source_commit(), **code, **same})
 
 
 def _closing(checkpoints: Checkpoints | None) -> contextlib.AbstractContextManager[Checkpoints | None]:
