@@ -103,7 +103,11 @@ class NullWriter:
         pass
 
 
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+MetricRecord = dict[str, float]
+"""A line of metrics.jsonl: {"step": int, name of a metric: number}, NaN for null."""
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[MetricRecord]:
     """The records of a metrics.jsonl in order, null as NaN; a last line still being written is left out.
 
     Raises UserError for any other line that is not a record.
