@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.sweep.reporting import not_finite
@@ -127,50 +127,84 @@ def run(
     Trials whose numbers are passed_over are left to others. A trial that is stopped saves first. Raises UserError where
     a finished trial has not logged the objective, after its trials have been stopped.
     """
-    free = shares(jobs)
-    running: list[_Running] = []
-    left = set(passed_over)  # trials that this process does not start
+
+    def words(trial: Trial) -> list[str]:
+        return command(config_file, str(trial.workdir.root), overrides | trial.changes)
+
     waiting_announced = False
-    try:
+    with contextlib.closing(_Jobs(source, objective, words, shares(jobs), passed_over)) as running:
         while True:
-            while free and stop.signal is None and (claimed := source.claim(left | {r.trial.number for r in running})):
-                trial, lock = claimed
-                if trial.trained:  # by a line of a manifest, or before a kill
-                    source.tell(trial, found := _settle(trial, source, objective))
-                    print(f"trial {trial.number:03d} {found.state}, and was trained before", flush=True)
-                    lock.release()
-                    continue
-                words = command(config_file, str(trial.workdir.root), overrides | trial.changes)
-                running.append(_Running(trial, lock, free.pop(), words, source.seen(trial)))
-                print(f"trial {trial.number:03d}: {_say(trial.changes)}", flush=True)
+            if stop.signal is None:
+                running.start()
             if not running:
-                elsewhere = [trial for trial in source.unfinished() if trial.number not in left]
+                elsewhere = running.elsewhere()
                 if not elsewhere or stop.signal is not None:
                     return
                 if not waiting_announced:
                     numbers = ", ".join(f"{trial.number:03d}" for trial in elsewhere)
                     print(f"waiting for trials that other processes run: {numbers}", flush=True)
                 waiting_announced = True
-            for one in list(running):
-                if stop.signal is not None or (not one.pruned and _pruned(one, source, objective)):
-                    one.terminate()
-                if one.process.poll() is None:
-                    continue
-                running.remove(one)
-                free.append(one.share)
-                if not one.pruned:
-                    _pruned(one, source, objective)  # by its last metrics
-                outcome = _end(one, objective, stopped=stop.signal is not None)
-                if outcome is None:
-                    left.add(one.trial.number)
-                else:
-                    source.tell(one.trial, outcome)
-            stopping = stop.signal is not None
-            time.sleep(_POLL if running or not stopping else 0)
-    finally:
-        for one in running:
+            running.collect(stopping=stop.signal is not None)
+            time.sleep(_POLL if running or stop.signal is None else 0)
+
+
+class _Jobs:
+    """The trials that this process runs at once, each on its share of the machine."""
+
+    def __init__(
+        self,
+        source: TrialSource,
+        objective: Objective,
+        words: Callable[[Trial], list[str]],
+        free: list[Share],
+        passed_over: frozenset[int],
+    ):
+        self._source, self._objective, self._words, self._free = source, objective, words, free
+        self._running: list[_Running] = []
+        self._left = set(passed_over)  # trials that this process does not start
+
+    def __bool__(self) -> bool:
+        return bool(self._running)
+
+    def elsewhere(self) -> list[Trial]:
+        """The unfinished trials that other processes run."""
+        return [trial for trial in self._source.unfinished() if trial.number not in self._left]
+
+    def start(self) -> None:
+        """Starts trials on all free shares, as far as there are trials."""
+        while self._free and (claimed := self._source.claim(self._left | {r.trial.number for r in self._running})):
+            trial, lock = claimed
+            if trial.trained:  # by a line of a manifest, or before a kill
+                self._source.tell(trial, found := _settle(trial, self._source, self._objective))
+                print(f"trial {trial.number:03d} {found.state}, and was trained before", flush=True)
+                lock.release()
+                continue
+            share = self._free.pop()
+            self._running.append(_Running(trial, lock, share, self._words(trial), self._source.seen(trial)))
+            print(f"trial {trial.number:03d}: {_say(trial.changes)}", flush=True)
+
+    def collect(self, *, stopping: bool) -> None:
+        """Terminates trials that are pruned, or all of them when stopping, and records those that have ended."""
+        for one in list(self._running):
+            if stopping or (not one.pruned and _pruned(one, self._source, self._objective)):
+                one.terminate()
+            if one.process.poll() is None:
+                continue
+            self._running.remove(one)
+            self._free.append(one.share)
+            if not one.pruned:
+                _pruned(one, self._source, self._objective)  # by its last metrics
+            outcome = _end(one, self._objective, stopped=stopping)
+            if outcome is None:
+                self._left.add(one.trial.number)
+            else:
+                self._source.tell(one.trial, outcome)
+
+    def close(self) -> None:
+        """Stops the trials that still run, and waits until they have saved."""
+        for one in self._running:
             one.terminate()
-        for one in running:
+        for one in self._running:
             one.process.wait()
             one.close()
 

@@ -2,39 +2,29 @@
 
 import dataclasses
 import importlib.util
-import json
 import runpy
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
 
 from ml_collections import ConfigDict
 
-from diffusion_jax import config as configs
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.report.sweep_figures import Row
 from diffusion_jax.runs.sweep import local as sweep_local
 from diffusion_jax.runs.sweep import reporting as sweep_report
 from diffusion_jax.runs.sweep import slurm as sweep_slurm
+from diffusion_jax.runs.sweep.record import Record, check_root, earlier_defaults, write_record
 from diffusion_jax.runs.sweep.trial_source import TrialSource, listed, studied
-from diffusion_jax.runs.sweep.trials import FAILED, Lock, Trial, as_typed, changed, locked
+from diffusion_jax.runs.sweep.trials import FAILED, Lock, Trial, as_typed, changed
 from diffusion_jax.runs.sweep.trials import command as train_command
-from diffusion_jax.runs.workdir.paths import Workdir, read_json
+from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.sweeps.definition import Changes, Sweep
 from diffusion_jax.sweeps.spaces import Choice
 from diffusion_jax.sweeps.study import Study
 from diffusion_jax.train.faults import Stop, stop_on_signal
 
 LAUNCHERS = ("local", "slurm", "manifest")
-
-
-class Record(TypedDict):
-    """What sweep.json says of the sweep in a folder."""
-
-    config: Changes  # as a nested dict
-    sweep: dict[str, object]  # `Sweep.identity`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +106,7 @@ def _command(
     overrides = {key: value for key, value in definition.fixed.items() if key not in given} | given
     if swept := sorted(set(given) & set(definition.space)):
         raise UserError(f"--config.{swept[0]} is swept by {sweep_file}; leave the flag out, or the key of the space")
-    overrides = _earlier(root) | overrides
+    overrides = earlier_defaults(root) | overrides
     base = changed(config, overrides)
     if base.checkpoint.mirror:
         raise UserError(
@@ -134,9 +124,9 @@ def _open(definition: Sweep, command: _Command, options: LaunchOptions) -> Trial
     Raises UserError, before anything is written, where root holds another sweep or the storage cannot be opened.
     """
     record: Record = {"config": command.base.to_dict(), "sweep": definition.identity()}
-    _check_root(command.root, record)
+    check_root(command.root, record)
     source = _source(definition, command, options) if options.storage else None
-    _write_record(command.root, record, command.sweep_file)
+    write_record(command.root, record, command.sweep_file)
     return source or _source(definition, command, options)
 
 
@@ -220,59 +210,6 @@ def _check_options(definition: Sweep, options: LaunchOptions) -> None:
             f"method={definition.method!r} with pruner={definition.pruner!r} needs Optuna; "
             "pip install 'diffusion-jax[sweep]'"
         )
-
-
-def _earlier(root: Path) -> Changes:
-    """The keys in which an earlier version, where one started the sweep in root, differs from today's defaults."""
-    try:
-        return configs.earlier(json.dumps(json.loads((root / "sweep.json").read_text(encoding="utf-8"))["config"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # `_check_root` reports it
-
-
-def _check_root(root: Path, record: Record) -> list[str]:
-    """The config keys that sweep.json in root lacks, because they were added to the config later.
-
-    Raises UserError where root holds another sweep than the record's, or other files.
-    """
-    path = root / "sweep.json"
-    if not path.is_file():
-        if root.exists() and (not root.is_dir() or {file.name for file in root.iterdir()} - {"lock"}):
-            raise UserError(f"{root} has files and no sweep; give a new --workdir")
-        return []
-    old = read_json(path)
-    try:
-        text = json.dumps(old["config"])
-        added, completed = configs.newer(text), configs.from_json(text)
-    except (UserError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not what this version of sweep wrote ({error}); give a new --workdir") from None
-    before = configs.flat(old | {"config": _plain(completed.to_dict())})
-    now = configs.flat(_plain(record))
-    if before != now:
-        key = next(key for key in sorted(before | now) if before.get(key) != now.get(key))
-        raise UserError(
-            f"{root} holds another sweep: {key} is {before.get(key)!r} there and {now.get(key)!r} here; "
-            "give a new --workdir, or the sweep file and config that it was started with"
-        )
-    return added
-
-
-def _plain(value: Mapping[str, object]) -> dict[str, object]:
-    """The value as JSON reads it back, in which tuples are lists."""
-    return json.loads(json.dumps(value))
-
-
-def _write_record(root: Path, record: Record, sweep_file: Path) -> None:
-    """Writes sweep.json, and a copy of the sweep's file. Of processes that start together, one does."""
-    with locked(root / "lock"):
-        added = _check_root(root, record)
-        if added:
-            says = f"an earlier version wrote {root / 'sweep.json'}: the defaults of {', '.join(added)} complete it"
-            print(f"diffusion-jax: {says}", file=sys.stderr)
-        if added or not (root / "sweep.json").is_file():
-            replace_file(root / "sweep.json", (json.dumps(record, indent=2) + "\n").encode())
-        if not (root / "sweep.py").is_file():
-            replace_file(root / "sweep.py", sweep_file.read_bytes())
 
 
 def _source(definition: Sweep, command: _Command, options: LaunchOptions) -> TrialSource:
