@@ -54,7 +54,7 @@ class Trained(NamedTuple):
     pretrained: Mapping[str, Tree]  # weights that are not trained: a teacher, a perceptual network
     apply: Network = _no_network  # (network input [B, ...], conditioning [B], cond) -> output, with dropout
     schedule: Schedule = None  # type: ignore[assignment]  # as learned so far; None for an objective without noise
-    own: Tree = ()  # the objective's own parameters, `Memory.params`
+    objective_params: Tree = ()  # the objective's own parameters, `Memory.params`
 
 
 class Memory(NamedTuple):
@@ -237,7 +237,11 @@ def uncertainty(channels: int = 128) -> MakeObjective:
         base = simple()(setting)
 
         def loss(trained: Trained, values: Noised) -> Array:
-            u = features(trained.schedule.logsnr(values.t)) @ trained.own["weight"] / jnp.sqrt(float(channels))  # [B]
+            u = (
+                features(trained.schedule.logsnr(values.t))
+                @ trained.objective_params["weight"]
+                / jnp.sqrt(float(channels))
+            )  # [B]
             return jnp.exp(-u) * base.loss(trained, values) + u
 
         def init(key: Array) -> Memory:

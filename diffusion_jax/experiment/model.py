@@ -82,7 +82,7 @@ def model(config: ConfigDict, autoencoder: Autoencoder | None = None, text_folde
     if isinstance(built.schedule, Learned) and not goal.learns_schedule:
         raise UserError(f"a learned schedule needs objective='vdm', by which it learns; got {config.objective!r}")
     if jax.tree.leaves(jax.eval_shape(goal.init, jax.random.key(0)).params):
-        built = dataclasses.replace(built, own=lambda key: goal.init(key).params)
+        built = dataclasses.replace(built, init_objective=lambda key: goal.init(key).params)
     if float(built.schedule.alpha(jnp.float32(1.0))) == 0 and config.prediction.partition("(")[0] in ("eps", "score"):
         raise UserError(
             f"prediction {config.prediction!r} says nothing of the image where schedule {config.schedule!r} "
