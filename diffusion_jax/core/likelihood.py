@@ -8,7 +8,7 @@ may know that no value lies between two others.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,11 @@ OFFSET_8_BIT = 7.0
 Divergence = Callable[[Callable[[Array], Array], Array], tuple[Array, Array]]
 """(f, y [B, ...]) -> f(y) and the trace of its Jacobian in each example [B]."""
 
-Solver = Callable[[Field, Any, Array], Any]
-"""(field, y at nodes[0], nodes) -> y at nodes[-1]."""
+Y = TypeVar("Y")
+"""A pytree of arrays that lead with B."""
+
+Solver = Callable[[Field[Y], Y, Array], Y]
+"""(field, y at nodes[0], nodes [N + 1]) -> y at nodes[-1]."""
 
 # Runge-Kutta methods of which each stage uses the one before alone: (where it evaluates, its weight).
 _METHODS = {"heun": ([0, 1], [1 / 2, 1 / 2]), "rk4": ([0, 1 / 2, 1 / 2, 1], [1 / 6, 1 / 3, 1 / 3, 1 / 6])}
@@ -101,7 +104,7 @@ def fixed(method: str = "rk4") -> Solver:
     if method not in _METHODS:
         raise UserError(f"the fixed-step likelihood takes method {' or '.join(map(repr, _METHODS))}; got {method!r}")
 
-    def solve(field: Field, y: Any, nodes: Array) -> Any:
+    def solve(field: Field[Y], y: Y, nodes: Array) -> Y:
         positions, weights = (jnp.asarray(a, nodes.dtype) for a in _METHODS[method])
         batch = jax.tree.leaves(y)[0].shape[0]
 
@@ -134,7 +137,7 @@ def adaptive(rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 1000) -> S
             f"the adaptive likelihood takes rtol, atol > 0 and max_steps >= 1; got {rtol}, {atol}, {max_steps}"
         )
 
-    def solve(field: Field, y: Any, nodes: Array) -> Any:
+    def solve(field: Field[Y], y: Y, nodes: Array) -> Y:
         return dormand_prince(field, y, nodes[0], nodes[-1], rtol=rtol, atol=atol, max_steps=max_steps)[0]
 
     return solve

@@ -237,11 +237,8 @@ def uncertainty(channels: int = 128) -> MakeObjective:
         base = simple()(setting)
 
         def loss(trained: Trained, values: Noised) -> Array:
-            u = (
-                features(trained.schedule.logsnr(values.t))
-                @ trained.objective_params["weight"]
-                / jnp.sqrt(float(channels))
-            )  # [B]
+            weight = trained.objective_params["weight"]  # [channels]
+            u = features(trained.schedule.logsnr(values.t)) @ weight / jnp.sqrt(float(channels))  # [B]
             return jnp.exp(-u) * base.loss(trained, values) + u
 
         def init(key: Array) -> Memory:
