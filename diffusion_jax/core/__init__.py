@@ -1,7 +1,7 @@
 """The mathematics of diffusion as pure functions of arrays: no flax, no config, no files.
 
-Throughout: t in [0, 1], 0 is data and 1 is noise; x_t = alpha(t) x_0 + sigma(t) eps with eps ~ N(0, I);
-arrays are [B, *spatial, C]; images lie in [-1, 1]. `docs/library.md` shows how the parts go together.
+Everywhere t is in [0, 1], where 0 is data and 1 is noise, and x_t = alpha(t) x_0 + sigma(t) eps with eps ~ N(0, I).
+Arrays are [B, *S, C], and images lie in [-1, 1]. `docs/library.md` shows how the parts fit together.
 """
 
 from diffusion_jax.core import (
