@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import orbax.checkpoint as ocp
 from orbax.checkpoint import options as ocp_options
 from orbax.checkpoint.checkpoint_managers import preservation_policy
-from orbax.checkpoint.checkpoint_managers.preservation_policy import PolicyCheckpointInfo, PreservationContext
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +21,10 @@ class LowestRated:
     rating: Mapping[int, float]
 
     def should_preserve(
-        self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
+        self,
+        checkpoints: Sequence[preservation_policy.PolicyCheckpointInfo],
+        *,
+        context: preservation_policy.PreservationContext,
     ) -> list[bool]:
         """Whether to keep each of the checkpoints."""
         rated = [c.step for c in checkpoints if math.isfinite(self.rating.get(c.step, math.nan))]
