@@ -238,8 +238,8 @@ def scored(
                 "features": dict(features.record) if features is not None and not metric.needs else None,
                 "notes": list(result.notes),
             }
-            if result.suspects is not None:
-                suspects[score] = result.suspects
+            if result.nearest is not None:
+                suspects[score] = result.nearest
     return found, suspects
 
 
