@@ -106,11 +106,11 @@ def _root(cov: np.ndarray, which: str) -> np.ndarray:
     tolerance = max(abs(values[-1]), abs(values[0])) * len(cov) * np.finfo(np.float64).eps
     if values[0] < -max(tolerance, 1e-6 * values[-1]):
         raise UserError(f"the {which} matrix is no covariance: it has the negative eigenvalue {values[0]:.3g}")
-    positive = values > tolerance
-    if not positive.all():
+    large = values > tolerance
+    if not large.all():
         warnings.warn(
-            f"the {which} covariance is of rank {positive.sum()} of {len(cov)}, as {len(cov)} or fewer images give: "
-            f"the distance is biased upwards, and comparable only at an equal number of images; take more than {len(cov)}",
+            f"the {which} covariance is of rank {large.sum()} of {len(cov)}, as {len(cov)} or fewer images give: the "
+            f"distance is biased upwards, and comparable only at an equal number of images; take more than {len(cov)}",
             stacklevel=3,
         )
-    return vectors[:, positive] * np.sqrt(values[positive])
+    return vectors[:, large] * np.sqrt(values[large])
