@@ -168,7 +168,7 @@ def _check_intervals(config: ConfigDict) -> None:
         "ema.every": config.ema.every,
     }
     training_evaluation.check_intervals(config)
-    snapshots.check(config)
+    snapshots.check_profiles(config)
     for name, value in intervals.items():
         if value % n:
             raise UserError(f"{name}={value} is not a multiple of train.steps_per_dispatch={n}")
