@@ -1,4 +1,4 @@
-"""From a config to objects, and nothing else. Everything below takes plain arguments, never a config."""
+"""From a config to objects, and nothing else. The rooms below take plain arguments, never a config."""
 
 from diffusion_jax.experiment import autoencoder, classifier, precompute
 from diffusion_jax.experiment.data import batches, opened, source, tokenizer

@@ -6,6 +6,7 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.stages import Wrapped
 from ml_collections import ConfigDict
 
 from diffusion_jax.core import adversarial, autoencoding, similarity
@@ -170,7 +171,7 @@ class Reconstruction(NamedTuple):
     ssim: Array  # the mean over images; NaN where the images are smaller than SSIM's window
 
 
-def reconstruct_program(config: ConfigDict) -> Callable[[Params, Array], Reconstruction]:
+def reconstruct_program(config: ConfigDict) -> Wrapped:
     """The compiled program (params, images [B, H, W, C]) -> `Reconstruction` of config's autoencoder."""
     net = network(config)
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -248,13 +249,14 @@ def _compiled(shared: _Shared) -> Step:
             shared.config, shared.model, shared.mesh, weights, own_batches=shared.own_batches, at_once=at_once
         )
         states, metrics = steps(states, batch, seeds, values)
-        loss, norm = metrics["loss"], metrics["grad_norm"]  # [K] or [K, n]
+        scalars = {name: cast(Array, metrics[name]) for name in ("loss", "grad_norm")}  # [K] or [K, n]
+        loss, norm = scalars.values()
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         count = finite.sum(axis=0)
         named: Metrics = {"loss": jnp.where(finite, loss, 0).sum(axis=0) / jnp.maximum(count, 1)}
         for k in range(len(seeds)):
-            for name in ("loss", "grad_norm"):
-                named[f"{k}/{name}"] = jnp.where(finite[k], metrics[name][k], 0)
+            for name, values_of in scalars.items():
+                named[f"{k}/{name}"] = jnp.where(finite[k], values_of[k], 0)
             named[f"{k}/finite"] = finite[k].astype(jnp.float32)
             named[f"{k}/loss_by_time"] = jax.tree.map(lambda a, k=k: a[k], metrics["loss_by_time"])
         return states, named
