@@ -14,12 +14,16 @@ evaluation that was killed goes on where it was, by the same command.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from diffusion_jax.cli import sampling
 from diffusion_jax.errors import UserError
+
+if TYPE_CHECKING:  # it imports jax, for which --help does not wait
+    from diffusion_jax.runs.evaluate.run import Request
+    from diffusion_jax.runs.workdir.restored import GuideRequest
 
 
 def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -30,7 +34,7 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 
 def define_measuring(values: flags.FlagValues) -> None:
-    """The flags that say how a checkpoint is measured, of every command that does."""
+    """The flags of every command that measures a checkpoint."""
     flags.DEFINE_string("workdir", None, "Folder of the run to measure.", flag_values=values)
     flags.DEFINE_list(
         "metrics",
@@ -75,13 +79,14 @@ def run(values: flags.FlagValues) -> None:
     evaluate(request(values, guided_by=sampling.guided_by(values)), out=out, save_seconds=values.save_seconds)
 
 
-def request(values: flags.FlagValues, **more: Any) -> Any:
-    """What the flags ask for, as a `runs.evaluate.run.Request`."""
+def request(values: flags.FlagValues, guided_by: "GuideRequest | None" = None) -> "Request":
+    """The evaluation that the flags ask for, with the networks that guide the samples."""
     from diffusion_jax.runs.evaluate.run import Likelihood, MetricRequest, Request
+    from diffusion_jax.runs.workdir.restored import NO_GUIDES
 
     weights, reference, clip = (Path(p) if p else None for p in (values.weights, values.reference, values.clip))
-    said = sampling.arguments(values)
-    overrides = {name: said.pop(name) for name in sampling.OVERRIDES}
+    arguments = sampling.arguments(values)
+    overrides = {name: arguments.pop(name) for name in sampling.OVERRIDES}
     return Request(
         Path(values.workdir),
         metrics=tuple(values.metrics),
@@ -91,6 +96,6 @@ def request(values: flags.FlagValues, **more: Any) -> Any:
         metric_request=MetricRequest(values.features, weights, reference, values.kid_size, values.kid_subsets, clip),
         real=values.real,
         overrides=overrides,
-        **said,
-        **more,
+        guided_by=guided_by or NO_GUIDES,
+        **arguments,
     )
