@@ -53,8 +53,8 @@ def edit_program(model: Model, sampling: Sampling, mesh: Mesh, edit: Edit, guide
 
     image is in [-1, 1] and as large as edit.canvas, unknown is a mask of bool, and cond is as in `sample_program`, with
     its spatial entries as large as the image. The program returns [B, H, W, C]. With edit.inpaint, pixels that are not
-    unknown come back unchanged: a model with an inpainting condition is told them, and any other model is held to them
-    at every step.
+    unknown come back unchanged: they enter a model that has an inpainting condition, and replace those of any other
+    model at every step.
 
     Raises UserError, before anything is traced, where the sampler cannot keep a part of an image, where there is no
     noise at edit.strength, and where the canvas does not fit the autoencoder.
@@ -72,7 +72,7 @@ def edit_program(model: Model, sampling: Sampling, mesh: Mesh, edit: Edit, guide
     canvas = _Canvas.of(model, edit)
 
     def noise(params: Params, pretrained: Mapping[str, Params], cond: Condition, x0: Array) -> Array:
-        """The noise from which DDIM, told of no class and no caption, leads to x0."""
+        """The noise from which DDIM leads to x0, without class and caption."""
         null = model.without(model.dropped_together, cond)
         null = {name: a for name, a in null.items() if not name.startswith(NEGATIVE)}
         schedule = model.bind(params).schedule

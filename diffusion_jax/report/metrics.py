@@ -42,8 +42,9 @@ class MetricWriter:
         self._file = path.open("a", encoding="utf-8")
         folder = Path(workdir, "tensorboard")
         folder.mkdir(exist_ok=True)
-        # Not SummaryWriter: its thread dies when the disk is full, and the run would wait for it for ever. The file's
-        # own time stamp is in seconds, so without the suffix a run that resumes at once would overwrite the file.
+        # Not SummaryWriter: its thread dies when the disk is full, and the run would wait for it without end. The
+        # file's own time stamp is in seconds, so without the suffix a run that resumes at once would overwrite the
+        # file.
         self._events = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
         self._flushed = -math.inf
         # TensorBoard forgets the values of this step and of later ones.

@@ -164,7 +164,7 @@ class Sweep:
         raise ValueError("the trials of tpe depend on results")
 
     def identity(self) -> dict[str, object]:
-        """What tells this sweep from another, as JSON has it. The objective is in it only where trials depend on it."""
+        """What distinguishes the sweep from others, for JSON. The objective is in it only where trials depend on it."""
         parts: dict[str, object] = {"space": {key: repr(space) for key, space in self.space.items()}}
         parts |= {"method": repr(self.search), "pruner": repr(self.pruning)}
         return parts | ({"objective": repr(self.objective)} if self.adaptive else {})

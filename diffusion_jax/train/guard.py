@@ -47,7 +47,7 @@ class Guard:
         self._in_a_row = self._skipped = 0
 
     @property
-    def suspect(self) -> bool:
+    def diverging(self) -> bool:
         """Whether the newest losses may begin a divergence, so that the state should not be saved."""
         return self._in_a_row > 0 or (self._spikes is not None and self._spikes.in_a_row > 0)
 

@@ -11,7 +11,7 @@ _CONTROL = Path("/sys/fs/cgroup")
 
 
 def host() -> int | None:
-    """Bytes of the host's memory that this process can still allocate without swap; None where the system is silent.
+    """Bytes of the host's memory that this process can still allocate without swap; None where unknown.
 
     It is the smaller of what the kernel calls available and what the container's limit (cgroup v2) leaves.
     """

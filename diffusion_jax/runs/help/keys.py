@@ -36,10 +36,10 @@ class Key:
 def config_keys(network: str = "unet") -> list[Key]:
     """The keys of a config with that network, sorted."""
     chosen = family(network)
-    said = _of_base() | {f"model.{name}": text for name, text in of_fields(chosen).items()} | _of_model()
+    meaning = _of_base() | {f"model.{name}": text for name, text in of_fields(chosen).items()} | _of_model()
     allowed = ranges.CONFIG | {f"model.{name}": each for name, each in chosen.ranges.items()}
     return [
-        Key(name, default, _allowed(default, allowed.get(name)), said.get(name, ""), lists_for(name))
+        Key(name, default, _allowed(default, allowed.get(name)), meaning.get(name, ""), lists_for(name))
         for name, default in configs.flat(configs.base(network).to_dict()).items()
     ]
 

@@ -210,7 +210,7 @@ class _Jobs:
 
 
 def _pruned(one: _Running, source: TrialSource, objective: Objective) -> bool:
-    """Whether the source prunes the trial, then at step `seen`: it is told what the trial has logged since."""
+    """Reports the new metrics of a trial to the source. Returns whether the source prunes it, then at step `seen`."""
     for step, value in objective.course(one.trial.records()):
         if step > one.seen:
             one.seen = step
@@ -231,7 +231,7 @@ def _settle(trial: Trial, source: TrialSource, objective: Objective) -> Outcome:
 
 def _end(one: _Running, objective: Objective, *, stopped: bool) -> Outcome | None:
     """The outcome of a trial whose process has ended; None where the trial was stopped and can go on."""
-    status, said = one.process.returncode, one.close()
+    status, last_line = one.process.returncode, one.close()
     number = f"trial {one.trial.number:03d}"
     seconds = round(time.monotonic() - one.started, 1)
     if one.pruned:
@@ -246,7 +246,7 @@ def _end(one: _Running, objective: Objective, *, stopped: bool) -> Outcome | Non
     if stopped or status == 0:
         print(f"{number} stopped before its end; the same command goes on", flush=True)
         return None
-    reason = f"ended by {signal.Signals(-status).name}" if status < 0 else f"status {status}: {said}"
+    reason = f"ended by {signal.Signals(-status).name}" if status < 0 else f"status {status}: {last_line}"
     print(f"{number} failed: {reason}", flush=True)
     return Outcome(FAILED, reason=reason, seconds=seconds)
 
