@@ -1,4 +1,4 @@
-"""Measures a checkpoint, and writes each number as JSON with what it takes to believe it.
+"""Measures a checkpoint, and writes each number to a JSON file with all that it depends on.
 
 diffusion-jax evaluate --workdir=runs/digits --metrics=bits_per_dim --num=256 --split=test --method=ode
 diffusion-jax evaluate --workdir=runs/digits --metrics=fd,kid,precision_recall --features=runs/digits_classifier
@@ -6,10 +6,10 @@ diffusion-jax evaluate --workdir=runs/cifar --metrics=fd --num=50000 --features=
 diffusion-jax evaluate reference --config=configs/digits.py --features=runs/digits_classifier --out=digits.npz
 diffusion-jax evaluate compare --a=runs/digits/evaluations/A.json --b=runs/digits/evaluations/B.json
 
-bits_per_dim is of num real images and needs a model of pixels. fd (FID, with InceptionV3's features), sfd, kid,
-precision_recall, inception_score and memorisation compare num samples, drawn as `sample` draws them, with real images;
-psnr and ssim are of models that restore an image, and of autoencoders; clip_score of models that are told captions. An
-evaluation that was killed goes on where it was, by the same command.
+bits_per_dim is measured on num real images and needs a model of pixels. fd (FID, with InceptionV3's features), sfd,
+kid, precision_recall, inception_score and memorisation compare num samples, drawn as by `sample`, with real images.
+psnr and ssim are for models that restore an image and for autoencoders, clip_score for models with captions. The same
+command continues an evaluation that was killed.
 """
 
 from collections.abc import Sequence

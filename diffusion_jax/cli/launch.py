@@ -1,4 +1,4 @@
-"""Starts `train` on a cluster, or with --dry-run shows the file by which it would.
+"""Starts `train` on a cluster, or with --dry-run shows the job file.
 
 diffusion-jax launch slurm --nodes=2 --gpus=8 --time=24:00:00 --dry-run -- train --config=FILE --workdir=FOLDER
 diffusion-jax launch tpu_vm --topology=v5e:4x4 --project=P --zone=Z --spot --bucket=B -- train ... --workdir=/runs/x
@@ -7,8 +7,8 @@ diffusion-jax launch jobset --nodes=2 --gpus=8 --gpu=nvidia-h100-80gb --image=I 
 diffusion-jax launch sky --topology=v6e:4x4 --spot --bucket=B -- train --config=FILE --workdir=/runs/x
 diffusion-jax launch worker -- train ...
 
-What follows `--` is the line of `train` as it runs on one machine. A run that is stopped, preempted or hangs is started
-again and goes on. `worker` is what a cluster's hosts run: `train`, but with status 75 where it ends before it is done.
+After `--` comes the command line of `train` as on one machine. A run that is stopped, preempted or hangs is started
+again and goes on. The hosts of a cluster run `worker`: `train`, with status 75 where it ends before its last step.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Sweeps hyperparameters: trials of a config, each an ordinary workdir, and a report that ranks them.
+"""Sweeps hyperparameters: runs trials of a config, each in an ordinary workdir, and writes a report that ranks them.
 
 diffusion-jax sweep --config=configs/digits.py --sweep=configs/sweeps/digits_lr.py --workdir=runs/sweep --jobs=2
 diffusion-jax sweep --config=configs/digits.py --sweep=configs/sweeps/digits_lr8.py --workdir=runs/lr8 --vectorised
