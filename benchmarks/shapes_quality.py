@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from diffusion_jax import experiment
-from diffusion_jax.core.autoencoding import psnr, ssim
+from diffusion_jax.core.similarity import psnr, ssim
 from diffusion_jax.data import shapes
 from diffusion_jax.models.likelihood import own_conditions
 from diffusion_jax.report import pictures

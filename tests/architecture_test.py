@@ -50,7 +50,7 @@ LIBRARIES = {
     "optax": {"train", "experiment"},
     "orbax": {"train"},
     "jax": {"core", "nets", "train", "evals", "interop", "models", "experiment", "runs", "launching", "testing"},
-    "chex": {"core", "nets", "models", "testing"},
+    "chex": {"core", "nets", "train", "models", "testing"},
     "grain": {"data"},
     "tensorflow_datasets": {"data"},
     "sklearn": {"data"},

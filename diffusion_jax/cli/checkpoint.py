@@ -1,4 +1,4 @@
-"""Checks every file of a workdir's checkpoints against its SHA-256; exits with 2 where one is damaged.
+"""Checks every file of a workdir's checkpoints against its SHA-256; the exit status is 2 where one is damaged.
 
 diffusion-jax checkpoint verify --workdir=runs/digits [--step=1000]
 """

@@ -1,4 +1,4 @@
-"""Two evaluations side by side; refused where they were not measured alike.
+"""Shows two evaluations side by side. It refuses two that were not measured in the same way.
 
 diffusion-jax evaluate compare --a=runs/digits/evaluations/A.json --b=runs/digits_plain/evaluations/B.json
 """

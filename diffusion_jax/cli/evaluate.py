@@ -1,4 +1,4 @@
-"""Measures a checkpoint, and writes each number as JSON with what it takes to believe it.
+"""Measures a checkpoint, and writes each number to a JSON file with all that it depends on.
 
 diffusion-jax evaluate --workdir=runs/digits --metrics=bits_per_dim --num=256 --split=test --method=ode
 diffusion-jax evaluate --workdir=runs/digits --metrics=fd,kid,precision_recall --features=runs/digits_classifier
@@ -6,20 +6,24 @@ diffusion-jax evaluate --workdir=runs/cifar --metrics=fd --num=50000 --features=
 diffusion-jax evaluate reference --config=configs/digits.py --features=runs/digits_classifier --out=digits.npz
 diffusion-jax evaluate compare --a=runs/digits/evaluations/A.json --b=runs/digits/evaluations/B.json
 
-bits_per_dim is of num real images and needs a model of pixels. fd (FID, with InceptionV3's features), sfd, kid,
-precision_recall, inception_score and memorisation compare num samples, drawn as `sample` draws them, with real images;
-psnr and ssim are of models that restore an image, and of autoencoders; clip_score of models that are told captions. An
-evaluation that was killed goes on where it was, by the same command.
+bits_per_dim is measured on num real images and needs a model of pixels. fd (FID, with InceptionV3's features), sfd,
+kid, precision_recall, inception_score and memorisation compare num samples, drawn as by `sample`, with real images.
+psnr and ssim are for models that restore an image and for autoencoders, clip_score for models with captions. The same
+command continues an evaluation that was killed.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from diffusion_jax.cli import sampling
 from diffusion_jax.errors import UserError
+
+if TYPE_CHECKING:  # it imports jax, for which --help does not wait
+    from diffusion_jax.runs.evaluate.run import Request
+    from diffusion_jax.runs.workdir.restored import GuideRequest
 
 
 def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -30,7 +34,7 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 
 def define_measuring(values: flags.FlagValues) -> None:
-    """The flags that say how a checkpoint is measured, of every command that does."""
+    """The flags of every command that measures a checkpoint."""
     flags.DEFINE_string("workdir", None, "Folder of the run to measure.", flag_values=values)
     flags.DEFINE_list(
         "metrics",
@@ -75,13 +79,14 @@ def run(values: flags.FlagValues) -> None:
     evaluate(request(values, guided_by=sampling.guided_by(values)), out=out, save_seconds=values.save_seconds)
 
 
-def request(values: flags.FlagValues, **more: Any) -> Any:
-    """What the flags ask for, as a `runs.evaluate.run.Request`."""
+def request(values: flags.FlagValues, guided_by: "GuideRequest | None" = None) -> "Request":
+    """The evaluation that the flags ask for, with the networks that guide the samples."""
     from diffusion_jax.runs.evaluate.run import Likelihood, MetricRequest, Request
+    from diffusion_jax.runs.workdir.restored import NO_GUIDES
 
     weights, reference, clip = (Path(p) if p else None for p in (values.weights, values.reference, values.clip))
-    said = sampling.arguments(values)
-    overrides = {name: said.pop(name) for name in sampling.OVERRIDES}
+    arguments = sampling.arguments(values)
+    overrides = {name: arguments.pop(name) for name in sampling.OVERRIDES}
     return Request(
         Path(values.workdir),
         metrics=tuple(values.metrics),
@@ -91,6 +96,6 @@ def request(values: flags.FlagValues, **more: Any) -> Any:
         metric_request=MetricRequest(values.features, weights, reference, values.kid_size, values.kid_subsets, clip),
         real=values.real,
         overrides=overrides,
-        **said,
-        **more,
+        guided_by=guided_by or NO_GUIDES,
+        **arguments,
     )

@@ -1,4 +1,4 @@
-"""Draws schedules and the forward process under each; of a workdir also samples' trajectories and the loss by time.
+"""Draws schedules and their forward processes and, for a workdir, trajectories of samples and the loss by time.
 
 diffusion-jax figures --out=figures --schedule=linear --schedule='cosine | zero_snr' --workdir=runs/digits --label=3
 """
@@ -13,7 +13,7 @@ from diffusion_jax.errors import UserError
 
 
 def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
-    """The command's flags; those of sampling that are left out are as the workdir's config says."""
+    """The command's flags. Flags of sampling that are left out have the values of the workdir's config."""
     flags.DEFINE_string("out", None, "Folder to write; new, or empty.", flag_values=values)
     flags.DEFINE_multi_string(
         "schedule",

@@ -1,4 +1,4 @@
-"""Published weights, a folder that diffusers wrote, to a workdir: sample, edit, plan, fine-tune.
+"""Makes a workdir of published weights, from a folder that diffusers wrote: to sample, edit, plan and fine-tune.
 
 diffusion-jax import --from=stable-diffusion-v1-5 --workdir=runs/sd15 --variant=fp16
 diffusion-jax import --from=stable-diffusion-v1-5 --part=autoencoder --workdir=runs/sd_autoencoder

@@ -1,4 +1,4 @@
-"""How a signal ends the process: in order where Python can, and within seconds where it cannot."""
+"""How a signal ends the process: in order where Python can do it, and within seconds where it cannot."""
 
 import contextlib
 import os
@@ -8,15 +8,16 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
 
-_LATEST = 4.0  # seconds after a signal at which the process ends whatever it does
+_LATEST = 4.0  # seconds after a signal at which the process ends, whatever it does
 
-_INTERRUPTIBLE = "diffusion_jax.train.interruptible"  # imports jax, so it is asked only where a command has imported it
+_INTERRUPTIBLE = (
+    "diffusion_jax.train.interruptible"  # it imports jax, so it is used only where a command has imported it
+)
 
 
 _SWALLOWING = ("_xla_gc_callback", "__del__")
-"""Functions of which Python prints an exception and goes on: a signal that finds one of them running comes again."""
+"""Functions whose exceptions Python prints and ignores. A signal that arrives in one of them is sent again."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -25,14 +26,16 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def ending_on_signal() -> Iterator[None]:
-    """While entered, SIGTERM raises Terminated as SIGINT raises KeyboardInterrupt, and either ends the process in time.
+    """While entered, SIGTERM raises Terminated and SIGINT KeyboardInterrupt, and both end the process within seconds.
 
-    Python delivers no signal while the main thread is in other libraries' code: 4 s after one that did not end the
-    process, a thread ends it with status 128 + the signal's number. Signals that `train.faults.stop_on_signal` notes
-    are the command's own matter.
+    Python delivers no signal while the main thread is in the code of other libraries. So 4 s after a signal that did
+    not end the process, a thread ends it with status 128 + the number of the signal. It does not act on signals that
+    `train.faults.stop_on_signal` handles.
     """
-    before: dict[signal.Signals, Any] = {signal.SIGTERM: signal.signal(signal.SIGTERM, _raise)}
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell has it ignored
+    before: dict[signal.Signals, signal._HANDLER] = {signal.SIGTERM: signal.signal(signal.SIGTERM, _raise)}
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # otherwise a shell has made the process ignore it
         before[signal.SIGINT] = signal.signal(signal.SIGINT, _raise)
     read, write = os.pipe()
     os.set_blocking(write, False)
@@ -67,27 +70,27 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 
 def stopped(interrupt: KeyboardInterrupt) -> int:
-    """Says by which signal the command was ended; returns the exit status, 130 or 143."""
+    """Prints which signal ended the command. Returns the exit status, 130 or 143."""
     number = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
     say_stopped(number)
     return 128 + number
 
 
 def say_stopped(number: signal.Signals) -> None:
-    """The one line of a command that a signal ended."""
+    """Prints the line of a command that a signal has ended."""
     print(f"diffusion-jax: stopped by {number.name}", file=sys.stderr, flush=True)
 
 
 def end(status: int) -> None:
-    """Ends the process with status; at once where the thread of a call that was left behind still works."""
+    """Ends the process with a status, at once where the thread of an abandoned call still works."""
     if (work := sys.modules.get(_INTERRUPTIBLE)) and work.left_behind():
         leave(status)
     sys.exit(status)
 
 
 def leave(status: int) -> None:
-    """Ends the process now, whatever its threads do; what was printed is seen."""
-    with contextlib.suppress(Exception):  # a pipe that nobody reads any more
+    """Ends the process now, whatever its threads do, after flushing its output."""
+    with contextlib.suppress(Exception):  # as of a pipe that no process reads any more
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)

@@ -1,4 +1,4 @@
-"""Every key of a config with its default, type, range and meaning; or what can be chosen by name.
+"""Prints the keys of a config with default, type, range and meaning, or a list of what can be chosen by name.
 
 diffusion-jax keys                      # all of them
 diffusion-jax keys sample               # those with "sample" in their name, or a pattern: 'ema.*'

@@ -1,4 +1,4 @@
-"""Starts `train` on a cluster, or with --dry-run shows the file by which it would.
+"""Starts `train` on a cluster, or with --dry-run shows the job file.
 
 diffusion-jax launch slurm --nodes=2 --gpus=8 --time=24:00:00 --dry-run -- train --config=FILE --workdir=FOLDER
 diffusion-jax launch tpu_vm --topology=v5e:4x4 --project=P --zone=Z --spot --bucket=B -- train ... --workdir=/runs/x
@@ -7,8 +7,8 @@ diffusion-jax launch jobset --nodes=2 --gpus=8 --gpu=nvidia-h100-80gb --image=I 
 diffusion-jax launch sky --topology=v6e:4x4 --spot --bucket=B -- train --config=FILE --workdir=/runs/x
 diffusion-jax launch worker -- train ...
 
-What follows `--` is the line of `train` as it runs on one machine. A run that is stopped, preempted or hangs is started
-again and goes on. `worker` is what a cluster's hosts run: `train`, but with status 75 where it ends before it is done.
+After `--` comes the command line of `train` as on one machine. A run that is stopped, preempted or hangs is started
+again and goes on. The hosts of a cluster run `worker`: `train`, with status 75 where it ends before its last step.
 """
 
 import re
@@ -16,7 +16,6 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -25,7 +24,7 @@ from diffusion_jax.errors import UserError
 
 TAKES_WORDS = True
 
-OPTIONS: dict[str, tuple[Callable[..., Any], str]] = {
+OPTIONS: dict[str, tuple[Callable[..., object], str]] = {
     "nodes": (flags.DEFINE_integer, "Machines, of GPUs."),
     "gpus": (flags.DEFINE_integer, "GPUs a node."),
     "gpu": (flags.DEFINE_string, "Kind of GPU: nvidia-h100-80gb for jobset, H100 for sky."),
@@ -43,7 +42,7 @@ OPTIONS: dict[str, tuple[Callable[..., Any], str]] = {
     "restarts": (flags.DEFINE_integer, "Starts again at most so many times, 100 if left out; sky has no limit."),
     "service_account": (flags.DEFINE_string, "Kubernetes service account that may use the bucket, of jobset."),
 }
-"""What targets take; which of them, `launching.render` says."""
+"""The options of all targets. `launching.render` says which target takes which."""
 
 
 def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -57,7 +56,7 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 
 def run(values: flags.FlagValues, words: Sequence[str] = ()) -> int:
-    """Starts or shows; returns the exit status."""
+    """Starts the job or shows its file. Returns the exit status."""
     target, line = (words[0], list(words[1:])) if words else ("", [])
     if not target or line[:1] != ["train"]:
         raise UserError(
@@ -82,7 +81,7 @@ def run(values: flags.FlagValues, words: Sequence[str] = ()) -> int:
 
 
 def _checked(line: Sequence[str]) -> flags.FlagValues:
-    """The flags of a line of train; raises UserError for what train would refuse of them."""
+    """The flags of a command line of `train`. Raises UserError for flags that `train` would refuse."""
     from diffusion_jax import config as configs
     from diffusion_jax.cli import main, train
 
@@ -97,6 +96,7 @@ def _checked(line: Sequence[str]) -> flags.FlagValues:
 
 
 def _worker(line: Sequence[str], workdir: Path, steps: int) -> int:
+    """Runs `train`. Returns its exit status, or `HANG` where the run has not reached its last step."""
     from diffusion_jax.cli.main import main
     from diffusion_jax.runs.launch.run import finished
     from diffusion_jax.train.faults import HANG
@@ -109,7 +109,7 @@ def _worker(line: Sequence[str], workdir: Path, steps: int) -> int:
 
 
 def _said(values: flags.FlagValues, target: str) -> list[str]:
-    """The command's own words, for who wants to render the file again."""
+    """The words of this command with --dry-run, which render the file again."""
     said = ["launch", target]
     for name in (*OPTIONS, "name"):
         flag = values[name]

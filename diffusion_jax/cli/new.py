@@ -1,10 +1,10 @@
-"""Looks at your own data and writes a config for it, with the reasons for what it chose.
+"""Looks at your own data and writes a config for it, with the reasons for each choice.
 
 diffusion-jax new --data=folder:PATH --out=my.py
 diffusion-jax train --config=my.py --workdir=runs/my
 
-PATH is a folder of images or a zip of one: sub-folders are classes; captions stand in metadata.jsonl, metadata.csv or a
-.txt beside each image. Beside my.py it leaves my.png, nine examples as the network will see them.
+PATH is a folder of images or a zip of one. Sub-folders are classes; captions are in metadata.jsonl, metadata.csv or a
+.txt beside each image. Beside my.py it writes my.png, with nine examples as the network will see them.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What an autoencoder and a published text encoder make of a config's data, kept so that training need not repeat it.
+"""Computes latents and text features of a config's data once, so that training need not compute them at every step.
 
 diffusion-jax precompute --config=configs/shapes_latent.py --out=runs/latents
 diffusion-jax train --config=configs/shapes_latent.py --config.data.precomputed=runs/latents --workdir=runs/latent

@@ -1,4 +1,4 @@
-"""Statistics of a config's real images, for fd to compare samples with; beside them a JSON that says what they are of.
+"""Writes statistics of a config's real images, with which fd compares samples, and a JSON file that describes them.
 
 diffusion-jax evaluate reference --config=configs/digits.py --features=runs/digits_classifier --out=digits.npz
 diffusion-jax evaluate --workdir=runs/digits --metrics=fd --features=runs/digits_classifier --reference=digits.npz

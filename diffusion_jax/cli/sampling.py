@@ -1,11 +1,15 @@
 """The flags of every command that samples."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from diffusion_jax.errors import UserError
+
+if TYPE_CHECKING:  # they import jax, for which --help does not wait
+    from diffusion_jax.runs.sample.conditions import SampleRequest
+    from diffusion_jax.runs.workdir.restored import GuideRequest
 
 OVERRIDES = (
     "sampler",
@@ -20,13 +24,13 @@ OVERRIDES = (
 """Flags that replace a key of the config's sampling."""
 
 REQUEST = ("label", "prompt", "prompts", "negative_prompt", "low_res", "augment", "map", "condition")
-"""Flags that say what samples are to be of."""
+"""Flags that say what the samples show."""
 
 FLAGS = (*OVERRIDES, *REQUEST, "num", "seed", "ema", "step")
 
 
 def define(values: flags.FlagValues, *, num: int) -> None:
-    """Defines `FLAGS`, num samples by default; the overrides that are left out are as the workdir's config says."""
+    """Defines `FLAGS`, with num samples by default. Overrides that are left out are those of the workdir's config."""
     flags.DEFINE_integer("num", num, "Number of samples.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the first sample; sample i has seed + i.", flag_values=values)
     flags.DEFINE_multi_string(
@@ -69,7 +73,7 @@ def define(values: flags.FlagValues, *, num: int) -> None:
 
 
 def define_guides(values: flags.FlagValues) -> None:
-    """Defines what names other networks that guide the model."""
+    """Defines the flags of other networks that guide the model."""
     flags.DEFINE_string("classifier", None, "Workdir of a classifier that guides to --label.", flag_values=values)
     flags.DEFINE_float("classifier_scale", 1.0, "How strongly it guides.", flag_values=values)
     flags.DEFINE_string("weak", None, "Workdir of a weaker model that --guidance leads away from.", flag_values=values)
@@ -77,7 +81,7 @@ def define_guides(values: flags.FlagValues) -> None:
 
 
 def arguments(values: flags.FlagValues) -> dict[str, Any]:
-    """What the flags say, as the keyword arguments that `runs` takes; None where left out."""
+    """The flags as keyword arguments of the functions in `runs`; None for a flag that is left out."""
     chosen = {name: values[name].value for name in OVERRIDES}
     interval = values.guidance_interval
     if interval is not None:
@@ -95,8 +99,8 @@ def arguments(values: flags.FlagValues) -> dict[str, Any]:
     return chosen | rest
 
 
-def guided_by(values: flags.FlagValues) -> Any:
-    """What the flags of `define_guides` say."""
+def guided_by(values: flags.FlagValues) -> "GuideRequest":
+    """The networks that the flags of `define_guides` name. Raises UserError for a flag without its workdir."""
     for name, of in (("classifier_scale", "classifier"), ("weak_step", "weak")):
         if values[name].present and not values[of].value:
             raise UserError(f"--{name} needs its --{of}=WORKDIR too")
@@ -107,7 +111,7 @@ def guided_by(values: flags.FlagValues) -> Any:
 
 
 def average(values: flags.FlagValues) -> bool | float:
-    """What --ema says: whether the parameters are averaged, or the length of the average."""
+    """The value of --ema: whether the parameters are averaged, or the length of the average."""
     if values.noema:
         return False
     if values.ema.lower() in ("true", "false"):
@@ -118,7 +122,8 @@ def average(values: flags.FlagValues) -> bool | float:
         raise UserError(f"--ema is true, false or a length such as 0.1; got {values.ema}") from None
 
 
-def _request(values: flags.FlagValues) -> Any:
+def _request(values: flags.FlagValues) -> "SampleRequest":
+    """What the samples show, by the flags of `REQUEST`."""
     from diffusion_jax.runs.sample.conditions import SampleRequest, read_prompts
 
     prompts = list(values.prompt) + (read_prompts(Path(values.prompts)) if values.prompts else [])

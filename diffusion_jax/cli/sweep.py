@@ -1,4 +1,4 @@
-"""Sweeps hyperparameters: trials of a config, each an ordinary workdir, and a report that ranks them.
+"""Sweeps hyperparameters: runs trials of a config, each in an ordinary workdir, and writes a report that ranks them.
 
 diffusion-jax sweep --config=configs/digits.py --sweep=configs/sweeps/digits_lr.py --workdir=runs/sweep --jobs=2
 diffusion-jax sweep --config=configs/digits.py --sweep=configs/sweeps/digits_lr8.py --workdir=runs/lr8 --vectorised
@@ -15,7 +15,7 @@ NEEDS = ("config=FILE", "sweep=FILE", "workdir=FOLDER")
 """Flags without which the command is an error."""
 
 SOME_FAILED = 4
-"""The exit status of a sweep that came to its end, of whose trials some failed."""
+"""The exit status of a complete sweep of which some trials failed."""
 
 
 def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
@@ -36,9 +36,9 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def run(values: flags.FlagValues) -> int:
     """Sweeps; returns the exit status."""
-    from diffusion_jax.runs.sweep.run import How, sweep
+    from diffusion_jax.runs.sweep.run import LaunchOptions, sweep
 
-    how = How(
+    options = LaunchOptions(
         values.launcher,
         values.jobs,
         values.vectorised,
@@ -53,6 +53,6 @@ def run(values: flags.FlagValues) -> int:
         dict(config_flags.get_override_values(values["config"])),
         Path(values.sweep),
         Path(values.workdir),
-        how,
+        options,
     )
     return SOME_FAILED if failed else 0

@@ -1,8 +1,8 @@
-"""Trains a config in a workdir, going on from its newest checkpoint if it has one.
+"""Trains a config in a workdir, from its newest checkpoint on if it has one.
 
 diffusion-jax train --config=configs/digits.py --workdir=runs/digits [--config.KEY=VALUE ...]
 
-Of several processes each runs this line: on a TPU pod, in SLURM and under Open MPI they find each other, elsewhere by
+Each of several processes runs this line. On a TPU pod, in SLURM and under Open MPI they find each other, elsewhere by
 --coordinator, --num_processes and --process_id or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 """
 

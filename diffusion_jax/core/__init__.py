@@ -1,7 +1,7 @@
 """The mathematics of diffusion as pure functions of arrays: no flax, no config, no files.
 
-Throughout: t in [0, 1], 0 is data and 1 is noise; x_t = alpha(t) x_0 + sigma(t) eps with eps ~ N(0, I);
-arrays are [B, *spatial, C]; images lie in [-1, 1]. `docs/library.md` shows how the parts go together.
+Everywhere t is in [0, 1], where 0 is data and 1 is noise, and x_t = alpha(t) x_0 + sigma(t) eps with eps ~ N(0, I).
+Arrays are [B, *S, C], and images lie in [-1, 1]. `docs/library.md` shows how the parts fit together.
 """
 
 from diffusion_jax.core import (
@@ -17,7 +17,6 @@ from diffusion_jax.core import (
     weightings,
 )
 from diffusion_jax.core.bound import variational_bound
-from diffusion_jax.core.continuous_bound import continuous_bound
 from diffusion_jax.core.denoisers import (
     Condition,
     Denoiser,
@@ -40,6 +39,7 @@ from diffusion_jax.core.process import diffuse, posterior, transition
 from diffusion_jax.core.samplers import SAMPLERS, Sampler, integrate, sample
 from diffusion_jax.core.schedules import MODIFIERS, SCHEDULES, Level, Schedule
 from diffusion_jax.core.times import TIMES
+from diffusion_jax.core.vdm_bound import continuous_bound
 from diffusion_jax.core.weightings import WEIGHTINGS
 
 __all__ = [

@@ -1,6 +1,6 @@
-"""The variational bound L_vlb on -log p(x_0), term by term, of a chain of Gaussian steps.
+"""The variational bound L_vlb on -log p(x_0) of a chain of Gaussian steps, term by term.
 
-In bits per dimension of 8-bit images that lie in [-1, 1] at 2 i / 255 - 1, i = 0 ... 255.
+It is in bits per dimension, of 8-bit images whose values 2 i / 255 - 1, i = 0 ... 255, lie in [-1, 1].
 """
 
 import math
@@ -25,12 +25,12 @@ class Bound(NamedTuple):
     """L_vlb = L_T + sum of L_{t-1} + L_0, eq. 5 of DDPM (arXiv:2006.11239), in bits per dimension."""
 
     prior: Array  # [B]: L_T = KL(q(x_1 | x_0) || N(0, prior_std^2))
-    steps: Array  # [N - 1, B]: KL(q(x_s | x_t, x_0) || p(x_s | x_t)) from the noisy end
-    decoder: Array  # [B]: -log p(x_0 | x of the last step)
+    steps: Array  # [N - 1, B]: KL(q(x_s | x_t, x_0) || p(x_s | x_t)), from the noisy end on
+    decoder: Array  # [B]: -log p(x_0 | x at the beginning of the last step)
 
     @property
     def total(self) -> Array:
-        """Their sum [B], an upper bound on -log2 p(x_0) per dimension."""
+        """The sum of all terms [B], an upper bound on -log2 p(x_0) per dimension."""
         return self.prior + jnp.sum(self.steps, axis=0) + self.decoder
 
 
@@ -43,18 +43,21 @@ def variational_bound(
     variance: str = "small",
     times: np.ndarray | None = None,
 ) -> Bound:
-    """One unbiased draw of L_vlb for each x0 [B, ...], by one denoiser call a step.
+    """An unbiased draw of L_vlb for each of x0 [B, ...], with one denoiser call a step.
 
-    times [N + 1] are a time grid that falls from 1 to 0; without it, the whole chain of a discrete schedule. variance
-    "small" and "large" are DDPM's beta tilde and beta, "learned" interpolates between them by the prediction's
-    `fraction`. keys [B]: example i's noise depends on keys[i] and the step alone.
+    times [N + 1] is a time grid that falls from 1 to 0; by default it is the whole chain of a discrete schedule.
+    variance "small" and "large" are DDPM's beta tilde and beta, and "learned" interpolates between them by
+    `Prediction.fraction`. keys [B] are random keys: the noise of example i depends on keys[i] and the step alone.
 
-    For a perfect model of smooth data the bound with "small" does not tend to the entropy as T grows. Near the data x0
-    is known no better than x_t tells it, and the reverse step's variance there is beta, not beta tilde. The ratio r of
-    sigma^2 of neighbouring steps makes a gap of (r - 1 - log r) / 2 nats a step. With r = k / (k - 1), the limit of
-    every schedule whose betas near the data are alike, the sum is gamma / 2 for Euler's gamma = 0.577: a gap of
-    gamma / (2 ln 2) = 0.416 bits per dimension. DDPM's linear betas have 0.65 at T = 1000 and 0.50 at 4000, and
-    "large" 0.003 and 0.001; the decoder's own gap comes on top.
+    Raises UserError for another variance, for times that do not fall from 1 to 0 in at least 2 steps, for a continuous
+    schedule without times, and for a learned schedule, which has `continuous_bound`.
+
+    With variance "small" the bound of a perfect model of smooth data does not tend to the entropy as T grows. Near the
+    data, x_t is all that is known of x0, and the variance of the reverse step is beta, not beta tilde. If r is the
+    ratio of sigma^2 at the ends of a step, the gap is (r - 1 - log r) / 2 nats a step. For r = k / (k - 1), the limit
+    of every schedule with equal betas near the data, the gaps sum to gamma / 2 with Euler's gamma = 0.577, which is
+    gamma / (2 ln 2) = 0.416 bits per dimension. DDPM's linear betas have a gap of 0.65 at T = 1000 and of 0.50 at
+    4000; with "large" it is 0.003 and 0.001. The gap of the decoder is added to it.
     """
     check_variance(variance)
     grid = _grid(schedule) if times is None else np.asarray(times, np.float32)
@@ -97,10 +100,11 @@ def term(
     log_large: Array,
     variance: str,
 ) -> Array:
-    """One term of L_vlb for x = x_t, in bits per dimension, [B]; levels and log-variances are scalars or [B].
+    """One term of L_vlb for x = x_t [B, ...], in bits per dimension, [B].
 
-    KL(q(x_s | x_t, x_0) || p(x_s | x_t)) where sigma(s) > 0, and the discretised decoder's -log p(x_0 | x_t) on the
-    step that ends at the data.
+    It is KL(q(x_s | x_t, x_0) || p(x_s | x_t)) where sigma(s) > 0, and -log p(x_0 | x_t) of the discretized decoder on
+    the step that ends at the data. The levels s and t and the log-variances of `log_variances` are scalars or [B].
+    Raises UserError for an unknown variance, and for "learned" with a prediction that has no fraction.
     """
     a, b, _ = (_like(c, x) for c in posterior(s, t))
     last = _like(s.sigma, x) <= 0
@@ -124,13 +128,13 @@ def _log_variance(variance: str, prediction: Prediction, small: Array, large: Ar
 
 
 def prior_term(x0: Array, schedule: Schedule) -> Array:
-    """L_T = KL(q(x_1 | x_0) || N(0, prior_std^2 I)) in bits per dimension, [B]."""
+    """L_T = KL(q(x_1 | x_0) || N(0, prior_std^2 I)) of x0 [B, ...] in bits per dimension, [B]."""
     alpha, sigma = schedule.level(jnp.float32(1.0))
     return bits_per_dim(normal_kl(alpha * x0, 2 * jnp.log(sigma), 0.0, 2 * math.log(schedule.prior_std)))
 
 
 def learned_log_variance(fraction: Array, log_small: Array, log_large: Array) -> Array:
-    """fraction log beta + (1 - fraction) log beta tilde, eq. 15 of improved DDPM (arXiv:2102.09672)."""
+    """fraction log beta + (1 - fraction) log beta tilde, elementwise: eq. 15 of improved DDPM (arXiv:2102.09672)."""
     return fraction * log_large + (1.0 - fraction) * log_small
 
 
@@ -141,9 +145,9 @@ def normal_kl(mean1: Array, log_variance1: Array, mean2: Array | float, log_vari
 
 
 def discretized_log_likelihood(x0: Array, mean: Array, log_std: Array) -> Array:
-    """log of the mass that N(mean, std^2) has on the bin of x0, elementwise, in nats; eq. 13 of DDPM.
+    """The logarithm in nats of the mass of N(mean, std^2) on the bin of x0, elementwise: eq. 13 of DDPM.
 
-    Bins are 2 / 255 wide around 2 i / 255 - 1; the first and the last are open.
+    The bins are 2 / 255 wide, around 2 i / 255 - 1. The first and the last bin have no outer end.
     """
     rate = jnp.exp(-log_std)
     low = jnp.where(x0 < -0.999, -jnp.inf, (x0 - 1 / 255 - mean) * rate)
@@ -152,11 +156,11 @@ def discretized_log_likelihood(x0: Array, mean: Array, log_std: Array) -> Array:
 
 
 def log_mass(low: Array, high: Array) -> Array:
-    """log(Phi(high) - Phi(low)) for low < high, accurate where both lie in one tail; either may be infinite."""
-    # In the upper tail Phi is 1 to rounding, so that such an interval is reflected into the lower one.
+    """log(Phi(high) - Phi(low)) for low < high, elementwise. Accurate in both tails; either end may be infinite."""
+    # Phi rounds to 1 in the upper tail, so an interval there is reflected into the lower tail.
     upper = low > 0
     low, high = jnp.where(upper, -high, low), jnp.where(upper, -low, high)
-    # Infinite bounds are kept from log_ndtr, whose gradient there is not a number.
+    # log_ndtr has a NaN gradient at infinity, so it gets finite numbers there.
     open_low, open_high = jnp.isneginf(low), jnp.isposinf(high)
     log_high = jnp.where(open_high, 0.0, log_ndtr(jnp.where(open_high, 0.0, high)))
     gap = log_high - log_ndtr(jnp.where(open_low, -1.0, low))

@@ -1,9 +1,8 @@
-"""A denoiser is all that a sampler sees of a model. A network becomes one; wrappers turn one into another.
+"""Denoisers: what a sampler sees of a model. `from_network` makes one, and wrappers turn a denoiser into another.
 
-Wrappers compose, in this order from the network outwards: the condition is closed over, by guidance towards it
-(`classifier_free`, or `autoguidance` of a conditioned model; either takes an `interval` for its scale and a `rescale`)
-or by `condition`; then `classifier_guidance`; and a threshold last, so that whatever guidance made of x0, the sampler
-sees it in the data's range.
+Wrappers are applied in this order. First the condition is closed over, by `condition` or by guidance:
+`classifier_free`, or `autoguidance` of a conditioned model. Both take an `interval` as their scale and a `std_rescale`.
+Then comes `classifier_guidance`. A threshold is the last, so that the sampler sees a guided x0 within the data's range.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,24 +28,25 @@ Scale = float | Callable[[Array], Array]
 """A guidance scale: a number, or t [B] -> the scale of each example [B]."""
 
 Rescale = Callable[[Prediction, Prediction, Array, Array], Prediction]
-"""(guided, unguided, x, t) -> Prediction."""
+"""(guided prediction, conditional prediction, x, t) -> the rescaled prediction."""
 
-_FLAT = 1e-6  # a deviation below this share of the largest value is rounding
+_FLAT = 1e-6  # a standard deviation below this share of the largest value is rounding
 
 
 def from_network(
     apply: Callable[[Array, Array, Condition], Array], schedule: Schedule, parameterization: Parameterization
 ) -> ConditionalDenoiser:
-    """The denoiser of a network `apply(input, conditioning(t), cond)` trained for this schedule and prediction.
+    """The denoiser of a network that was trained for this schedule and prediction.
 
-    A chain's network was trained from t = 1 / T on: below that it is told 1 / T, while x keeps the level of t.
+    apply(network input [B, ...], conditioning [B], cond) is the network's output. The network of a chain was trained
+    from t = 1 / T on. Below that time it is given 1 / T, while x keeps its level.
     """
     first = 0.0 if schedule.steps is None else 1 / schedule.steps
 
     def denoise(x: Array, t: Array, cond: Condition) -> Prediction:
         level = schedule.level(t)
-        told = schedule.conditioning(jnp.maximum(t, first))
-        out = apply(parameterization.network_input(x, level), told, cond)
+        conditioning = schedule.conditioning(jnp.maximum(t, first))
+        out = apply(parameterization.network_input(x, level), conditioning, cond)
         return parameterization.to_prediction(out, x, level)
 
     return denoise
@@ -62,11 +62,12 @@ def classifier_free(
 ) -> Denoiser:
     """Classifier-free guidance: eps = eps(null) + scale (eps(cond) - eps(null)); arXiv:2207.12598.
 
-    scale is the paper's 1 + w (its eq. 6): 0 ignores the condition, 1 is the conditional model and costs one
-    evaluation, above 1 sharpens. x0 is mixed with the same weights, which keeps x = alpha x0 + sigma eps; a learned
-    variance is the conditional model's. Both evaluations are one call on a batch of 2 B, interleaved so that a batch
-    sharded over devices stays where it is. Where scale is a function and 1 for the whole batch, only the conditional
-    evaluation runs.
+    scale is the paper's 1 + w (eq. 6): 0 ignores the condition, 1 is the conditional model with one evaluation, and a
+    larger scale sharpens. x0 is combined with the same weights, so that x = alpha x0 + sigma eps still holds; a learned
+    variance is that of the conditional model. Both evaluations are one call on a batch of 2 B, in which the two of an
+    example are neighbours, so that a sharded batch stays on its devices. Where scale is a function of t and 1 for the
+    whole batch, only the conditional evaluation runs. rescale is applied last. Raises UserError where cond and null
+    have other entries.
     """
     if set(cond) != set(null):
         raise UserError(
@@ -84,9 +85,9 @@ def classifier_free(
 
 
 def autoguidance(denoise: Denoiser, weak: Denoiser, scale: Scale, rescale: Rescale | None = None) -> Denoiser:
-    """Guidance away from a weaker model of the same condition: D = weak + scale (D_1 - weak); arXiv:2406.02507, eq. 3.
+    """Guidance away from a weaker model of the same condition: weak + scale (D - weak), eq. 3 of arXiv:2406.02507.
 
-    Two evaluations, of two networks; one where scale is 1.
+    It takes two evaluations, one of each denoiser; for a scale of 1 only that of denoise.
     """
     return _guided(denoise, lambda x, t: (denoise(x, t), weak(x, t)), scale, rescale)
 
@@ -97,7 +98,7 @@ def _guided(
     scale: Scale,
     rescale: Rescale | None,
 ) -> Denoiser:
-    """negative + scale (positive - negative), rescaled; pair gives (positive, negative)."""
+    """negative + scale (positive - negative), then rescaled; pair(x, t) gives (positive, negative)."""
 
     def mixed(x: Array, t: Array, scale: Array | float) -> Prediction:
         strong, weak = pair(x, t)
@@ -119,7 +120,10 @@ def _guided(
 
 
 def interval(scale: float, schedule: Schedule, low: float, high: float) -> Scale:
-    """Guidance only where low < sigma / alpha <= high, and scale 1 elsewhere; eq. 5 of arXiv:2404.07724."""
+    """The scale where low < sigma / alpha <= high, and 1 elsewhere: eq. 5 of arXiv:2404.07724.
+
+    Raises UserError unless 0 <= low < high.
+    """
     if not 0 <= low < high:
         raise UserError(f"a guidance interval of noise levels sigma / alpha needs 0 <= low < high; got ({low}, {high}]")
 
@@ -131,10 +135,11 @@ def interval(scale: float, schedule: Schedule, low: float, high: float) -> Scale
 
 
 def std_rescale(phi: float, schedule: Schedule, output: Parameterization) -> Rescale:
-    """Guidance rescale: the guided output gets phi of the way back to the conditional output's standard deviation.
+    """Guidance rescale: moves the deviation of the guided output towards that of the conditional output, by phi.
 
-    out' = phi out std(cond) / std(out) + (1 - phi) out, deviations per example, out being what the network predicts:
-    eq. 15 and 16 of arXiv:2305.08891. An out without deviation, which no factor gives one, stays as it is.
+    out' = phi out std(cond) / std(out) + (1 - phi) out, with the standard deviations of each example and with out in
+    the space of the network's prediction: eq. 15 and 16 of arXiv:2305.08891. A constant output stays as it is. Raises
+    UserError unless phi is in [0, 1].
     """
     if not 0 <= phi <= 1:
         raise UserError(f"guidance rescale takes phi in [0, 1]; got {phi}")
@@ -144,11 +149,11 @@ def std_rescale(phi: float, schedule: Schedule, output: Parameterization) -> Res
         out, reference = (output.target(p.x0, p.eps, level) for p in (guided, unguided))
         axes = tuple(range(1, x.ndim))
         std, wanted = (jnp.std(a, axis=axes, keepdims=True) for a in (out, reference))
-        # A constant's deviation is 0 to rounding alone.
+        # The standard deviation of a constant is not 0 but rounding.
         flat = std <= _FLAT * jnp.max(jnp.abs(out), axis=axes, keepdims=True)
         ratio = jnp.where(flat, 1.0, wanted / jnp.where(flat, 1.0, std))
         out = out * (phi * ratio + 1 - phi)
-        if output.learned_variance:  # the output's other half, which says nothing of x0 and eps
+        if output.learned_variance:  # the other half of the output, which x0 and eps do not depend on
             out = jnp.concatenate([out, jnp.zeros_like(out)], axis=-1)
         x0, eps, _ = output.to_prediction(out, x, level)
         return guided._replace(x0=x0, eps=eps)
@@ -159,10 +164,10 @@ def std_rescale(phi: float, schedule: Schedule, output: Parameterization) -> Res
 def classifier_guidance(
     denoise: Denoiser, log_prob: Callable[[Array, Array], Array], schedule: Schedule, scale: float
 ) -> Denoiser:
-    """eps - scale sigma grad log p(y | x_t), and x0 moved along; algorithm 2 of ADM (arXiv:2105.05233).
+    """Classifier guidance: eps - scale sigma grad log p(y | x_t), algorithm 2 of ADM (arXiv:2105.05233).
 
-    log_prob(x, t) [B] is the classifier's log-probability of each example's y, differentiated here. Where alpha = 0, x
-    says nothing of y, and x0 stays.
+    log_prob(x, t) [B] is the classifier's log-probability of each example's y. It is differentiated here. x0 changes so
+    that x = alpha x0 + sigma eps still holds. Where alpha = 0, x0 does not change.
     """
 
     def guided(x: Array, t: Array) -> Prediction:
@@ -178,16 +183,20 @@ def classifier_guidance(
 
 
 def static_threshold(denoise: Denoiser, schedule: Schedule, low: float = -1.0, high: float = 1.0) -> Denoiser:
-    """Clips x0 to the data's range [low, high] and moves eps along, as DDPM's own sampler does (arXiv:2006.11239)."""
+    """Clips x0 to the data's range [low, high] and changes eps accordingly, as DDPM's sampler does (arXiv:2006.11239).
+
+    Raises UserError unless low < high.
+    """
     if not low < high:
         raise UserError(f"a threshold needs low < high; got [{low}, {high}]")
     return _with_x0(denoise, schedule, lambda x0: jnp.clip(x0, low, high))
 
 
 def dynamic_threshold(denoise: Denoiser, schedule: Schedule, percentile: float = 0.995) -> Denoiser:
-    """Clips x0 to [-s, s] and divides it by s, and moves eps along: section 2.3 of Imagen (arXiv:2205.11487).
+    """Clips x0 to [-s, s], divides it by s, and changes eps accordingly: section 2.3 of Imagen (arXiv:2205.11487).
 
-    s is that percentile of each example's |x0|, and at least 1, for data in [-1, 1].
+    s is that percentile of |x0| in each example, and at least 1, for data in [-1, 1]. percentile is a fraction in
+    (0, 1]; another one raises UserError.
     """
     if not 0 < percentile <= 1:
         raise UserError(f"dynamic thresholding takes a percentile in (0, 1]; got {percentile}")
@@ -201,6 +210,8 @@ def dynamic_threshold(denoise: Denoiser, schedule: Schedule, percentile: float =
 
 
 def _with_x0(denoise: Denoiser, schedule: Schedule, change: Callable[[Array], Array]) -> Denoiser:
+    """The denoiser with x0 changed, and eps so that x = alpha x0 + sigma eps."""
+
     def changed(x: Array, t: Array) -> Prediction:
         prediction = denoise(x, t)
         x0 = change(prediction.x0)

@@ -1,4 +1,4 @@
-"""Editing a given image with any trained denoiser: start from it, keep a part of it, work in windows of it."""
+"""Edits of a given image with any denoiser: start from the image, keep a part of it, work in windows of it."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,14 @@ from diffusion_jax.core.samplers.loop import AdaptiveSampler, Plan, Sampler, Tim
 from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.errors import UserError
 
-_LEAST_STEP = 0.01  # of the grid's own step; multistep samplers divide by the first step's length
+_LEAST_STEP = 0.01  # as a share of the grid's step: multistep samplers divide by the length of the first step
 
 
 def from_strength(times: np.ndarray, strength: float) -> np.ndarray:
-    """The times of an edit, from strength itself down a grid [N + 1] to its end: SDEdit's t0 (arXiv:2108.01073).
+    """The times of an edit: strength, SDEdit's t0 (arXiv:2108.01073), and then the times of a grid [N + 1] below it.
 
-    strength, then the grid's times below it: a shortened first step. A time of the grid that would leave less than a
-    hundredth of its step is passed over, but not the last. Raises UserError unless strength is in (0, 1].
+    The first step is shorter than the grid's. Where it would be less than a hundredth of the grid's step, the next time
+    is left out, unless it is the last. Raises UserError unless strength is in (0, 1].
     """
     if not 0 < strength <= 1:
         raise UserError(f"strength is in (0, 1], where 1 keeps nothing of the image; got {strength}")
@@ -45,10 +45,10 @@ def sample_from(
     seeds: Array,
     x0: Array,
 ) -> Array:
-    """SDEdit (arXiv:2108.01073): diffuses x0 [B, ...] to times[0] and integrates back along times; [B, ...].
+    """SDEdit (arXiv:2108.01073): diffuses x0 [B, ...] to times[0] and integrates back along times, to [B, ...].
 
-    Sample i depends on seeds[i] and x0[i] alone, but for rounding. Its noise is `sample`'s, so from times[0] = 1 on a
-    schedule that ends without signal it is that sample.
+    Sample i depends on seeds[i] and x0[i] alone, but for rounding. The noise is that of `sample` with the same seeds,
+    so from times[0] = 1, on a schedule that ends without signal, the result is that of `sample`.
     """
     prior_key, keys = jax.vmap(jax.random.split, out_axes=1)(jax.vmap(jax.random.key)(seeds))
     eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(prior_key)
@@ -57,12 +57,12 @@ def sample_from(
 
 
 def step_keys(seeds: Array) -> Array:
-    """The keys of the steps' noise of `sample_from` [B], where x does not start from the seeds."""
+    """The keys [B] of the steps' noise in `sample_from`, for an x that does not start from the seeds' noise."""
     return jax.vmap(jax.random.split, out_axes=1)(jax.vmap(jax.random.key)(seeds))[1]
 
 
 def invert(denoise: Denoiser, schedule: Schedule, times: Times, x0: Array) -> Array:
-    """The x at times[0] from which DDIM over times leads to x0 [B, ...], to first order (`ddim_inversion`)."""
+    """The x [B, ...] at times[0] from which DDIM over times leads to x0 [B, ...], to first order: `ddim_inversion`."""
     keys = jax.vmap(jax.random.key)(jnp.zeros(len(x0), jnp.int32))  # nothing is drawn
     return integrate(denoise, ddim_inversion(), schedule, times[::-1], x0, keys)
 
@@ -70,13 +70,16 @@ def invert(denoise: Denoiser, schedule: Schedule, times: Times, x0: Array) -> Ar
 def repaint(
     sampler: Sampler | AdaptiveSampler, known: Array, unknown: Array, resample: int = 1, jump: int = 1
 ) -> Sampler:
-    """RePaint, algorithm 1 (arXiv:2201.09865): the sampler, with all but the unknown part put back at every step.
+    """RePaint, algorithm 1 of arXiv:2201.09865: the sampler, with the known part of x replaced after every step.
 
-    known broadcasts to x [B, ...], as does unknown, True where there is something to paint. After a step to s the
-    known part is alpha_s known + sigma_s z, so at the end it is known itself. Every `jump` steps the last `jump` steps
-    are taken `resample` times, each time but the first from x_s diffused `jump` steps up again: that is what makes the
-    two parts agree, at about `resample` times the cost (`resampled_steps`). The paper's are 10 and 10 of 250 steps.
-    The sampler takes one evaluation a step and remembers nothing: ddpm, ddim, euler or euler_ancestral.
+    known and unknown broadcast to x [B, ...]; unknown is True where there is something to paint. After a step to s the
+    known part of x is alpha_s known + sigma_s z, so at the end it is known itself. Every `jump` steps, the last `jump`
+    steps are taken `resample` times, each time but the first after x_s was diffused `jump` steps up. This makes both
+    parts agree, and costs about `resample` times as much (`resampled_steps`). The paper has jumps of 10 steps, taken 10
+    times, in 250 steps.
+
+    Raises UserError unless the sampler has one evaluation a step and carries x alone, as ddpm, ddim, euler and
+    euler_ancestral do, and unless resample and jump are at least 1.
     """
     if resample < 1 or jump < 1:
         raise UserError(f"resample and jump are at least 1; got {resample} and {jump}")
@@ -98,7 +101,7 @@ def repaint(
         raised = jax.tree.map(lambda a: a[np.where(again, taken + 1 - jump, taken + 1)], levels)
         ratio, variance = transition(landing, raised)
         coefficients, t = jax.tree.map(lambda a: jnp.asarray(a)[taken], (base.coefficients, base.t))
-        # The scan counts the steps that are done, which never falls: a step taken again belongs to the furthest.
+        # The step of a plan never falls, so a step that is taken again counts as the furthest step so far.
         furthest = np.maximum.accumulate(taken)
         turn = np.arange(len(taken)) - np.searchsorted(furthest, furthest)
         back = (ratio, jnp.sqrt(variance), jnp.asarray(again))
@@ -106,7 +109,7 @@ def repaint(
 
     def update(denoise, x, t, coefficients, noise):
         base, s, (ratio, std, again), turn = coefficients
-        # A base sampler draws 0 and 1 of a step; here a step has turns, each with draws of its own.
+        # A base sampler uses draws 0 and 1 of a step. Each turn of a step has draws of its own.
         draw = lambda number=0: noise(4 * turn + number)  # noqa: E731
         x = sampler.update(denoise, x, t, base, draw)
         x = jnp.where(unknown, x, diffuse(jnp.broadcast_to(known, x.shape), draw(2), s))
@@ -118,11 +121,11 @@ def repaint(
 
 
 def resampled_steps(steps: int, resample: int, jump: int) -> tuple[np.ndarray, np.ndarray]:
-    """RePaint's schedule: (which of the steps 0 .. N - 1 is taken [E], whether x is diffused up after it [E]).
+    """RePaint's schedule of E evaluations: the step of each, int [E] in 0 .. N - 1, and whether x is then diffused up.
 
-    Figure 3 and appendix B of arXiv:2201.09865. x is diffused `jump` steps up, resample - 1 times, where 1, 1 + jump,
-    1 + 2 jump, ... steps are left, as long as that does not lead above the start. Never from the data itself: nothing
-    can be diffused back from there to agree better.
+    Figure 3 and appendix B of arXiv:2201.09865. Where 1, 1 + jump, 1 + 2 jump, ... steps are left, x is diffused `jump`
+    steps up, resample - 1 times, unless that leads above the start. It is not diffused up from the data itself. Raises
+    UserError for a jump that is longer than the edit.
     """
     if resample > 1 and jump > max(steps - 1, 1):
         raise UserError(f"a jump of {jump} steps needs more than {jump} of them; this edit takes {steps}")
@@ -141,7 +144,10 @@ def resampled_steps(steps: int, resample: int, jump: int) -> tuple[np.ndarray, n
 
 
 def windows(length: int, size: int, stride: int) -> np.ndarray:
-    """Where windows of `size` begin that cover `length`, int [n]: every stride, and one that ends at the end."""
+    """The starts of windows of `size` that cover `length`, int [n]: one every `stride`, the last ending at length.
+
+    Raises UserError unless 0 < stride <= size <= length.
+    """
     if not 0 < stride <= size:
         raise UserError(f"windows of {size} leave gaps unless their stride is from 1 to {size}; got {stride}")
     if length < size:
@@ -150,10 +156,10 @@ def windows(length: int, size: int, stride: int) -> np.ndarray:
 
 
 def in_windows(denoise: Denoiser, size: Sequence[int], stride: Sequence[int]) -> Denoiser:
-    """The denoiser of x [B, *S, C] larger than its own size [*size]: predictions of overlapping windows, averaged.
+    """A denoiser of x [B, *S, C] by one of smaller x [B, *size, C]: MultiDiffusion, eq. 5 of arXiv:2302.08113.
 
-    MultiDiffusion (arXiv:2302.08113, eq. 5). Weights fall linearly to a window's edges, so none is seen. A learned
-    variance is averaged too. The windows of a step are one call on a batch of n B.
+    The predictions of overlapping windows are averaged, with weights that fall linearly to a window's edges, so that no
+    edge shows. A learned variance is averaged too. The n windows of a step are one call on a batch of n B.
     """
 
     def windowed(x: Array, t: Array) -> Prediction:
@@ -178,26 +184,26 @@ def in_windows(denoise: Denoiser, size: Sequence[int], stride: Sequence[int]) ->
 
 
 def count_windows(canvas: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> int:
-    """How many windows of [*size] cover a canvas [*S]."""
+    """The number of windows [*size] that cover a canvas [*S]."""
     return len(_places(canvas, size, stride))
 
 
 def crops(x: Array, size: Sequence[int], stride: Sequence[int]) -> Array:
-    """The n windows of each example of x [B, *S, C], an example's beside one another: [B n, *size, C]."""
+    """The n windows of each example of x [B, *S, C], those of an example in a row: [B n, *size, C]."""
     windows = [x[(slice(None), *part)] for part in _places(x.shape[1:-1], size, stride)]
     return jnp.stack(windows, axis=1).reshape(-1, *size, x.shape[-1])
 
 
 def blend(image: Array, drawn: Array, unknown: Array, border: int = 0) -> Array:
-    """drawn where it is unknown, the image elsewhere; within `border` pixels of what is known, some of both.
+    """The image with `drawn` in its unknown part: image and drawn [B, H, W, C], the mask unknown broadcasts to them.
 
-    All [B, H, W, C], unknown broadcasting. The share of drawn rises linearly from the border inwards, so what is known
-    comes back as it is.
+    Within `border` pixels of the known part both are mixed: the share of drawn rises linearly with the distance. Known
+    pixels come back unchanged.
     """
     share = jnp.broadcast_to(unknown, (*drawn.shape[:-1], 1)).astype(drawn.dtype)
     if border:
         known = 1 - share
-        near = [known]  # after k rounds, 1 within k pixels of what is known
+        near = [known]  # near[k] is 1 within k pixels of the known part
         for _ in range(border - 1):
             near.append(jax.lax.reduce_window(near[-1], 0.0, jax.lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME"))
         share = 1 - jnp.mean(jnp.stack(near), axis=0)
@@ -205,14 +211,14 @@ def blend(image: Array, drawn: Array, unknown: Array, border: int = 0) -> Array:
 
 
 def _places(canvas: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> list[tuple[slice, ...]]:
-    """The windows' slices of the spatial axes."""
+    """The slices of the spatial axes of each window."""
     starts = [windows(*lengths) for lengths in zip(canvas, size, stride, strict=True)]
     places = np.stack(np.meshgrid(*starts, indexing="ij"), -1).reshape(-1, len(size))
     return [tuple(slice(int(p), int(p) + n) for p, n in zip(place, size, strict=True)) for place in places]
 
 
 def _tent(size: Sequence[int]) -> np.ndarray:
-    """[*size] the product over axes of 1 at an edge, 2 beside it, ... up to the middle."""
+    """The weights [*size] of a window: the product over axes of 1 at an edge, 2 beside it, and so on to the middle."""
     weight = np.ones(tuple(size), np.float32)
     for axis, n in enumerate(size):
         ramp = np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32)

@@ -1,13 +1,13 @@
-"""Time grids: the N + 1 times, falling from noise to t = 0, on which a sampler takes its N steps.
+"""Time grids: the N + 1 times, from noise down to t = 0, between which a sampler takes its N steps.
 
-What diffusers' schedulers call timestep_spacing, with steps_offset where it is not 0:
+The grids that diffusers' schedulers take by timestep_spacing, and by steps_offset where it is not 0:
 
     DDIM, DDPM, PLMS, Euler, Heun   trailing, leading, leading(offset=1), linspace
     DPM-Solver++, UniPC             trailing, leading(skip_first=True), leading(offset=1, skip_first=True),
                                     linspace(skip_first=True)
 
-with whole=False in linspace for Euler and Heun; and with last="t_min" for set_alpha_to_one=False of DDIM and PLMS and
-for final_sigmas_type="sigma_min" of the others.
+Euler and Heun have whole=False in linspace. last="t_min" is set_alpha_to_one=False of DDIM and PLMS, and
+final_sigmas_type="sigma_min" of the others.
 """
 
 import math
@@ -21,18 +21,19 @@ from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.errors import UserError
 
 Grid = Callable[[Schedule, int], np.ndarray]
+"""(schedule, steps N) -> times [N + 1] float64, falling. Raises UserError for an N that the schedule cannot have."""
 
 
 def uniform() -> Grid:
-    """t_n = 1 - n / N, whatever the schedule; between a discrete schedule's steps its table is interpolated."""
+    """t_n = 1 - n / N on any schedule. Between the steps of a discrete schedule its table is interpolated."""
     return lambda schedule, steps: np.linspace(1.0, 0.0, _positive(steps) + 1)
 
 
 def trailing(last: str = "data") -> Grid:
     """Every (T / N)-th step of a discrete chain counted from its noisy end, inclusive; table 2 of arXiv:2305.08891.
 
-    With N = T it is the paper's whole chain. On a continuous schedule it is `uniform`. last "t_min" puts the schedule's
-    t_min, 1 / T on a chain, in the place of the data: diffusers' final_sigmas_type "sigma_min".
+    With N = T it is the whole chain. On a continuous schedule it is `uniform`. last "t_min" ends at the schedule's
+    t_min, 1 / T on a chain, in place of the data: diffusers' final_sigmas_type "sigma_min".
     """
     _check_last("trailing", last)
 
@@ -46,12 +47,12 @@ def trailing(last: str = "data") -> Grid:
 
 
 def leading(offset: int = 0, skip_first: bool = False, last: str = "data") -> Grid:
-    """Every floor(T / N)-th step of a discrete chain from its first, as DDIM's code does; misses the noisy end.
+    """Every floor(T / N)-th step of a discrete chain from its first, as in DDIM's code; it leaves out the noisy end.
 
-    offset moves all of them towards the noise: 1 is Stable Diffusion's steps_offset. With skip_first the stride is
+    offset moves all steps towards the noise: 1 is Stable Diffusion's steps_offset. With skip_first the stride is
     floor(T / (N + 1)) and the first step is left out: diffusers' spacing "leading" for DPM-Solver++ and UniPC. last
-    "t_min" ends at 1 / T in the place of the data: set_alpha_to_one=False in diffusers, as Stable Diffusion has with
-    DDIM and PLMS.
+    "t_min" ends at 1 / T in place of the data: diffusers' set_alpha_to_one=False, which Stable Diffusion has for DDIM
+    and PLMS. Raises UserError for a continuous schedule, and for an offset beyond the chain.
     """
     if offset < 0:
         raise UserError(f"time grid 'leading' takes offset >= 0; got {offset}")
@@ -75,12 +76,12 @@ def leading(offset: int = 0, skip_first: bool = False, last: str = "data") -> Gr
 
 
 def linspace(skip_first: bool = False, whole: bool = True, last: str = "data") -> Grid:
-    """N times equally spaced from 1 to t_min, both inclusive, and then the data; table 2 of arXiv:2305.08891.
+    """N times equally spaced from 1 to t_min, both included, and then the data; table 2 of arXiv:2305.08891.
 
-    The chain's indices are rounded to whole ones as DDIM's and PLMS's are in diffusers; whole=False leaves them, as for
-    Euler and Heun. With skip_first t_min is left out of N + 1 such times: diffusers' for DPM-Solver++ and UniPC. A
-    single step starts at 1, where diffusers has it start at 1 / T. On a continuous schedule the times are those of
-    score-SDE (arXiv:2011.13456). last is as in `leading`.
+    The indices of a chain are rounded to whole ones, as diffusers does for DDIM and PLMS; whole=False does not round
+    them, as for Euler and Heun. With skip_first t_min is left out of N + 1 such times, as diffusers does for
+    DPM-Solver++ and UniPC. A single step starts at 1; in diffusers it starts at 1 / T. On a continuous schedule the
+    times are those of score-SDE (arXiv:2011.13456). last is as in `leading`.
     """
     _check_last("linspace", last)
 
@@ -96,10 +97,11 @@ def linspace(skip_first: bool = False, whole: bool = True, last: str = "data") -
 
 
 def quadratic(end: float = 1.0) -> Grid:
-    """t falls as a square from `end`: small steps near the data; DDIM's "quad" (arXiv:2010.02502, appendix D.2).
+    """t falls quadratically from `end`, with small steps near the data: DDIM's "quad" (arXiv:2010.02502, app. D.2).
 
-    On a discrete chain the indices are floor((k sqrt(end T) / (N - 1))^2), k = N - 1 .. 0, raised where two would be
-    equal; DDIM's code has end = 0.8. On a continuous schedule t_n = end (1 - n / N)^2.
+    On a discrete chain the indices are floor((k sqrt(end T) / (N - 1))^2), k = N - 1 .. 0; where two would be equal,
+    one is raised. DDIM's code has end = 0.8. On a continuous schedule t_n = end (1 - n / N)^2. Raises UserError unless
+    end is in (0, 1].
     """
     if not 0 < end <= 1:
         raise UserError(f"time grid 'quadratic' takes end in (0, 1]; got {end}")
@@ -120,8 +122,9 @@ def quadratic(end: float = 1.0) -> Grid:
 def karras(rho: float = 7.0, sigma_min: float = 0.0, sigma_max: float = math.inf) -> Grid:
     """(sigma / alpha)^(1 / rho) falls linearly over N times, then t = 0; eq. 5 of EDM (arXiv:2206.00364).
 
-    From sigma_max, or the schedule's own noise level at t = 1 where that is less, to sigma_min, or its level at t_min
-    where that is more. The first time is 1 in any case. Needs a sigma_max where the schedule has no signal at t = 1.
+    The levels go from sigma_max, or from the schedule's level at t = 1 if that is lower, to sigma_min, or to the level
+    at t_min if that is higher. The first time is always 1. Raises UserError for a schedule without signal at t = 1
+    unless sigma_max is given, and where the bounds leave no levels.
     """
     if rho <= 0:
         raise UserError(f"time grid 'karras' takes rho > 0; got {rho}")
@@ -144,7 +147,7 @@ def _over_noise(
     forward: Callable[[np.ndarray], np.ndarray],
     inverse: Callable[[np.ndarray], np.ndarray],
 ) -> Grid:
-    """N noise levels sigma / alpha between the bounds, equally spaced in forward(level), and then the data."""
+    """N noise levels sigma / alpha between the bounds, equally spaced in forward(level), then the data."""
     if not 0 <= sigma_min < sigma_max:
         raise UserError(f"time grid {name!r} takes 0 <= sigma_min < sigma_max; got {sigma_min} and {sigma_max}")
 
@@ -179,7 +182,7 @@ def _check_last(name: str, last: str) -> None:
 
 
 def _with_last(name: str, times: np.ndarray, schedule: Schedule, last: str) -> np.ndarray:
-    """The N times and the one at which the last step ends."""
+    """The N times, and the time at which the last step ends."""
     if last == "data":
         return np.append(times, 0.0)
     if times[-1] <= schedule.t_min * (1 + 1e-9):

@@ -1,14 +1,14 @@
 """Exact likelihood by the probability-flow ODE: appendix D.2 of score-SDE (Song et al. 2021, arXiv:2011.13456).
 
 In the variables of `Flow`, dy/dphi = v(y, phi), and log p(y) changes by -div v dphi on the way from data to prior.
-It is the density of x with the noise of the first time. A bound on the probability of 8-bit data comes of it by
-`reconstruction`, or by `dequantize` for a model that was trained on data dequantized so: a model of 8-bit data itself
-may know that no value lies between two others.
+The result is the density of x with the noise of the first time. `core.reconstruction` turns it into a bound on the
+probability of 8-bit data. So does `dequantize`, for a model that was trained on dequantized data: a model that was
+trained on 8-bit data may know that no value lies between two others.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,25 +21,29 @@ from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.errors import UserError
 
 OFFSET_8_BIT = 7.0
-"""log2(128): a bin of `dequantize` is 1 / 128 wide, so that its probability is density / 128 in each dimension."""
+"""log2(128): a bin of `dequantize` is 1 / 128 wide, so its probability is the density / 128 in each dimension."""
 
 Divergence = Callable[[Callable[[Array], Array], Array], tuple[Array, Array]]
-"""(f, y [B, ...]) -> f(y) and the trace of its Jacobian in each example [B]."""
+"""(f, y [B, ...]) -> (f(y), the trace of the Jacobian of f in each example [B])."""
 
-Solver = Callable[[Field, Any, Array], Any]
-"""(field, y at nodes[0], nodes) -> y at nodes[-1]."""
+Y = TypeVar("Y")
+"""A pytree of arrays that lead with B."""
 
-# Runge-Kutta methods of which each stage uses the one before alone: (where it evaluates, its weight).
+Solver = Callable[[Field[Y], Y, Array], Y]
+"""(field, y at nodes[0], nodes [N + 1]) -> y at nodes[-1]."""
+
+# Runge-Kutta methods in which each stage uses only the stage before: (places of evaluation, weights).
 _METHODS = {"heun": ([0, 1], [1 / 2, 1 / 2]), "rk4": ([0, 1 / 2, 1 / 2, 1], [1 / 6, 1 / 3, 1 / 3, 1 / 6])}
 
 
 def log_likelihood(
     denoise: Denoiser, schedule: Schedule, times: Array, x: Array, divergence: Divergence, solver: Solver
 ) -> Array:
-    """log p(x) in nats [B] of x [B, ...] at times[0], whose flow ends in N(0, prior_std^2 I) at times[-1] = 1.
+    """log p(x) in nats [B] of x [B, ...] at time times[0]. The flow ends in N(0, prior_std^2 I) at times[-1] = 1.
 
-    times [N + 1] rises from a time at which there is noise, as `rising` does; x is taken for a sample of that time's
-    marginal.
+    times [N + 1] rises from a time at which there is noise (`rising`), and x is a sample of the marginal at that time.
+    divergence is `hutchinson` or `exact_trace`, solver `fixed` or `adaptive`. Raises UserError for times that do not
+    rise, or that start at the data.
     """
     noiseless = 0.0 if schedule.t_min else -1.0  # a learned schedule has noise at t = 0
     if not isinstance(times, jax.core.Tracer) and (np.any(np.diff(times) <= 0) or times[0] <= noiseless):
@@ -59,9 +63,9 @@ def log_likelihood(
 
 
 def rising(schedule: Schedule, start: float | Array, steps: int, sigma_max: float | None = None) -> Array:
-    """steps + 1 times from start to 1, evenly spaced in log-SNR.
+    """The times [steps + 1] from start to 1, evenly spaced in log-SNR.
 
-    The last but one is no later than sigma / alpha = sigma_max, which a schedule needs that ends without signal.
+    sigma_max bounds sigma / alpha at the last time but one. A schedule that ends without signal needs it.
     """
     first, last = schedule.logsnr(jnp.asarray(start, jnp.float32)), schedule.logsnr(jnp.float32(1.0))
     if sigma_max is not None:
@@ -71,10 +75,10 @@ def rising(schedule: Schedule, start: float | Array, steps: int, sigma_max: floa
 
 
 def hutchinson(keys: Array, noise: str = "rademacher") -> Divergence:
-    """z^T J z, whose mean over z of unit covariance is the trace; one z for the whole path, drawn from keys [B].
+    """Hutchinson's estimate z^T J z of the trace, with one z an example for the whole path, drawn from keys [B].
 
-    noise "rademacher" (+-1, the smaller variance) or "gaussian"; appendix D.2 and its eq. 40. One more forward
-    pass.
+    Its mean over z of unit covariance is the trace: eq. 40 of score-SDE. It costs one more forward pass. noise is
+    "rademacher" (+-1, which has the smaller variance) or "gaussian"; another one raises UserError.
     """
     draws = {"rademacher": jax.random.rademacher, "gaussian": jax.random.normal}
     if noise not in draws:
@@ -89,7 +93,10 @@ def hutchinson(keys: Array, noise: str = "rademacher") -> Divergence:
 
 
 def exact_trace(f: Callable[[Array], Array], y: Array) -> tuple[Array, Array]:
-    """The divergence by one forward pass for each dimension: for tiny data. Examples must not mix in f."""
+    """The exact divergence, with a forward pass for each dimension of an example: for tiny data.
+
+    f must treat the examples of y [B, ...] independently.
+    """
     out, tangent = jax.linearize(f, y)
     basis = jnp.eye(int(np.prod(y.shape[1:])), dtype=y.dtype).reshape(-1, *y.shape[1:])
     diagonal = jax.vmap(lambda e: jnp.sum(e * tangent(jnp.broadcast_to(e, y.shape)), axis=tuple(range(1, y.ndim))))
@@ -97,11 +104,14 @@ def exact_trace(f: Callable[[Array], Array], y: Array) -> tuple[Array, Array]:
 
 
 def fixed(method: str = "rk4") -> Solver:
-    """One step between neighbouring nodes, of Heun's method (order 2) or the classical Runge-Kutta method (4)."""
+    """A solver with one step between neighbouring nodes: Heun's method "heun" (order 2) or Runge-Kutta's "rk4" (4).
+
+    Raises UserError for another method.
+    """
     if method not in _METHODS:
         raise UserError(f"the fixed-step likelihood takes method {' or '.join(map(repr, _METHODS))}; got {method!r}")
 
-    def solve(field: Field, y: Any, nodes: Array) -> Any:
+    def solve(field: Field[Y], y: Y, nodes: Array) -> Y:
         positions, weights = (jnp.asarray(a, nodes.dtype) for a in _METHODS[method])
         batch = jax.tree.leaves(y)[0].shape[0]
 
@@ -125,7 +135,7 @@ def fixed(method: str = "rk4") -> Solver:
 
 
 def adaptive(rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 1000) -> Solver:
-    """`dormand_prince` from the first node to the last, the log-density under its error control too.
+    """A solver by `dormand_prince` from the first node to the last. Its error control includes the log-density.
 
     Raises UserError unless rtol and atol are above 0 and max_steps is at least 1.
     """
@@ -134,22 +144,26 @@ def adaptive(rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 1000) -> S
             f"the adaptive likelihood takes rtol, atol > 0 and max_steps >= 1; got {rtol}, {atol}, {max_steps}"
         )
 
-    def solve(field: Field, y: Any, nodes: Array) -> Any:
+    def solve(field: Field[Y], y: Y, nodes: Array) -> Y:
         return dormand_prince(field, y, nodes[0], nodes[-1], rtol=rtol, atol=atol, max_steps=max_steps)[0]
 
     return solve
 
 
 def dequantize(x: Array, keys: Array) -> Array:
-    """8-bit data in [-1, 1], level u of 0 .. 255 at u / 127.5 - 1, to (u + U) / 128 - 1, U uniform on [0, 1)."""
+    """8-bit data x [B, ...] with values u / 127.5 - 1, u = 0 .. 255, as (u + U) / 128 - 1 with U uniform on [0, 1).
+
+    keys [B] are the random keys of the examples.
+    """
     u = jnp.round((x + 1) * 127.5)
     noise = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], x.dtype))(keys)
     return (u + noise) / 128 - 1
 
 
 def bits_per_dim(log_prob: Array, dims: int, offset: float = OFFSET_8_BIT) -> Array:
-    """-log2 p / dims + offset for log_prob in nats: with dequantised 8-bit data an upper bound on its bits per value.
+    """-log2 p / dims + offset, of log_prob [B] in nats and of `dims` dimensions.
 
-    The offset of continuous data is 0.
+    With `OFFSET_8_BIT` and dequantized data it is an upper bound on the bits per value of 8-bit data. The offset of
+    continuous data is 0.
     """
     return -log_prob / (dims * np.log(2)) + offset

@@ -1,4 +1,4 @@
-"""Training losses, one number an example."""
+"""Training losses of a denoising network, one number an example."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ Network = Callable[[Array, Array, Condition], Array]
 """(network input [B, ...], conditioning [B], condition) -> output [B, ...]."""
 
 Distance = Callable[[Array], Array]
-"""Error -> its size, elementwise."""
+"""Error -> the size of the error, elementwise."""
 
 
 def l2() -> Distance:
@@ -32,7 +32,7 @@ def l1() -> Distance:
 
 
 def huber(delta: float = 1.0) -> Distance:
-    """error^2 up to |error| = delta, and its tangent beyond: twice Huber's loss."""
+    """error^2 where |error| <= delta, and its tangent beyond: twice Huber's loss. Raises UserError unless delta > 0."""
     if delta <= 0:
         raise UserError(f"distance 'huber' needs delta > 0; got {delta}")
 
@@ -55,7 +55,10 @@ def simple_loss(
     t: Array,
     eps: Array,
 ) -> Array:
-    """L_simple, eq. 14 of DDPM, for any prediction: the mean squared error of the network's output; [B]."""
+    """L_simple, eq. 14 of DDPM, for any prediction: the mean squared error of the network's output, [B].
+
+    The arguments are those of `denoising_loss`.
+    """
     return denoising_loss(apply, schedule, parameterization, x0, cond, t, eps)
 
 
@@ -72,12 +75,15 @@ def denoising_loss(
     distance: Distance | None = None,
     vlb_weight: float | Array = 0.001,
 ) -> Array:
-    """weight(t) times the mean over pixels and channels of distance(output - target); [B], float32.
+    """The weighted distance between the network's output and its target, averaged over each example: [B], float32.
 
-    x0, eps [B, ...]; t [B]. Without weighting and distance it is L_simple; with a flow prediction on rectified flow it
-    is conditional flow matching (arXiv:2210.02747, eq. 23); with EDM's prediction, weighting and times it is EDM's.
-    Where the network learns its variance it is L_hybrid of improved DDPM (arXiv:2102.09672, eq. 16), that is
-    L_simple + vlb_weight L_vlb, and L_vlb's gradient reaches the variance alone, not the mean.
+    x0 [B, ...] are examples, cond [B, ...] their conditions, t [B] times and eps [B, ...] standard normal noise. By
+    default the weight is 1 and the distance `l2`: L_simple. With a flow prediction on rectified flow it is conditional
+    flow matching (arXiv:2210.02747, eq. 23); with EDM's prediction, weighting and times it is EDM's loss.
+
+    Where the network learns its variance, the loss is L_hybrid = L_simple + vlb_weight L_vlb of improved DDPM
+    (arXiv:2102.09672, eq. 16), in which the gradient of L_vlb reaches the variance and not the mean. That needs a
+    discrete schedule; UserError is raised for a continuous one.
     """
     level = schedule.level(t)
     x = diffuse(x0, eps, level)
@@ -105,9 +111,10 @@ def vlb_loss(
     *,
     variance: str = "small",
 ) -> Array:
-    """T L_t, whose mean over uniform steps t is L_vlb less its prior term, in bits per dimension; [B].
+    """T L_t in bits per dimension, [B]. Its mean over uniform steps t is L_vlb without the prior term.
 
-    Section 3.3 of improved DDPM (arXiv:2102.09672), which trains it with times drawn by importance.
+    Section 3.3 of improved DDPM (arXiv:2102.09672), which trains it with times drawn by importance. The arguments are
+    those of `denoising_loss`; variance is one of `core.bound.VARIANCES`. Raises UserError for a continuous schedule.
     """
     level = schedule.level(t)
     x = diffuse(x0, eps, level)
@@ -118,13 +125,13 @@ def vlb_loss(
 def _output(
     apply: Network, schedule: Schedule, parameterization: Parameterization, x: Array, cond: Condition, t: Array
 ) -> Array:
-    """The network's output for x_t, in float32."""
+    """The network's output for x = x_t, in float32."""
     out = apply(parameterization.network_input(x, schedule.level(t)), schedule.conditioning(t), cond)
     return out.astype(jnp.float32)
 
 
 def _vlb(schedule: Schedule, x0: Array, x: Array, t: Array, prediction: Prediction, variance: str) -> Array:
-    """T times the term of L_vlb of the step that begins at t."""
+    """T times the term of L_vlb for the step that begins at t [B]."""
     steps = schedule.steps
     if steps is None:
         raise UserError(

@@ -1,7 +1,8 @@
-"""What training minimizes: an objective says what it draws at random, what it compares and what it remembers.
+"""Objectives: what training minimizes.
 
-An objective is four functions of arrays. It knows nothing of the network's kind, of the optimizer or of devices, so a
-new one is one function that returns an `Objective`.
+An objective is four functions of arrays: what it keeps in the training state, what it draws at random, its loss, and
+how it updates what it keeps. It does not know the network's family, the optimizer or the devices. A new objective is
+one function that returns an `Objective`.
 """
 
 import dataclasses
@@ -14,13 +15,13 @@ import numpy as np
 from jax import Array
 
 from diffusion_jax.core import denoisers, losses
-from diffusion_jax.core.continuous_bound import continuous_bound
 from diffusion_jax.core.denoisers import Condition
 from diffusion_jax.core.losses import Distance, Network
 from diffusion_jax.core.predictions import Parameterization
 from diffusion_jax.core.process import diffuse
 from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.core.times import AdaptiveTimes, TimeSampler
+from diffusion_jax.core.vdm_bound import continuous_bound
 from diffusion_jax.core.weightings import Weighting
 from diffusion_jax.errors import UserError
 
@@ -29,18 +30,18 @@ Tree = Any
 
 
 class Examples(NamedTuple):
-    """A batch as the network sees it; every array leads with B."""
+    """A batch as the network gets it. Every array leads with B."""
 
     x0: Array  # [B, *S, C]: images, or latents
-    cond: Condition  # what the network is told, after dropout and augmentation
+    cond: Condition  # after dropout and augmentation
 
 
 class Drawn(NamedTuple):
     """The random choices of one step for the whole batch."""
 
-    values: Tree  # the objective's own; every leaf leads with B
-    weight: Array  # [B]: makes the mean of weight * loss unbiased where times are not drawn uniformly
-    t: Array | None = None  # [B] in (0, 1]: the time by which losses are reported; None for an objective without one
+    values: Tree  # of the objective's own type, which its loss gets; every array leads with B
+    weight: Array  # [B]: the factor of each loss, which makes the mean unbiased where times are not drawn uniformly
+    t: Array | None = None  # [B] in (0, 1]: the times by which losses are reported; None for no times
 
 
 def _no_network(x: Array, t: Array, cond: Condition) -> Array:
@@ -48,20 +49,20 @@ def _no_network(x: Array, t: Array, cond: Condition) -> Array:
 
 
 class Trained(NamedTuple):
-    """What is trained, as an objective sees it inside the loss."""
+    """The networks and weights that the loss of an objective gets."""
 
-    params: Tree  # all parameters, for an objective of several networks
-    pretrained: Mapping[str, Tree]  # weights that are not trained: a teacher, a perceptual network
+    params: Tree  # all trained parameters
+    pretrained: Mapping[str, Tree]  # weights that are not trained, as of a teacher or a perceptual network
     apply: Network = _no_network  # (network input [B, ...], conditioning [B], cond) -> output, with dropout
-    schedule: Schedule = None  # type: ignore[assignment]  # as learned so far; None for an objective without noise
-    own: Tree = ()  # the objective's own parameters, `Memory.params`
+    schedule: Schedule = None  # type: ignore[assignment]  # with the learned parameters; None without noise
+    objective_params: Tree = ()  # the objective's own parameters, `Memory.params`
 
 
 class Memory(NamedTuple):
     """What an objective keeps in the training state."""
 
-    params: Tree = ()  # trained with the network's, by the same optimizer
-    history: Tree = ()  # changed by `update` alone
+    params: Tree = ()  # parameters of its own, which the optimizer trains with the network's
+    history: Tree = ()  # what `update` changes after each step
 
 
 def _remembers_nothing(key: Array) -> Memory:
@@ -77,40 +78,41 @@ class Objective:
     """One training objective."""
 
     draw: Callable[[Array, Examples, Tree, Array], Drawn]
-    """(key, examples, history, step) -> every random choice of this step but dropout's. step is an int32 scalar."""
+    """(key, examples, history, step as an int32 scalar) -> all random choices of the step except dropout."""
     loss: Callable[[Trained, Tree], Array]
-    """(what is trained, values of any part of the batch) -> one number an example [b]."""
+    """(networks and weights, the values of any part of the batch) -> one number an example [b]."""
     init: Callable[[Array], Memory] = _remembers_nothing
-    """key -> what it keeps before the first step."""
+    """key -> what it keeps, before the first step."""
     update: Callable[[Tree, Drawn, Array], Tree] = _learns_nothing
     """(history, drawn, unweighted losses [B]) -> history."""
     learns_schedule: bool = False
-    """Whether its loss has a gradient by a learned schedule's parameters that makes sense to follow."""
+    """Whether its loss trains the parameters of a learned schedule."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What an objective of a diffusion model is made for."""
+    """The model for which an objective is made, and the options of its loss."""
 
-    schedule: Schedule  # a learned one as it is at first
+    schedule: Schedule  # a learned schedule with its first parameters
     parameterization: Parameterization
     times: TimeSampler | AdaptiveTimes
     weighting: Weighting
     distance: Distance
-    vlb_weight: float | Array = 0.001  # of L_vlb in L_hybrid, where a variance is learned
+    vlb_weight: float | Array = 0.001  # of L_vlb in L_hybrid, where the network learns its variance
 
     def draw_times(self, key: Array, n: int, history: Tree) -> tuple[Array, Array]:
-        """(times [n] in (0, 1], the weights of their losses [n])."""
+        """n times in (0, 1], and the weights of their losses, each [n]."""
         if isinstance(self.times, AdaptiveTimes):
             return self.times.draw(key, n, self.schedule, history)
         return self.times(key, n, self.schedule), jnp.ones(n)
 
 
 MakeObjective = Callable[[Setting], Objective]
+"""What the entries of `OBJECTIVES` return: a function that makes the objective for a model."""
 
 
 class Noised(NamedTuple):
-    """A batch with its times and its noise."""
+    """A batch with times and noise."""
 
     x0: Array  # [B, *S, C]
     cond: Condition
@@ -119,7 +121,10 @@ class Noised(NamedTuple):
 
 
 def denoising(setting: Setting, loss: Callable[[Trained, Noised], Array]) -> Objective:
-    """An objective on x_t = alpha x0 + sigma eps: t as setting.times draws it, which may learn by the losses."""
+    """The objective with this loss of x_t = alpha x0 + sigma eps, at times that setting.times draws.
+
+    Where these times depend on past losses, the objective keeps their history.
+    """
 
     def draw(key: Array, examples: Examples, history: Tree, step: Array) -> Drawn:
         t_key, eps_key, _ = jax.random.split(key, 3)
@@ -132,7 +137,7 @@ def denoising(setting: Setting, loss: Callable[[Trained, Noised], Array]) -> Obj
     times = setting.times
 
     def update(history: Tree, drawn: Drawn, losses: Array) -> Tree:
-        assert drawn.t is not None  # as `draw` gives it
+        assert drawn.t is not None  # `draw` above gives it
         return times.update(history, drawn.t, losses)
 
     return Objective(draw, loss, init=lambda key: Memory(history=times.init(setting.schedule)), update=update)
@@ -141,7 +146,7 @@ def denoising(setting: Setting, loss: Callable[[Trained, Noised], Array]) -> Obj
 def simple() -> MakeObjective:
     """The weighted distance to the prediction's target, eq. 14 of DDPM (arXiv:2006.11239).
 
-    Where a variance is learned, L_hybrid: vlb_weight times L_vlb is added (arXiv:2102.09672, eq. 16).
+    Where the network learns its variance it is L_hybrid, to which vlb_weight L_vlb is added (arXiv:2102.09672, eq. 16).
     """
 
     def make(setting: Setting) -> Objective:
@@ -166,7 +171,7 @@ def simple() -> MakeObjective:
 
 
 def vlb() -> MakeObjective:
-    """L_vlb of a chain in bits per dimension, section 3.3 of improved DDPM (arXiv:2102.09672)."""
+    """L_vlb of a chain in bits per dimension: section 3.3 of improved DDPM (arXiv:2102.09672)."""
 
     def make(setting: Setting) -> Objective:
         variance = "learned" if setting.parameterization.learned_variance else "small"
@@ -183,14 +188,14 @@ def vlb() -> MakeObjective:
 
 
 class BoundNoise(NamedTuple):
-    """`Noised`, and the noise of the reconstruction term of VDM's bound."""
+    """A noised batch, and the noise of the reconstruction term of VDM's bound."""
 
     noised: Noised
     eps_start: Array  # as x0
 
 
 def vdm() -> MakeObjective:
-    """VDM's continuous-time bound in bits per dimension, by which a learned schedule learns (arXiv:2107.00630)."""
+    """VDM's continuous-time bound in bits per dimension (arXiv:2107.00630), which trains a learned schedule too."""
 
     def make(setting: Setting) -> Objective:
         if setting.parameterization.learned_variance:
@@ -216,20 +221,20 @@ def vdm() -> MakeObjective:
 
 
 def uncertainty(channels: int = 128) -> MakeObjective:
-    """`simple` with a learned weight for each noise level: exp(-u) L + u, u a function of the log-SNR alone.
+    """`simple` with a learned weight for each noise level: exp(-u) L + u, where u is a function of the log-SNR.
 
-    At the minimum exp(u) is the mean loss at that level, so that every level has the same share of the gradient: the
-    weighting by uncertainty of EDM2 (arXiv:2312.02696, appendix B.2). u is linear in `channels` random Fourier features
-    of c_noise = ln(sigma / alpha) / 4 and starts at 0.
+    It is the weighting by uncertainty of EDM2 (arXiv:2312.02696, appendix B.2). At the minimum, exp(u) is the mean loss
+    at each level, so that all levels have equal shares of the gradient. u is linear in `channels` random Fourier
+    features of c_noise = ln(sigma / alpha) / 4, and starts at 0. Raises UserError unless channels >= 1.
     """
     if channels < 1:
         raise UserError(f"objective 'uncertainty' needs channels >= 1; got {channels}")
-    rng = np.random.default_rng(0)  # the features are part of the definition, not of a run
+    rng = np.random.default_rng(0)  # the features are part of the objective's definition and equal in all runs
     frequencies = (2 * np.pi * rng.normal(size=channels)).astype(np.float32)
     phases = (2 * np.pi * rng.uniform(size=channels)).astype(np.float32)
 
     def features(logsnr: Array) -> Array:
-        """[B] -> [B, channels], of mean square 1."""
+        """The features [B, channels] of log-SNRs [B], of mean square 1."""
         c_noise = -logsnr / 8.0
         return jnp.sqrt(2.0) * jnp.cos(c_noise[:, None] * frequencies + phases)
 
@@ -237,7 +242,8 @@ def uncertainty(channels: int = 128) -> MakeObjective:
         base = simple()(setting)
 
         def loss(trained: Trained, values: Noised) -> Array:
-            u = features(trained.schedule.logsnr(values.t)) @ trained.own["weight"] / jnp.sqrt(float(channels))  # [B]
+            weight = trained.objective_params["weight"]  # [channels]
+            u = features(trained.schedule.logsnr(values.t)) @ weight / jnp.sqrt(float(channels))  # [B]
             return jnp.exp(-u) * base.loss(trained, values) + u
 
         def init(key: Array) -> Memory:
@@ -257,7 +263,7 @@ OBJECTIVES: dict[str, Callable[..., MakeObjective]] = {
 
 
 class Labelled(NamedTuple):
-    """Noised images and their classes."""
+    """Noised images with their classes."""
 
     x0: Array  # [B, *S, C]
     label: Array  # [B] int32
@@ -266,9 +272,9 @@ class Labelled(NamedTuple):
 
 
 def cross_entropy(times: TimeSampler, schedule: Schedule) -> Objective:
-    """-log p(label | x_t) of a classifier of noisy images, in nats: section 4 of ADM (arXiv:2105.05233).
+    """-log p(label | x_t) in nats, for a classifier of noisy images: section 4 of ADM (arXiv:2105.05233).
 
-    `Trained.apply` gives logits [B, classes]; cond["label"] is the class.
+    `Trained.apply` gives logits [B, classes], and cond["label"] [B] has the classes.
     """
 
     def draw(key: Array, examples: Examples, history: Tree, step: Array) -> Drawn:

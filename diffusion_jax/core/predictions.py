@@ -1,4 +1,4 @@
-"""What a network predicts, and the hub (x0, eps) through which any prediction becomes any other."""
+"""What a network predicts, and its conversion to (x0, eps) and back, through which predictions are exchanged."""
 
 import math
 from collections.abc import Callable
@@ -13,52 +13,53 @@ from diffusion_jax.errors import UserError
 
 
 class Prediction(NamedTuple):
-    """The denoised image x0 and the noise eps of one x_t = alpha x0 + sigma eps; each [B, ...]."""
+    """The denoised x0 and the noise eps of x_t = alpha x0 + sigma eps, each [B, ...]."""
 
     x0: Array
     eps: Array
     fraction: Array | None = None
-    """Of a network that learns its variance: where log variance lies between the posterior's, 0, and beta, 1."""
+    """For a learned variance: the place of the log variance between the posterior's, 0, and beta's, 1."""
 
 
 class Parameterization(NamedTuple):
-    """One kind of network output and its two conversions; levels are scalars or [B]."""
+    """A kind of network output and its conversions. Levels are scalars or [B]."""
 
     to_prediction: Callable[[Array, Array, Level], Prediction]
-    """(output, x_t, level) -> Prediction: what the sampler needs."""
+    """(output, x_t, level) -> the prediction, for a sampler."""
 
     target: Callable[[Array, Array, Level], Array]
-    """(x0, eps, level) -> the output that is exactly right: what the loss compares with."""
+    """(x0, eps, level) -> the exact output, with which a loss compares."""
 
     log_gain: Callable[[Level], Array]
-    """log |d output / d x0| at a fixed x_t: how an error of x0 shows in the output; levels below 1e-6 count as that."""
+    """level -> log |d output / d x0| at a fixed x_t, by which an error of x0 appears in the output. Levels below 1e-6
+    count as 1e-6."""
 
     network_input: Callable[[Array, Level], Array] = lambda x, level: x
-    """(x_t, level) -> what the network is given for x_t."""
+    """(x_t, level) -> the network's input."""
 
     learned_variance: bool = False
-    """Whether the output has 2 C channels, of which the last C are the fraction of the log variance."""
+    """Whether the output has 2 C channels, of which the last C give `Prediction.fraction`."""
 
 
 def x0_from_eps(eps: Array, x: Array, level: Level) -> Array:
-    """x0 = (x - sigma eps) / alpha; where alpha = 0, x holds no signal and x0 is 0, the middle of the data's range."""
+    """x0 = (x - sigma eps) / alpha, and 0, the middle of the data's range, where alpha = 0. eps and x are [B, ...]."""
     alpha, sigma = level.like(x)
     return _divide(x - sigma * eps, alpha)
 
 
 def eps_from_x0(x0: Array, x: Array, level: Level) -> Array:
-    """eps = (x - alpha x0) / sigma; where sigma = 0, x holds no noise and eps is 0, its mean."""
+    """eps = (x - alpha x0) / sigma, and 0, its mean, where sigma = 0. x0 and x are [B, ...]."""
     alpha, sigma = level.like(x)
     return _divide(x - alpha * x0, sigma)
 
 
 def _divide(a: Array, b: Array) -> Array:
-    """a / b; 0 where b = 0, with a gradient that is finite there."""
+    """a / b, and 0 with a finite gradient where b = 0."""
     return jnp.where(b > 0, a / jnp.where(b > 0, b, 1.0), 0.0)
 
 
 def eps(sigma_data: float = 0.0, learned_variance: bool = False) -> Parameterization:
-    """The noise eps; eq. 14 of DDPM (arXiv:2006.11239). At zero SNR it says nothing of x0, which is then 0."""
+    """The noise eps: eq. 14 of DDPM (arXiv:2006.11239). At zero SNR it does not determine x0, which is then 0."""
     return _with(
         Parameterization(
             to_prediction=lambda out, x, level: Prediction(x0_from_eps(out, x, level), out),
@@ -71,7 +72,7 @@ def eps(sigma_data: float = 0.0, learned_variance: bool = False) -> Parameteriza
 
 
 def x0(sigma_data: float = 0.0, learned_variance: bool = False) -> Parameterization:
-    """The image x0. At sigma = 0 it says nothing of eps, which is then 0."""
+    """The image x0. At sigma = 0 it does not determine eps, which is then 0."""
     return _with(
         Parameterization(
             to_prediction=lambda out, x, level: Prediction(out, eps_from_x0(out, x, level)),
@@ -84,9 +85,9 @@ def x0(sigma_data: float = 0.0, learned_variance: bool = False) -> Parameterizat
 
 
 def v(sigma_data: float = 0.0, learned_variance: bool = False) -> Parameterization:
-    """v = alpha eps - sigma x0; section 4 and appendix D of progressive distillation (arXiv:2202.00512).
+    """v = alpha eps - sigma x0: section 4 and appendix D of progressive distillation (arXiv:2202.00512).
 
-    Well defined at every level; alpha^2 + sigma^2 divides where the schedule does not preserve variance.
+    It determines x0 and eps at every level; they are divided by alpha^2 + sigma^2, which need not be 1.
     """
 
     def to_prediction(out: Array, x: Array, level: Level) -> Prediction:
@@ -105,9 +106,9 @@ def v(sigma_data: float = 0.0, learned_variance: bool = False) -> Parameterizati
 
 
 def score(sigma_data: float = 0.0, learned_variance: bool = False) -> Parameterization:
-    """The score of q(x_t), -eps / sigma at its best; eq. 7 of score-SDE (arXiv:2011.13456).
+    """The score of q(x_t), whose target is -eps / sigma: eq. 7 of score-SDE (arXiv:2011.13456).
 
-    It grows without bound as sigma goes to 0: below 1e-6 sigma counts as that in the target.
+    It grows without bound as sigma goes to 0, so a sigma below 1e-6 counts as 1e-6 in the target.
     """
 
     def to_prediction(out: Array, x: Array, level: Level) -> Prediction:
@@ -126,11 +127,11 @@ def score(sigma_data: float = 0.0, learned_variance: bool = False) -> Parameteri
 def edm(sigma_data: float = 0.5, learned_variance: bool = False) -> Parameterization:
     """F of EDM's preconditioning: x0 = c_skip x + c_out F(c_in x; c_noise); table 1 of arXiv:2206.00364.
 
-    There alpha = 1: with n^2 = sigma^2 + sigma_data^2, c_skip = sigma_data^2 / n^2, c_out = sigma sigma_data / n and
-    c_in = 1 / n. Here x / alpha and sigma / alpha stand for x and sigma, which extends it to any schedule:
-    n^2 = sigma^2 + alpha^2 sigma_data^2. F has unit variance for data of standard deviation sigma_data, and both
-    conversions are free of division by alpha or sigma. sigma_data = 1 and a variance-preserving schedule make it -v.
-    c_noise is the schedule's conditioning.
+    In EDM alpha = 1 and, with n^2 = sigma^2 + sigma_data^2, c_skip = sigma_data^2 / n^2, c_out = sigma sigma_data / n
+    and c_in = 1 / n. Here x / alpha and sigma / alpha take the places of x and sigma, which extends it to any schedule
+    with n^2 = sigma^2 + alpha^2 sigma_data^2. F has unit variance for data of standard deviation sigma_data, and
+    neither conversion divides by alpha or sigma. With sigma_data = 1 on a variance-preserving schedule F is -v. c_noise
+    is the schedule's conditioning. Raises UserError unless sigma_data > 0.
     """
     if sigma_data <= 0:
         raise UserError(f"prediction 'edm' needs sigma_data > 0, the data's standard deviation; got {sigma_data}")
@@ -153,10 +154,10 @@ def edm(sigma_data: float = 0.5, learned_variance: bool = False) -> Parameteriza
 
 
 def flow(sigma_data: float = 0.0, learned_variance: bool = False) -> Parameterization:
-    """u = eps - x0, the velocity dx_t / dt of rectified flow; arXiv:2209.03003, 2210.02747.
+    """u = eps - x0, the velocity dx_t / dt of rectified flow: arXiv:2209.03003, 2210.02747.
 
-    On another schedule the velocity is alpha'(t) x0 + sigma'(t) eps, and u stays eps - x0: the hub gives that velocity
-    from u whatever the schedule. Well defined at every level.
+    On another schedule the velocity is alpha'(t) x0 + sigma'(t) eps, and u is still eps - x0. It determines x0 and eps
+    at every level.
     """
 
     def to_prediction(out: Array, x: Array, level: Level) -> Prediction:
@@ -179,7 +180,10 @@ def _std(level: Level, sigma_data: float, x: Array) -> Array:
 
 
 def _with(parameterization: Parameterization, sigma_data: float, learned_variance: bool) -> Parameterization:
-    """Adds what any prediction may have: input of unit variance (sigma_data; 0 leaves x_t as is), learned variance."""
+    """The parameterization with an input of unit variance for data of deviation sigma_data, and a learned variance.
+
+    sigma_data = 0 does not scale the input. Raises UserError for sigma_data < 0.
+    """
     if sigma_data < 0:
         raise UserError(f"sigma_data is the data's standard deviation, or 0 to leave the input as is; got {sigma_data}")
     if sigma_data:
@@ -198,9 +202,9 @@ def _with(parameterization: Parameterization, sigma_data: float, learned_varianc
 
 
 def split_variance(out: Array) -> tuple[Array, Array]:
-    """(output [..., C], fraction [..., C]) of an output [..., 2 C] with learned variance.
+    """The output [..., C] and the fraction [..., C] in an output [..., 2 C] with learned variance.
 
-    The network's last C channels are the paper's v in [-1, 1], and fraction = (v + 1) / 2; arXiv:2102.09672, its code.
+    The last C channels are v in [-1, 1], and the fraction is (v + 1) / 2: the code of arXiv:2102.09672.
     """
     mean, variance = jnp.split(out, 2, axis=-1)
     return mean, 0.5 * (variance + 1.0)

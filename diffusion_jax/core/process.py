@@ -1,4 +1,4 @@
-"""The forward process q and its posterior, for any pair of times s < t of any schedule."""
+"""The forward process q and its posterior, for any two times s < t of any schedule."""
 
 import jax
 import jax.numpy as jnp
@@ -8,22 +8,22 @@ from diffusion_jax.core.schedules import Level, Schedule
 
 
 def diffuse(x0: Array, eps: Array, level: Level) -> Array:
-    """x_t = alpha x_0 + sigma eps, eq. 4 of DDPM; level holds scalars or one entry an example [B]."""
+    """x_t = alpha x_0 + sigma eps [B, ...], eq. 4 of DDPM, of x0 and eps [B, ...]; level has scalars or [B]."""
     alpha, sigma = level.like(x0)
     return alpha * x0 + sigma * eps
 
 
 def transition(s: Level, t: Level) -> tuple[Array, Array]:
-    """(ratio, variance) of q(x_t | x_s) = N(ratio x_s, variance I), s < t; eq. 25 of VDM (arXiv:2107.00630).
+    """(ratio, variance) of q(x_t | x_s) = N(ratio x_s, variance I), s < t: eq. 25 of VDM (arXiv:2107.00630).
 
-    On neighbouring times of a DDPM chain: sqrt(1 - beta) and beta.
+    They have the shape of the levels. For neighbouring times of a DDPM chain they are sqrt(1 - beta) and beta.
     """
     ratio = t.alpha / s.alpha
     return ratio, jnp.maximum(t.sigma**2 - (ratio * s.sigma) ** 2, 0.0)
 
 
 def posterior(s: Level, t: Level) -> tuple[Array, Array, Array]:
-    """(a, b, variance) of q(x_s | x_t, x_0) = N(a x_t + b x_0, variance I), s < t, sigma(t) > 0; eq. 6, 7 of DDPM."""
+    """(a, b, variance) of q(x_s | x_t, x_0) = N(a x_t + b x_0, variance I), s < t, sigma(t) > 0: eq. 6, 7 of DDPM."""
     ratio, variance = transition(s, t)
     return (
         ratio * s.sigma**2 / t.sigma**2,
@@ -33,11 +33,11 @@ def posterior(s: Level, t: Level) -> tuple[Array, Array, Array]:
 
 
 def log_variances(levels: Level) -> tuple[Array, Array]:
-    """(log beta tilde, log beta) of each step of a chain; levels [N + 1] fall to the data, the results are [N].
+    """(log beta tilde, log beta) of each step of a chain, [N] each, by its levels [N + 1] from noise to data.
 
-    The bounds between which improved DDPM (arXiv:2102.09672, eq. 15) interpolates a learned variance. The last step's
-    posterior is a point where the chain ends at the data itself; as in that paper's code, its beta tilde is then that
-    of the step before (of a chain of one step: beta).
+    Improved DDPM (arXiv:2102.09672, eq. 15) interpolates a learned variance between them. Where the chain ends at the
+    data itself, the posterior variance of the last step is 0. As in that paper's code, its beta tilde is then that of
+    the step before, and in a chain of one step beta.
     """
     t, s = Level(*(a[:-1] for a in levels)), Level(*(a[1:] for a in levels))
     small, large = posterior(s, t)[2], transition(s, t)[1]
@@ -46,10 +46,10 @@ def log_variances(levels: Level) -> tuple[Array, Array]:
 
 
 def chain(x0: Array, eps: Array, schedule: Schedule, times: Array) -> Array:
-    """x at times[1:] by the forward chain, one transition q(x_t | x_s) at a time; [N, *x0.shape].
+    """x at times[1:] by the forward chain, one transition q(x_t | x_s) after another: [N, *x0.shape].
 
-    times [N + 1] rises from times[0] = 0; eps [N, *x0.shape] is the noise of each transition. `diffuse` draws from the
-    same marginals in one step; the chain gives their joint law.
+    times [N + 1] rises from times[0] = 0, and eps [N, *x0.shape] is the noise of each transition. `diffuse` samples the
+    same marginals in one step; the chain samples their joint distribution.
     """
     levels = schedule.level(times)
     s, t = (jax.tree.map(lambda a, part=part: a[part], levels) for part in (slice(None, -1), slice(1, None)))

@@ -1,12 +1,12 @@
-"""Where the likelihood of 8-bit images begins, and the step from there to the image: -log p(x0 | x_start).
+"""The time at which the likelihood of 8-bit images begins, and the decoder -log p(x0 | x_start) of the image.
 
-A diffusion model is a density of x_start, the image with the noise of its first level. For 8-bit images x0 any start
+A diffusion model is a density of x_start, the image with the noise of a first level. For 8-bit images x0 any start
 gives a bound, the variational step of DDPM (arXiv:2006.11239, section 3.3) and VDM (arXiv:2107.00630, section 3.3):
 
     -log p(x0) <= E over q(x_start | x0) of  log q(x_start | x0) - log p(x_start) - log p(x0 | x_start),
 
-with equality where p(x0 | x_start) is the model's own posterior. So a late start, as on a short chain, costs what the
-decoder p(x0 | x_start) lacks of that posterior, and not the noise itself.
+with equality where p(x0 | x_start) is the model's own posterior. So a late start, as on a short chain, costs the
+difference between the decoder p(x0 | x_start) and that posterior, and not the noise itself.
 """
 
 import jax
@@ -14,25 +14,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion_jax.core.continuous_bound import decoder_log_likelihood
 from diffusion_jax.core.denoisers import Denoiser
 from diffusion_jax.core.process import diffuse
 from diffusion_jax.core.schedules import Level, Schedule
+from diffusion_jax.core.vdm_bound import decoder_log_likelihood
 
 HALF_BIN = 1 / 255
-"""Half the distance of two values of an 8-bit image in [-1, 1]."""
+"""Half the distance between two neighbouring values of an 8-bit image in [-1, 1]."""
 
 EARLIEST = 1e-5
-"""The first time of a likelihood in score-SDE's code (arXiv:2011.13456); of uniform times in (0, 1], training draws so
-few below it that a network is not known to have learned them."""
+"""The first time of a likelihood in score-SDE's code (arXiv:2011.13456). Training with uniform times in (0, 1] draws so
+few times below it that the network may not have learned them."""
 
 
 def first_time(schedule: Schedule) -> float:
     """The time at which the likelihood of 8-bit images begins: where sigma / alpha first reaches half a bin.
 
-    There the noise hides which value a pixel had from a model of smooth densities, which would pay for knowing it, and
-    no more than the decoder can make good. On a chain it is one of the steps, 1 / T or later, since no other is
-    trained; on a continuous schedule not before `EARLIEST`; on a learned one 0, the model's own first level.
+    At that level the noise hides the value of a pixel from a model of smooth densities, but not from the decoder. On a
+    chain the time is one of the steps, 1 / T or later, because no other time is trained. On a continuous schedule it is
+    not before `EARLIEST`. On a learned schedule it is 0, the first level of the model itself.
     """
     if schedule.t_min == 0:
         return 0.0
@@ -45,21 +45,25 @@ def first_time(schedule: Schedule) -> float:
 
 
 def log_gaussian(eps: Array, sigma: Array) -> Array:
-    """log q(x | x0) in nats [B] of x = alpha x0 + sigma eps: the density of its noise eps [B, ...], sigma a scalar."""
+    """log q(x | x0) in nats [B] of x = alpha x0 + sigma eps, by its noise eps [B, ...] and the scalar sigma."""
     square = jnp.sum(eps**2, axis=tuple(range(1, eps.ndim)))
     return -0.5 * square - np.prod(eps.shape[1:]) * (jnp.log(sigma) + 0.5 * np.log(2 * np.pi))
 
 
-def reconstruction(denoise: Denoiser, schedule: Schedule, start: float, x0: Array, eps: Array, probe: Array) -> Array:
+def reconstruction_term(
+    denoise: Denoiser, schedule: Schedule, start: float, x0: Array, eps: Array, probe: Array
+) -> Array:
     """-log p(x0 | x_start) in nats [B] of 8-bit images x0 [B, ...] in [-1, 1], x_start = alpha x0 + sigma eps.
 
-    p is, in each dimension, proportional over the 256 values to a normal density about the denoiser's x0. Its variance
-    is the mean over the dimensions of the posterior's, sigma^2 / alpha dx0 / dx_start (Tweedie's formula of second
-    order), found by one forward derivative along probe [B, ...] of +-1. It is at least the square of a quarter of a
-    bin, which costs 1e-3 bits where the model knows the value, and at most (sigma / alpha)^2. So p is the model's own
-    posterior for data that are smooth on the scale of sigma, and for values that the model knows. Where the posterior
-    varies more in some dimensions than in others, or they are correlated, the mean variance costs half of log2 of its
-    ratio to the geometric mean of the covariance's eigenvalues, in bits per dimension.
+    eps [B, ...] is standard normal, and probe [B, ...] has random signs +-1. In each dimension p is proportional, over
+    the 256 values, to a normal density around the denoiser's x0. Its variance is the mean over the dimensions of the
+    posterior variance sigma^2 / alpha dx0 / dx_start (Tweedie's formula of second order), which one forward derivative
+    along probe estimates. The variance is at most (sigma / alpha)^2. It is at least the square of a quarter of a bin,
+    which costs 1e-3 bits where the model knows the value.
+
+    So p is the model's own posterior for data that are smooth on the scale of sigma, and for values that the model
+    knows. Where the posterior has different variances in the dimensions, or correlations, the mean variance costs, in
+    bits per dimension, half of log2 of its ratio to the geometric mean of the eigenvalues of the covariance.
     """
     alpha, sigma = schedule.level(jnp.asarray(start, jnp.float32))
     x = diffuse(x0, eps, Level(alpha, sigma))

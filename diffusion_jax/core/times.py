@@ -1,4 +1,4 @@
-"""How training draws its times. On a discrete schedule every draw is one of its steps {1/T, ..., 1}."""
+"""How training draws its times. On a discrete schedule every time is one of its steps {1/T, ..., 1}."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -26,9 +26,9 @@ def uniform() -> TimeSampler:
 
 
 def low_discrepancy() -> TimeSampler:
-    """t_i = 1 - (u + i / n) mod 1, one u for all: uniform each, and one in each of n strata; VDM (arXiv:2107.00630).
+    """t_i = 1 - (u + i / n) mod 1 with one u for the batch: each t is uniform, and each of n strata has one.
 
-    Its appendix I.1, there called antithetic: the mean loss of a batch varies less.
+    The mean loss of a batch varies less. VDM (arXiv:2107.00630, appendix I.1) calls it antithetic.
     """
 
     def draw(key: Array, n: int, schedule: Schedule) -> Array:
@@ -38,9 +38,10 @@ def low_discrepancy() -> TimeSampler:
 
 
 def log_normal(mean: float = -1.2, std: float = 1.2) -> TimeSampler:
-    """ln(sigma / alpha) ~ N(mean, std^2), as EDM trains; table 1 of arXiv:2206.00364.
+    """ln(sigma / alpha) ~ N(mean, std^2), as in EDM: table 1 of arXiv:2206.00364.
 
-    The schedule's inverse gives t, so that it means the same noise on every schedule that reaches it.
+    t follows by the schedule's inverse, so the noise levels are the same on every schedule that has them. Raises
+    UserError unless std > 0.
     """
     _check_std("log_normal", std)
 
@@ -51,7 +52,10 @@ def log_normal(mean: float = -1.2, std: float = 1.2) -> TimeSampler:
 
 
 def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeSampler:
-    """ln(t / (1 - t)) ~ N(mean, std^2), as Stable Diffusion 3 trains; eq. 19 of arXiv:2403.03206."""
+    """ln(t / (1 - t)) ~ N(mean, std^2), as in Stable Diffusion 3: eq. 19 of arXiv:2403.03206.
+
+    Raises UserError unless std > 0.
+    """
     _check_std("logit_normal", std)
 
     def draw(key: Array, n: int, schedule: Schedule) -> Array:
@@ -61,7 +65,7 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeSampler:
 
 
 def _on_steps(t: Array, schedule: Schedule) -> Array:
-    """t in (0, 1], at the end of the step of a discrete schedule that it falls in: uniform t gives uniform steps."""
+    """t in (0, 1], moved to the end of its step on a discrete schedule. Uniform t give uniform steps."""
     if schedule.steps is None:
         return jnp.clip(t, 1e-6, 1.0)
     return jnp.clip(jnp.ceil(t * schedule.steps), 1, schedule.steps) / jnp.float32(schedule.steps)
@@ -73,31 +77,32 @@ def _check_std(name: str, std: float) -> None:
 
 
 class LossHistory(NamedTuple):
-    """The latest losses of each bin of t: part of the checkpointed state, and the same on every host."""
+    """The latest losses in each bin of t. It is part of the training state, and the same on every host."""
 
     losses: Array  # [bins, history] float32
-    counts: Array  # [bins] int32: how many losses a bin has had
+    counts: Array  # [bins] int32: how many losses each bin has had
 
 
 class AdaptiveTimes(NamedTuple):
-    """Times drawn by what the losses have been; pure functions that carry a `LossHistory`."""
+    """Times whose distribution depends on past losses, as pure functions that carry a `LossHistory`."""
 
     init: Callable[[Schedule], LossHistory]
-    """The empty history."""
+    """schedule -> the empty history."""
 
     draw: Callable[[Array, int, Schedule, LossHistory], tuple[Array, Array]]
-    """(key, n, schedule, history) -> (times [n], weights [n]); loss times weight has the mean of uniform times."""
+    """(key, n, schedule, history) -> (times [n], weights [n]). weight * loss has the mean that uniform times give."""
 
     update: Callable[[LossHistory, Array, Array], LossHistory]
-    """(history, times [n], unweighted losses [n]) -> history; n is the global batch."""
+    """(history, times [n], unweighted losses [n] of the global batch) -> history."""
 
 
 def loss_second_moment(history: int = 10, uniform: float = 0.001, bins: int = 100) -> AdaptiveTimes:
-    """p(t) proportional to sqrt(E[L_t^2]) over each step's latest losses: importance sampling, eq. 18 of iDDPM.
+    """p(t) proportional to sqrt(E[L_t^2]) over the latest losses of each step: importance sampling.
 
-    Improved DDPM (arXiv:2102.09672), whose L_vlb needs it. Uniform until each step has `history` losses; then a share
-    `uniform` of the draws stays uniform, as in its code. A bin is a step of a discrete schedule, or else one of
-    `bins` equal parts of (0, 1], uniform within.
+    Eq. 18 of improved DDPM (arXiv:2102.09672), whose L_vlb needs it. Times are uniform until each bin has `history`
+    losses. From then on a share `uniform` of them is uniform, as in the paper's code. A bin is a step of a discrete
+    schedule; on a continuous schedule it is one of `bins` equal parts of (0, 1], in which times are uniform. Raises
+    UserError unless history >= 1, bins >= 1 and uniform is in [0, 1].
     """
     if history < 1 or bins < 1 or not 0 <= uniform <= 1:
         raise UserError(
@@ -111,8 +116,7 @@ def loss_second_moment(history: int = 10, uniform: float = 0.001, bins: int = 10
 
     def probabilities(state: LossHistory) -> Array:
         size = state.counts.shape[0]
-        # In units of a power of two near the largest, which changes no bit of p: the square of a loss above 1e19 is
-        # infinite in float32.
+        # In float32 the square of a loss above 1e19 is infinite. Scaling by a power of two changes no bit of p.
         exponent = jnp.frexp(jnp.max(jnp.abs(state.losses)))[1]
         rms = jnp.sqrt(jnp.mean(jnp.ldexp(state.losses, -exponent) ** 2, axis=-1))
         total = jnp.sum(rms)
@@ -130,17 +134,17 @@ def loss_second_moment(history: int = 10, uniform: float = 0.001, bins: int = 10
 
     def update(state: LossHistory, t: Array, losses: Array) -> LossHistory:
         size, n = state.counts.shape[0], t.shape[0]
-        # (1 - 1e-6): the end of a step stays in it whichever way t * size is rounded.
+        # With 1 - 1e-6 the end of a step lies in that step, whichever way t * size is rounded.
         i = jnp.clip(jnp.ceil(t * size * (1.0 - 1e-6)).astype(jnp.int32) - 1, 0, size - 1)
         order = jnp.argsort(i, stable=True)
         first, end = (jnp.searchsorted(i[order], jnp.arange(size), side=side) for side in ("left", "right"))
         added = (end - first).astype(jnp.int32)  # [bins]
         rank = jnp.zeros(n, jnp.int32).at[order].set(jnp.arange(n, dtype=jnp.int32)) - first[i]
-        # A ring a bin. Where one batch has more losses for a bin than the ring holds, the last ones stay: the others
-        # are sent to a slot out of bounds, which a scatter drops.
+        # Each bin is a ring. Where a batch has more losses for a bin than the ring holds, the last ones stay; the
+        # others get a slot out of bounds, which a scatter drops.
         slot = jnp.where(rank >= added[i] - history, (state.counts[i] + rank) % history, history)
-        kept = state.losses.at[i, slot].set(losses.astype(jnp.float32), mode="drop")
-        return LossHistory(kept, state.counts + added)
+        losses_by_bin = state.losses.at[i, slot].set(losses.astype(jnp.float32), mode="drop")
+        return LossHistory(losses_by_bin, state.counts + added)
 
     return AdaptiveTimes(init, draw, update)
 

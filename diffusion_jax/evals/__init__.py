@@ -1,1 +1,1 @@
-"""Metrics: distances between sets of features, in float64 on the host, and the statistics they are computed from."""
+"""Metrics: distances between sets of features, in float64 on the host, and the statistics of which they are made."""

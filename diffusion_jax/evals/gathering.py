@@ -1,4 +1,4 @@
-"""What metrics take of the features of images, gathered batch by batch: moments on the devices, in float64."""
+"""The features of images as metrics need them, gathered batch by batch: moments on the devices, in float64."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,16 +14,16 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.evals.moments import Moments
 
 Total = dict[str, tuple[Array, Array, Array]]
-"""By feature: count [], mean [D] and scatter [D, D] of `Moments`, float64."""
+"""{feature: (count [], mean [D], scatter [D, D])} as in `Moments`, float64."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Gathered:
-    """What is left of the features of count images."""
+    """What has been gathered of the features of `count` images."""
 
     count: int
     moments: Mapping[str, Moments]  # by feature
-    kept: Mapping[str, np.ndarray]  # by feature: [count, ...]
+    kept: Mapping[str, np.ndarray]  # {feature: its values for each image [count, ...]}
 
 
 NOTHING = Gathered(0, {}, {})
@@ -31,19 +31,18 @@ NOTHING = Gathered(0, {}, {})
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """Names of features: of which moments are enough, and which are kept for each image."""
+    """Names of features: those of which moments are gathered, and those that are kept for each image."""
 
     moments: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
 
 
 class Gathering:
-    """Takes in batches of features {name: [B, ...]} on the devices; what it has is `so_far`.
+    """Gathers batches of features {name: [B, ...]} that are on the devices; `so_far` gives the result.
 
-    Moments are merged there, in float64 (Chan, Golub, LeVeque 1979): only what is kept for each image leaves the
-    devices, a batch behind the one under way. So neither batches nor devices change a result but by rounding, and
-    going on from what another has gathered gives the bits that it would have given. everywhere is the sharding of what
-    is whole on each device; inspect sees what is kept of each batch.
+    Moments are merged on the devices in float64 (Chan, Golub, LeVeque 1979). Only features that are kept leave the
+    devices, one batch later than they are computed. So batch sizes and devices change a result by rounding alone, and
+    going on from `start` gives the same bits as never having stopped.
     """
 
     def __init__(
@@ -54,6 +53,10 @@ class Gathering:
         everywhere: Sharding | None = None,
         inspect: Callable[[Mapping[str, np.ndarray]], None] = lambda kept: None,
     ):
+        """Begins with `start`. everywhere is the sharding of arrays that are whole on every device.
+
+        inspect is called with the kept features of each batch.
+        """
         self._wanted, self._count, self._inspect = wanted, start.count, inspect
         self._total: Any = {n: (np.float64(m.count), m.mean, m.scatter) for n, m in start.moments.items()}
         self._kept = {name: [a] for name, a in start.kept.items()}
@@ -62,11 +65,14 @@ class Gathering:
 
     @property
     def count(self) -> int:
-        """Of how many images."""
+        """The number of images so far."""
         return self._count
 
     def add(self, count: int, features: Mapping[str, Array]) -> None:
-        """Of a batch the first count images; the others stand there so that one program fits all batches."""
+        """Adds the first `count` images of a batch; the others fill it to the size of a program that fits all batches.
+
+        Raises UserError for a feature that the batch lacks, and for a count outside of 1 .. B.
+        """
         if missing := set(self._wanted.moments + self._wanted.kept) - set(features):
             raise UserError(f"these features have {', '.join(features)}, and no {', '.join(sorted(missing))}")
         rows = len(next(iter(features.values())))
@@ -81,7 +87,7 @@ class Gathering:
         self._count += count
 
     def so_far(self) -> Gathered:
-        """Of all batches until now; waits for them."""
+        """What has been gathered of all batches until now; waits for them."""
         self._receive()
         total = jax.device_get(self._total)
         return Gathered(
@@ -107,7 +113,7 @@ class Gathering:
 def _fold(
     total: Total, summed: dict[str, Array], kept: dict[str, Array], count: Array, *, empty: bool
 ) -> tuple[Total, dict[str, Array]]:
-    """(total and the first count rows of summed [B, D], kept)."""
+    """The total with the first count rows of summed {name: [B, D]} merged into it, and kept as it is."""
     parts = {name: _moments(x, count) for name, x in summed.items()}
     if empty:
         return parts, kept
@@ -115,6 +121,7 @@ def _fold(
 
 
 def _moments(x: Array, count: Array) -> tuple[Array, Array, Array]:
+    """The count, mean and scatter of the first count rows of x [B, D]."""
     inside = (jnp.arange(len(x)) < count)[:, None]
     x = jnp.where(inside, x.astype(jnp.float64), 0.0)
     n = count.astype(jnp.float64)
@@ -124,7 +131,7 @@ def _moments(x: Array, count: Array) -> tuple[Array, Array, Array]:
 
 
 def _merge(a: tuple[Array, Array, Array], b: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-    """`evals.moments.merge`."""
+    """`evals.moments.merge`, on the devices."""
     n = a[0] + b[0]
     shift = b[1] - a[1]
     return n, a[1] + shift * (b[0] / n), a[2] + b[2] + jnp.outer(shift, shift) * (a[0] * b[0] / n)

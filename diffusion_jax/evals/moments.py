@@ -1,4 +1,4 @@
-"""Mean and covariance of features that come in batches, from anywhere, in any order; and statistics files."""
+"""The mean and covariance of features that come in batches in any order, and files of such statistics."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ from diffusion_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Moments:
-    """Of `count` features [D], float64: their mean [D], and `scatter` [D, D], the sum of (x - mean)(x - mean)^T."""
+    """The mean [D] of `count` features x [D], and their scatter [D, D], the sum of (x - mean)(x - mean)^T; float64."""
 
     count: int
     mean: np.ndarray
@@ -24,14 +24,14 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """The unbiased one, as of np.cov: [D, D]; UserError for fewer than two features."""
+        """The unbiased covariance [D, D], as by np.cov. Raises UserError for fewer than two features."""
         if self.count < 2:
             raise UserError(f"a covariance takes 2 or more images; got {self.count}")
         return self.scatter / (self.count - 1)
 
 
-def moments(features: ArrayLike) -> Moments:
-    """Of features [N, D], N >= 1."""
+def moments_of(features: ArrayLike) -> Moments:
+    """The moments of features [N, D], N >= 1. Raises UserError for other shapes."""
     x = np.asarray(features, np.float64)
     if x.ndim != 2 or not len(x):
         raise UserError(f"moments are of features [N, D], at least one; got {x.shape}")
@@ -40,7 +40,10 @@ def moments(features: ArrayLike) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Those of both sets of features; associative and commutative to rounding (Chan, Golub, LeVeque 1979)."""
+    """The moments of both sets of features together (Chan, Golub, LeVeque 1979), in any order but for rounding.
+
+    Raises UserError where the features have other numbers of dimensions.
+    """
     if a.mean.shape != b.mean.shape:
         raise UserError(f"moments of different features cannot be merged: {a.mean.shape} and {b.mean.shape}")
     count = a.count + b.count
@@ -51,22 +54,23 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a Fréchet distance takes of a data set, float64."""
+    """The statistics of a data set for a Fréchet distance, float64."""
 
     mean: np.ndarray  # [D]
     covariance: np.ndarray  # [D, D]
-    count: int | None = None  # of images; published files do not say
+    count: int | None = None  # of images; None where a published file does not give it
 
 
 def statistics(of: Moments) -> Statistics:
-    """Of moments that are complete."""
+    """The statistics of these moments."""
     return Statistics(of.mean, of.covariance, of.count)
 
 
 def save_statistics(path: str | Path, pooled: Statistics, spatial: Statistics | None = None) -> None:
-    """Writes an .npz of ADM's layout, mu and sigma, mu_s and sigma_s of sFID's features: whole or not at all.
+    """Writes statistics to an .npz file in ADM's layout, whole or not at all.
 
-    `count`, where known, is beside them, and other programs do not look at it. Equal statistics give equal bytes.
+    mu and sigma are of the pooled features, mu_s and sigma_s of sFID's spatial features. `count` is added where it is
+    known; other programs ignore it. Equal statistics give equal bytes. Raises UserError for another suffix.
     """
     path = Path(path)
     if path.suffix != ".npz":
@@ -87,9 +91,10 @@ def save_statistics(path: str | Path, pooled: Statistics, spatial: Statistics | 
 
 
 def load_statistics(path: str | Path, *, spatial: bool = False) -> Statistics:
-    """From an .npz of ADM's, EDM's or pytorch-fid's, with mu and sigma; mu_s and sigma_s instead if spatial.
+    """The statistics in an .npz file of ADM, EDM or pytorch-fid: mu and sigma or, if spatial, mu_s and sigma_s.
 
-    Raises UserError for a pickle, which could run code as it is read, and a file that is damaged or holds none.
+    Raises UserError for a pickle, which could run code as it is read, and for a file that is damaged or holds no
+    statistics.
     """
     path = Path(path)
     mu, sigma = ("mu_s", "sigma_s") if spatial else ("mu", "sigma")
@@ -119,7 +124,7 @@ def load_statistics(path: str | Path, *, spatial: bool = False) -> Statistics:
 
 
 def sha256(path: str | Path) -> str:
-    """Of a file, in hexadecimal: what a result says of the statistics or weights behind it."""
+    """The SHA-256 of a file in hexadecimal, by which results name statistics and weights."""
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

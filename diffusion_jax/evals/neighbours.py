@@ -1,7 +1,7 @@
 """Nearest neighbours in feature space: improved precision and recall, and whether samples repeat training images.
 
-Sets of features are [N, D]; distances are Euclidean and float64. What is held at once is two blocks of rows and one
-block of distances, whatever the sizes of the sets.
+Sets of features are [N, D], and distances Euclidean in float64. Memory holds two blocks of rows and one block of
+distances at once, whatever the sizes of the sets.
 """
 
 from collections.abc import Iterator
@@ -12,23 +12,23 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.evals.feature_sets import feature_sets
+from diffusion_jax.evals.feature_sets import as_feature_sets
 
 BLOCK = 2048
 ROUNDING = 1e-13
-"""Of |x|^2 - 2 x.y + |y|^2 in float64, relative to |x|^2 + |y|^2."""
+"""The rounding error of |x|^2 - 2 x.y + |y|^2 in float64, relative to |x|^2 + |y|^2."""
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest of a set to each query, nearest first."""
+    """The nearest members of a set to each query, the nearest first."""
 
     distance: np.ndarray  # [N, k] float64
     index: np.ndarray  # [N, k] int64, into the set
 
 
 class PrecisionRecall(NamedTuple):
-    """Fractions in [0, 1]."""
+    """Improved precision and recall, fractions in [0, 1]."""
 
     precision: float
     recall: float
@@ -36,19 +36,20 @@ class PrecisionRecall(NamedTuple):
 
 @dataclass(frozen=True)
 class Memorisation:
-    """How near samples lie to the training set, against how near the training images lie to one another."""
+    """How near samples are to training images, relative to how near the training images are to each other."""
 
-    ratio: np.ndarray  # [N] distance to the nearest training image, over that image's own distance to its nearest
+    ratio: np.ndarray  # [N] distance to the nearest training image over that image's distance to its nearest other
     neighbours: Neighbours  # of the samples among the training images
     copied: float  # the fraction of samples with ratio below the threshold
 
 
 def nearest(queries: ArrayLike, points: ArrayLike, k: int = 1, *, block: int = BLOCK) -> Neighbours:
-    """The k nearest of points [M, D] to each of queries [N, D]; a query that is one of the points finds itself first.
+    """The k nearest of points [M, D] to each of queries [N, D]. A query that is itself a point is its nearest.
 
-    They are found by |x|^2 - 2 x.y + |y|^2, and their distances then taken of the differences: that of a copy is 0.
+    They are found by |x|^2 - 2 x.y + |y|^2, and their distances are then computed from the differences, so that the
+    distance of a copy is 0. Raises UserError unless 1 <= k <= M.
     """
-    x, y = feature_sets(queries, points)
+    x, y = as_feature_sets(queries, points)
     if not 1 <= k <= len(y):
         raise UserError(f"of {len(y)} images there are 1 to {len(y)} nearest ones; got {k}")
     distance, index = np.empty((len(x), k)), np.empty((len(x), k), np.int64)
@@ -73,12 +74,13 @@ def nearest(queries: ArrayLike, points: ArrayLike, k: int = 1, *, block: int = B
 def precision_recall(
     samples: ArrayLike, real: ArrayLike, neighbours: int = 3, *, block: int = BLOCK
 ) -> PrecisionRecall:
-    """Improved precision and recall, eqs. 1 and 2 of arXiv:1904.06991: samples [N, D], real [M, D].
+    """Improved precision and recall of samples [N, D] and real images [M, D]: eqs. 1 and 2 of arXiv:1904.06991.
 
-    Precision is the fraction of samples within the ball of some real image, whose radius is the distance to its third
-    neighbour (or another) among the real ones; recall is the same with the roles changed.
+    Precision is the fraction of samples in the ball of some real image, whose radius is the distance to its
+    `neighbours`-th neighbour among the real images. Recall exchanges the roles. Raises UserError where a set has too
+    few images.
     """
-    a, b = feature_sets(samples, real)
+    a, b = as_feature_sets(samples, real)
     if not 1 <= neighbours < min(len(a), len(b)):
         raise UserError(
             f"precision and recall need more images than neighbours: {neighbours} of {len(a)} samples and "
@@ -93,13 +95,15 @@ def precision_recall(
 def memorisation(
     samples: ArrayLike, training: ArrayLike, *, k: int = 1, threshold: float = 0.5, block: int = BLOCK
 ) -> Memorisation:
-    """Of each sample, its k nearest training images and d(sample, x_1) / d(x_1, its nearest other training image).
+    """How far samples [N, D] repeat training images [M, D]: by the ratio of two distances for each sample.
 
-    x_1 is the sample's nearest. A fresh image of the same distribution has ratios around 1, a copy 0; where x_1 is
-    itself repeated in the training set, the ratio of any but a copy is infinite. samples [N, D], training [M, D].
+    The ratio is d(sample, x_1) / d(x_1, the other training image nearest to x_1), where x_1 is the training image
+    nearest to the sample. It is around 1 for a new image of the same distribution and 0 for a copy. Where x_1 occurs
+    twice in the training set, it is infinite for all but copies. A ratio below threshold counts as a copy. Raises
+    UserError for fewer than 2 training images.
     """
     found = nearest(samples, training, k, block=block)
-    _, y = feature_sets(samples, training)
+    _, y = as_feature_sets(samples, training)
     if len(y) < 2:
         raise UserError(f"memorisation compares with distances within the training set; it has {len(y)} image")
     first, place = np.unique(found.index[:, 0], return_inverse=True)
@@ -110,7 +114,7 @@ def memorisation(
 
 
 def _covered(x: np.ndarray, y: np.ndarray, radius: np.ndarray, block: int) -> float:
-    """The fraction of x [N, D] within radius [M] of some y [M, D]; a copy of a centre is, even at radius 0."""
+    """The fraction of x [N, D] within radius [M] of some y [M, D]; a copy of y counts even for radius 0."""
     inside = np.zeros(len(x), bool)
     centre = y.mean(axis=0, dtype=np.float64)
     for i, rows in _blocks(x, centre, block):
@@ -121,7 +125,7 @@ def _covered(x: np.ndarray, y: np.ndarray, radius: np.ndarray, block: int) -> fl
 
 
 def _blocks(x: np.ndarray, centre: np.ndarray, block: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Rows in float64 less the centre: a shift changes no distance, and the nearer to 0, the less is rounded away."""
+    """Blocks of rows in float64, minus the centre: distances are the same, and round less near 0."""
     for i in range(0, len(x), block):
         yield i, x[i : i + block] - centre
 

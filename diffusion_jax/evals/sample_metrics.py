@@ -1,4 +1,4 @@
-"""Metrics of samples by name: what each gathers of the features as they come in batches, and what it says of them."""
+"""Metrics of samples by name: the features that each metric gathers, and its scores."""
 
 import dataclasses
 import warnings
@@ -13,61 +13,65 @@ from diffusion_jax.evals.gathering import Gathered, Wanted
 from diffusion_jax.evals.moments import Statistics
 
 SHOWN, SHOWN_NEIGHBOURS = 16, 4
-"""Of memorisation: the samples nearest to training images, and how many of these stand beside each."""
+"""How many samples nearest to training images memorisation shows, and how many training images beside each."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How the metrics are taken, beside the features."""
+    """Options of the metrics."""
 
     kid_size: int = 1000
     kid_subsets: int = 100
     neighbours: int = 3
     splits: int = 10  # of the Inception score
-    copied: float = 0.5  # of memorisation: the ratio of distances below which a sample counts as a copy
+    copied: float = 0.5  # the ratio of distances below which memorisation counts a sample as a copy
 
 
 @dataclasses.dataclass(frozen=True)
 class NearestNeighbors:
-    """The samples that lie nearest to training images, nearest first."""
+    """The samples nearest to training images, the nearest first."""
 
-    samples: np.ndarray  # [n] places among the samples
-    ratio: np.ndarray  # [n] as of `neighbours.Memorisation`
-    images: np.ndarray  # [n, k] places of their nearest training images among these
+    samples: np.ndarray  # [n] indices of the samples
+    ratio: np.ndarray  # [n] as in `neighbours.Memorisation`
+    images: np.ndarray  # [n, k] indices of their nearest training images
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A metric's value and, where it has one, its spread over subsets or splits of the images."""
+    """The value of a metric, with its deviation over subsets or splits of the images where it has one."""
 
     value: float
     std: float | None = None
-    how: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    suspects: NearestNeighbors | None = None
+    how: Mapping[str, float] = dataclasses.field(default_factory=dict)  # the options it was taken with
+    notes: tuple[str, ...] = ()  # sentences for the user
+    nearest: NearestNeighbors | None = None  # of memorisation
 
 
 Compare = Callable[[Gathered, Any, Options], dict[str, Score]]
-"""(what is gathered of the samples, what of the real images, options) -> scores by name."""
+"""(what is gathered of the samples, what of the real images, options) -> scores by name.
+
+Of the real images there are `Statistics` for a metric with `moments`, `Gathered` features for one with `kept`, and
+nothing for one that does not look at them.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
     """One or more scores of samples against real images."""
 
-    label: str  # with the features of FID
-    other: str  # with other features; "": the score's name
+    label: str  # its name with the features of FID
+    other: str  # its name with other features; "": that of the score
     scores: Compare
     least: Callable[[Options], tuple[int, str]] = lambda options: (1, "it")
-    """The fewest images of each set, and what asks for them."""
-    moments: str = ""  # the feature whose moments it takes of samples and, if real, of real images
+    """options -> the least number of images of each set, and a word for what needs them."""
+    moments: str = ""  # the feature whose moments it takes
     kept: tuple[str, ...] = ()  # features that it takes of each image
-    real: bool = True  # whether it looks at real images as a set
-    needs: str = ""  # originals | captions: what a sample is judged by beside the features
+    real: bool = True  # whether it compares samples with a set of real images
+    needs: str = ""  # originals | captions: what it compares each sample with
 
 
 def _distance(name: str, feature: str) -> Compare:
-    """The Fréchet distance of the moments of a feature; real is their `Statistics`."""
+    """The Fréchet distance of the moments of a feature."""
 
     def compare(samples: Gathered, real: Statistics, options: Options) -> dict[str, Score]:
         ours = moments.statistics(samples.moments[feature])
@@ -107,12 +111,14 @@ def _memorisation(samples: Gathered, real: Gathered, options: Options) -> dict[s
     shown = NearestNeighbors(first, found.ratio[first], found.neighbours.index[first])
     how = {"threshold": options.copied}
     return {
-        "copied": Score(found.copied, how=how, suspects=shown),
+        "copied": Score(found.copied, how=how, nearest=shown),
         "median_ratio": Score(float(np.median(found.ratio))),
     }
 
 
 def _mean_of(name: str) -> Compare:
+    """The mean over samples of a number that each sample has."""
+
     def compare(samples: Gathered, real: object, options: Options) -> dict[str, Score]:
         values = np.asarray(samples.kept[name], np.float64)
         finite = values[np.isfinite(values)]
@@ -163,28 +169,28 @@ METRICS: dict[str, Metric] = {
 
 
 SCORES = {"precision_recall": ("precision", "recall"), "memorisation": ("copied", "median_ratio")}
-"""The scores of a metric, where they have not its own name."""
+"""The scores of a metric, where they have other names than the metric."""
 
 
 def score_names(names: Collection[str]) -> list[str]:
-    """The scores that these metrics give."""
+    """The names of the scores that these metrics give."""
     return [score for name in names for score in SCORES.get(name, (name,))]
 
 
 def of_features(names: Collection[str]) -> list[str]:
-    """Of these metrics those that are taken in the space of a network's features."""
+    """Those of the metrics that compare features of a network."""
     return [name for name in names if not METRICS[name].needs]
 
 
 def wanted(names: Collection[str]) -> Wanted:
-    """What is gathered of samples for these metrics."""
+    """The features to gather of samples for these metrics."""
     chosen = [METRICS[name] for name in names]
     kept = dict.fromkeys(feature for metric in chosen for feature in metric.kept)
     return Wanted(tuple(dict.fromkeys(m.moments for m in chosen if m.moments)), tuple(kept))
 
 
-def check(names: Collection[str], num: int, options: Options) -> None:
-    """Raises UserError where num images are too few for a metric, before any is drawn."""
+def check_counts(names: Collection[str], num: int, options: Options) -> None:
+    """Raises UserError where `num` images are too few for one of the metrics."""
     if options.kid_size < 2 or options.kid_subsets < 1:
         raise UserError(
             f"kid takes 1 or more subsets of 2 or more images; got {options.kid_subsets} of {options.kid_size}"
@@ -196,7 +202,7 @@ def check(names: Collection[str], num: int, options: Options) -> None:
 
 
 def label(name: str, score: str, features: str, *, published: bool) -> str:
-    """What a score is called: FID with the features of FID alone, "FD (features: ...)" with others."""
+    """The label of a score: FID with the features of FID, and "FD (features: ...)" with others."""
     metric = METRICS[name]
     text = (metric.label if published else metric.other) or score
     return text if metric.needs or (published and metric.label) else f"{text} (features: {features})"

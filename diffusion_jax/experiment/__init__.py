@@ -1,11 +1,11 @@
-"""From a config to objects, and nothing else. Everything below takes plain arguments, never a config."""
+"""From a config to objects, and nothing else. The rooms below take plain arguments, never a config."""
 
 from diffusion_jax.experiment import autoencoder, classifier, precompute
 from diffusion_jax.experiment.data import batches, modality, opened, resolved, shape, source, tokenizer
 from diffusion_jax.experiment.model import model, schedule
-from diffusion_jax.experiment.objective import time_sampling
+from diffusion_jax.experiment.objectives import time_sampling
 from diffusion_jax.experiment.precompute import digest, precompute_program, precomputed
-from diffusion_jax.experiment.sampling import sampling
+from diffusion_jax.experiment.sampling_options import sampling
 from diffusion_jax.experiment.training import (
     Trainee,
     abstract_state,

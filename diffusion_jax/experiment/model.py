@@ -10,11 +10,11 @@ from diffusion_jax.core.predictions import PREDICTIONS
 from diffusion_jax.core.schedules import MODIFIERS, SCHEDULES, Learned, Schedule, learned
 from diffusion_jax.errors import UserError
 from diffusion_jax.experiment import data
-from diffusion_jax.experiment.objective import objective
+from diffusion_jax.experiment.objectives import objective
 from diffusion_jax.models.conditions import Caption, Label, check_names, spatial
 from diffusion_jax.models.latent import Autoencoder
 from diffusion_jax.models.model import Model
-from diffusion_jax.models.text import DTYPES, text
+from diffusion_jax.models.text import DTYPES, text_encoder
 from diffusion_jax.nets.families import family
 from diffusion_jax.spec import from_spec
 
@@ -53,7 +53,7 @@ def model(config: ConfigDict, autoencoder: Autoencoder | None = None, text_folde
     parameterization = from_spec(config.prediction, PREDICTIONS, "prediction")
     shape = data.shape(config)
     x_channels = (autoencoder.latent_shape(shape) if autoencoder else shape)[-1]
-    encoder = text(config.text, text_folder)
+    encoder = text_encoder(config.text, text_folder)
     conditions = spatial(config.spatial) + ((Label(num_classes),) if num_classes else ())
     conditions += (Caption(encoder),) if encoder else ()
     check_names(conditions, shape)
@@ -83,7 +83,7 @@ def model(config: ConfigDict, autoencoder: Autoencoder | None = None, text_folde
     if isinstance(built.schedule, Learned) and not goal.learns_schedule:
         raise UserError(f"a learned schedule needs objective='vdm', by which it learns; got {config.objective!r}")
     if jax.tree.leaves(jax.eval_shape(goal.init, jax.random.key(0)).params):
-        built = dataclasses.replace(built, own=lambda key: goal.init(key).params)
+        built = dataclasses.replace(built, init_objective=lambda key: goal.init(key).params)
     if float(built.schedule.alpha(jnp.float32(1.0))) == 0 and config.prediction.partition("(")[0] in ("eps", "score"):
         raise UserError(
             f"prediction {config.prediction!r} says nothing of the image where schedule {config.schedule!r} "

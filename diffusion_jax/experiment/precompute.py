@@ -1,14 +1,14 @@
-"""What is computed of the data once, in place of at every step: latents, and the features of captions."""
+"""What is computed once from the data, and not at every step: latents, and the features of captions."""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 from jax import Array
+from jax.stages import Wrapped
 from ml_collections import ConfigDict
 
 from diffusion_jax.data.precomputed import Precomputed, open_precomputed
@@ -20,9 +20,10 @@ from diffusion_jax.train.state import Params
 
 
 def parts(model: Model) -> tuple[str, ...]:
-    """Whose work can be done before training: "autoencoder" and names of conditions; UserError where nobody's can.
+    """The parts of a model whose outputs can be computed before training: "autoencoder", and names of conditions.
 
-    Where a condition is made of the image that training draws, latents are not precomputed.
+    Latents cannot be where a condition is made from the augmented image of a step. Raises UserError where there are no
+    such parts.
     """
     of_image = any(condition.of_image for condition in model.conditions)
     latents = ("autoencoder",) if model.autoencoder is not None and not of_image else ()
@@ -34,15 +35,15 @@ def parts(model: Model) -> tuple[str, ...]:
     return latents + text
 
 
-def precompute_program(model: Model) -> Callable[[Mapping[str, Params], Mapping[str, Any]], dict[str, Array]]:
-    """(pretrained, {"x": [B, *S, C], "tokens": [B, N]}, each where `parts` has it) -> arrays by name; jitted.
+def precompute_program(model: Model) -> Wrapped:
+    """The compiled program (pretrained, {"x": [B, *S, C], "tokens": [B, N]}) -> arrays by name.
 
-    mean and logvar [B, h, w, z] of scaled latents; text [B, N, D], text_mask [B, N] and, where the
-    network is told of it, text_pooled [B, D].
+    The batch has the entries that `parts` need. The result has mean and logvar [B, h, w, z] of scaled latents, and text
+    [B, N, D], text_mask [B, N] and, for a network that takes it, text_pooled [B, D].
     """
 
     @jax.jit
-    def program(pretrained: Mapping[str, Params], batch: Mapping[str, Any]) -> dict[str, Array]:
+    def program(pretrained: Mapping[str, Params], batch: Mapping[str, Array]) -> dict[str, Array]:
         found: dict[str, Array] = {}
         if "x" in batch and model.autoencoder is not None:
             found["mean"], found["logvar"] = model.autoencoder.encode(pretrained["autoencoder"], batch["x"])
@@ -55,9 +56,9 @@ def precompute_program(model: Model) -> Callable[[Mapping[str, Params], Mapping[
 
 
 def precomputed(config: ConfigDict, model: Model) -> Precomputed | None:
-    """The arrays of data.precomputed, None where config names none.
+    """The arrays of data.precomputed; None where config names none.
 
-    Raises UserError where other weights than the model's made them, or of images of another size.
+    Raises UserError where other weights than the model's made them, or images of another size.
     """
     if not config.data.precomputed:
         return None
@@ -84,7 +85,7 @@ def precomputed(config: ConfigDict, model: Model) -> Precomputed | None:
 
 
 def made_by(model: Model) -> dict[str, str]:
-    """Digests of all that decides what is computed of an example: {part of the model: SHA-256}."""
+    """{part of the model: SHA-256} of everything that determines what is computed from an example."""
     digests = {name: digest(params) for name, params in model.pretrained.items()}
     if model.text is None or "text" not in digests:
         return digests
@@ -99,7 +100,7 @@ def made_by(model: Model) -> dict[str, str]:
 
 
 def digest(params: Params) -> str:
-    """SHA-256 of parameters and their names, in hexadecimal."""
+    """The SHA-256 of parameters with their paths, shapes and dtypes, in hexadecimal."""
     found = hashlib.sha256()
     for path, array in jax.tree_util.tree_leaves_with_path(params):
         found.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())

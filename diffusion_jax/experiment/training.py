@@ -13,10 +13,9 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.core.autoencoding import sample_posterior
 from diffusion_jax.core.objectives import Examples, Objective, Trained
-from diffusion_jax.experiment.objective import objective
+from diffusion_jax.experiment.objectives import objective
 from diffusion_jax.models.model import Model
-from diffusion_jax.train import optimizer as optimizers
-from diffusion_jax.train import sharding
+from diffusion_jax.train import optimizers, sharding
 from diffusion_jax.train import step as steps
 from diffusion_jax.train.ema import gamma_of
 from diffusion_jax.train.state import Params, TrainState, create
@@ -55,8 +54,8 @@ def of_model(config: ConfigDict, model: Model) -> Trainee:
 
     def trained(params: Params, pretrained: Mapping[str, Params], dropout: Array) -> Trained:
         apply = lambda x, t, cond: model.apply(params, x, t, cond, dropout)  # noqa: E731
-        own = params["objective"] if model.own is not None else ()
-        return Trained(params, pretrained, apply, model.bind(params).schedule, own)
+        objective_params = params["objective"] if model.init_objective is not None else ()
+        return Trained(params, pretrained, apply, model.bind(params).schedule, objective_params)
 
     return Trainee(
         objective(config, model.schedule, model.parameterization),
@@ -85,11 +84,10 @@ def check_optimizer(config: ConfigDict) -> None:
 def _one_optimizer(
     config: ConfigDict, outer: tuple[str, ...] = (), stacked: tuple[str, ...] = ()
 ) -> optax.GradientTransformation:
-    options = config.optimizer.to_dict()
-    rate = optimizers.learning_rate(
-        options.pop("learning_rate"), warmup=options.pop("warmup"), decay=options.pop("decay"), steps=config.train.steps
-    )
-    return optimizers.optimizer(options.pop("name"), rate, outer=outer, stacked=stacked, **options)
+    keys = config.optimizer
+    rate = optimizers.learning_rate(keys.learning_rate, warmup=keys.warmup, decay=keys.decay, steps=config.train.steps)
+    options = optimizers.AdamOptions(rate, keys.b1, keys.b2, keys.eps, keys.weight_decay)
+    return optimizers.optimizer(keys.name, options, clip=keys.clip, layers=optimizers.LayerNames(outer, stacked))
 
 
 def mesh(config: ConfigDict) -> Mesh:

@@ -1,1 +1,1 @@
-"""How `diffusion-jax train` starts on clusters: templates, and what fills them in."""
+"""How `diffusion-jax train` starts on clusters: templates of job files, and the code that fills them in."""

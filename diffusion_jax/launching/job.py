@@ -1,4 +1,4 @@
-"""What is started on a cluster, whatever the cluster: one line of `train`, started again while it is not done."""
+"""A job on any cluster: one command line of `train`, which is started again until it is done."""
 
 import dataclasses
 import re
@@ -8,34 +8,34 @@ from collections.abc import Mapping
 from diffusion_jax.errors import UserError
 
 WORKER = ("diffusion-jax", "launch", "worker", "--")
-"""What goes before `train ...` on every host: the same run, but one that ends before it is done has status 75."""
+"""The words before `train ...` on every host. They end the run with status 75 where it ends before it is done."""
 
 MOUNT = "/runs"
-"""Where a bucket is mounted."""
+"""The folder at which a bucket is mounted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A line of `train` and how it is started."""
+    """A command line of `train`, with a name."""
 
     name: str
-    arguments: tuple[str, ...]  # of train
+    arguments: tuple[str, ...]  # of `train`
     workdir: str
-    made_by: str  # the command that renders it again
+    made_by: str  # the command that renders the job again
 
     @property
     def command(self) -> tuple[str, ...]:
-        """What every host runs."""
+        """The words of the command that every host runs."""
         return (*WORKER, "train", *self.arguments)
 
     @property
     def shell(self) -> str:
-        """The same as a line for a POSIX shell."""
+        """The command as a line for a POSIX shell."""
         return shlex.join(self.command)
 
 
-def check(job: Job, *, setup: str = "", restarts: int = 0) -> None:
-    """Raises UserError for a name, argument, shell line or number of restarts that no cluster takes."""
+def check_job(job: Job, *, setup: str = "", restarts: int = 0) -> None:
+    """Raises UserError for a name, an argument, a set-up line or a number of restarts that no cluster takes."""
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", job.name):
         raise UserError(f"--name={job.name!r} is not at most 40 lower-case letters, digits and hyphens, a letter first")
     at_least("restarts", restarts, 0)
@@ -45,27 +45,27 @@ def check(job: Job, *, setup: str = "", restarts: int = 0) -> None:
 
 
 def plain(**values: str) -> None:
-    """Raises UserError for a value that is not one word of letters, digits and `.:/@_-`: it stands unquoted."""
+    """Raises UserError for a value that is not one word of letters, digits and `.:/@_-`, as files have it unquoted."""
     for name, value in values.items():
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.:/@_-]*", value):
             raise UserError(f"--{name}={value!r} is one word of letters, digits and .:/@_-")
 
 
 def at_least(name: str, value: int, least: int) -> None:
-    """Raises UserError for a number that is too small."""
+    """Raises UserError unless the value of a flag is at least `least`."""
     if value < least:
         raise UserError(f"--{name}={value} is at least {least}")
 
 
 def needed(target: str, **values: str) -> None:
-    """Raises UserError for a flag that the target needs and that is empty."""
+    """Raises UserError for a flag that the target needs and that has no value."""
     missing = [f"--{name}" for name, value in values.items() if not value]
     if missing:
         raise UserError(f"launch {target} needs {', '.join(missing)}")
 
 
 def on_bucket(job: Job, bucket: str) -> None:
-    """Raises UserError where checkpoints would be lost: a machine's own disk goes with it."""
+    """Raises UserError unless the workdir is on the bucket: the disk of a machine is lost with the machine."""
     inside = job.workdir.startswith(f"{MOUNT}/")
     if not bucket:
         raise UserError(
@@ -82,10 +82,10 @@ _PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """The template with each {{name}} replaced; one alone on its line takes its indentation to every line of the value,
-    and the line goes where the value is empty.
+    """The template with each {{name}} replaced by its value.
 
-    KeyError for a name without a value.
+    A name alone on its line indents every line of the value as it is indented itself; where the value is empty, the
+    line is left out. Raises KeyError for a name without a value.
     """
     lines: list[str] = []
     for line in template.splitlines():

@@ -1,11 +1,10 @@
-"""Machines to plan for: what their chips can do at best, and devices to compile for where there are none."""
+"""Machines to plan for: the peaks of their chips, and their devices to compile for, which need not be here."""
 
 import dataclasses
 import importlib.util
 import math
 import os
 import re
-from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -15,7 +14,7 @@ from diffusion_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """The peaks of one chip."""
+    """The peak speeds of one chip."""
 
     kind: str  # what jax calls it: the beginning of `device_kind`
     flops: float  # a second, bfloat16, dense
@@ -37,18 +36,18 @@ CHIPS = {
     "h100": Chip("NVIDIA H100", 989e12, 80 * 10**9, 3350e9, 450e9),
 }
 
-# v4 is not among them: libtpu compiles ahead of time for its cores, two a chip, which no v4 machine offers today.
+# Without v4: libtpu compiles ahead of time for its two cores a chip, which no v4 machine offers today.
 TOPOLOGIES = {
     "v5e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
     "v6e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
     "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
 }
-"""The shapes of slices that are rented most; of v5p any AxBxC of even A and B is one."""
+"""Common shapes of slices. A v5p slice may also have any AxBxC with even A and B."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds that each resource of a chip is busy at its peak; no run is faster than the longest (Williams 2009)."""
+    """Seconds that each resource of a chip is busy at its peak. No run is faster than the longest (Williams 2009)."""
 
     compute: float
     hbm: float
@@ -56,35 +55,35 @@ class Roofline:
 
     @property
     def seconds(self) -> float:
-        """The least time."""
+        """The least time of a run, in seconds."""
         return max(dataclasses.astuple(self))
 
     @property
     def bound(self) -> str:
-        """Which of them that is."""
+        """The resource that takes longest."""
         return max(dataclasses.asdict(self).items(), key=lambda item: item[1])[0]
 
 
 def roofline(chip: Chip, *, flops: float, accessed: float, sent: float) -> Roofline:
-    """Of what one chip computes, reads and writes, and sends, in FLOPs and bytes."""
+    """The roofline of one chip by the FLOPs that it computes, and the bytes that it reads and writes, and sends."""
     return Roofline(flops / chip.flops, accessed / chip.hbm_bandwidth, sent / chip.interconnect)
 
 
-def chip_of(device: Any) -> Chip | None:
-    """The chip of a device of jax; None for one whose peaks are not known here."""
+def chip_of(device: jax.Device) -> Chip | None:
+    """The chip of a device; None for one whose peaks are not known."""
     named = [chip for chip in CHIPS.values() if device.device_kind.startswith(chip.kind)]
-    return max(named, key=lambda chip: len(chip.kind), default=None)  # v5 lite is no v5
+    return max(named, key=lambda chip: len(chip.kind), default=None)  # "TPU v5 lite" begins with "TPU v5"
 
 
 def chip(name: str) -> Chip:
-    """The chip of that name; raises UserError where there is none."""
+    """The chip of a name in `CHIPS`. Raises UserError for another name."""
     if name not in CHIPS:
         raise UserError(f"unknown chip {name!r}; choose from {', '.join(CHIPS)}")
     return CHIPS[name]
 
 
 def sides(name: str) -> tuple[int, ...]:
-    """The sides of a slice, (4, 4) of "v5e:4x4"; raises UserError for one that there is not."""
+    """The sides of a slice: (4, 4) for "v5e:4x4". Raises UserError for an unknown slice."""
     family, _, shape = name.partition(":")
     found = tuple(int(side) for side in shape.split("x")) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", shape) else ()
     cube = family == "v5p" and len(found) == 3 and not (found[0] % 2 or found[1] % 2)
@@ -94,7 +93,7 @@ def sides(name: str) -> tuple[int, ...]:
 
 
 def accelerator_type(name: str) -> str:
-    """What Google Cloud calls a slice: "v5litepod-16" for "v5e:4x4". A v5p is counted in cores, two a chip."""
+    """Google Cloud's name of a slice: "v5litepod-16" for "v5e:4x4". For v5p it counts cores, two a chip."""
     chips = math.prod(sides(name))
     return {"v5e": f"v5litepod-{chips}", "v6e": f"v6e-{chips}", "v5p": f"v5p-{2 * chips}"}[name.partition(":")[0]]
 
@@ -103,10 +102,11 @@ def _known() -> str:
     return "; ".join(f"{family}:{', '.join(shapes)}" for family, shapes in TOPOLOGIES.items())
 
 
-def topology(name: str) -> list[Any]:
-    """Devices of a TPU slice such as v5e:4x4, to compile for on a machine that has none, with the compiler in libtpu.
+def topology(name: str) -> list[jax.Device]:
+    """The devices of a TPU slice such as v5e:4x4. Programs can be compiled for them, with libtpu, on any machine.
 
-    Call it before jax starts: it has jax start on the CPU alone.
+    It must be called before jax starts, which it makes start on the CPU alone. Raises UserError for an unknown slice,
+    and where libtpu is not installed or does not compile for it.
     """
     count, accelerator = math.prod(sides(name)), accelerator_type(name)
     if importlib.util.find_spec("libtpu") is None:
@@ -114,10 +114,10 @@ def topology(name: str) -> list[Any]:
             f"planning for {name} needs the TPU compiler, which is not installed; pip install 'diffusion-jax[tpu]'"
         )
     for variable, value in {
-        "TPU_SKIP_MDS_QUERY": "1",  # asks no metadata server, which only a TPU machine has
+        "TPU_SKIP_MDS_QUERY": "1",  # only a TPU machine has a metadata server
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": accelerator,
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several plans at once: none of them holds a TPU
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several plans may run at once: none of them uses a TPU
     }.items():
         os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")
@@ -128,8 +128,11 @@ def topology(name: str) -> list[Any]:
         raise UserError(f"libtpu does not compile for {name} ({error}); known are {_known()}") from error
 
 
-def virtual(count: int) -> list[Any]:
-    """So many devices on this CPU. Call it before jax starts, or they are at most those that it started with."""
+def virtual(count: int) -> list[jax.Device]:
+    """`count` virtual devices on this CPU. After jax has started there are only those that it started with.
+
+    Raises UserError where there are fewer.
+    """
     if count < 1:
         raise UserError(f"--devices is at least 1; got {count}")
     try:

@@ -9,12 +9,12 @@ from diffusion_jax.launching import machines
 _GKE = {"v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice"}
 _RUNTIMES = {"v5e": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": "v2-alpha-tpuv6e"}
 _ONE_HOST = {"v5e": 8, "v5p": 4, "v6e": 8}
-"""The most chips of one host; a slice of more has hosts of four."""
+"""The most chips of one host. A larger slice has hosts of four chips."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A slice: "v5e:4x4" has accelerator_type v5litepod-16 and 4 hosts of 4 chips."""
+    """A TPU slice. "v5e:4x4" has accelerator_type v5litepod-16 and 4 hosts of 4 chips."""
 
     accelerator_type: str
     runtime: str  # the image of a TPU VM
@@ -25,7 +25,7 @@ class Slice:
 
 
 def tpu(name: str) -> Slice:
-    """The slice of a name such as v5e:4x4; raises UserError for one that there is not."""
+    """The slice of a name such as v5e:4x4. Raises UserError for an unknown one."""
     family, _, shape = name.partition(":")
     chips = math.prod(machines.sides(name))
     each = chips if chips <= _ONE_HOST[family] else 4

@@ -1,4 +1,4 @@
-"""What a classifier of noisy images adds to sampling."""
+"""A trained classifier of noisy images, as it guides the samples of a model."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from diffusion_jax.train.state import Params
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classifier:
-    """A trained classifier p(y | x_t), and how strongly it guides."""
+    """A trained classifier p(y | x_t), with the scale of its guidance."""
 
     network: nn.Module
     params: Params
@@ -24,10 +24,10 @@ class Classifier:
     shape: tuple[int, ...]  # H W C
     scale: float
     classes: Classes | None = None
-    numbers: tuple[int, ...] | None = None  # of each class of the model that is guided; None: the same
+    numbers: tuple[int, ...] | None = None  # its number of each class of the guided model; None: the same numbers
 
     def check(self, num_classes: int, shape: tuple[int, ...]) -> None:
-        """Raises UserError unless it is of this many classes (0: any) and images of this shape."""
+        """Raises UserError unless it has this many classes (0: any) and takes images of this shape."""
         if self.shape != shape or num_classes not in (0, self.num_classes):
             raise UserError(
                 f"the classifier is of {self.num_classes} classes of images {self.shape}, the model of {num_classes} "
@@ -35,9 +35,9 @@ class Classifier:
             )
 
     def log_prob(self, params: Params, label: Array, schedule: Schedule) -> Callable[[Array, Array], Array]:
-        """(x [B, H, W, C], t [B]) -> log p(label | x_t) [B]; the null class, num_classes, gives 0.
+        """The function (x [B, H, W, C], t [B]) -> log p(label | x_t) [B]. The null class, num_classes, gives 0.
 
-        label [B] is the model's.
+        label [B] has the class numbers of the guided model.
         """
         if self.numbers is not None:
             label = jnp.asarray((*self.numbers, self.num_classes))[label]

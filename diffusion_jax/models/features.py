@@ -1,10 +1,10 @@
-"""What turns pictures into the features that distances between sets of them are taken of."""
+"""Networks whose features of images are compared in metrics such as FID."""
 
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -25,32 +25,39 @@ INCEPTION, VALUES = "inception", "values"
 _MOST_VALUES = 4096  # whose covariance takes 128 MiB
 
 
+Apply = Callable[[Array | np.ndarray], Mapping[str, Array]]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Features:
-    """A network whose features and classes samples are measured by."""
+    """The features of a network, and the record that names it."""
 
-    apply: Callable[[Array | np.ndarray], Mapping[str, Array]]
-    """uint8 [B, H, W, C], or float32 [B, *S, C] of other data than images -> "pooled" [B, D] and, where it has them,
-    "probabilities" [B, classes] and Inception's "spatial" [B, D'] of sFID, float32; each example by itself."""
-    record: Mapping[str, Any]
-    """What a result says of it: extractor, sha256, resize."""
+    apply: Apply
+    """Images uint8 [B, H, W, C], or float32 [B, *S, C] of other data -> {"pooled": [B, D]} and, where the network has
+    them, "probabilities" [B, classes] and Inception's "spatial" [B, D'], the features of sFID; float32."""
+    record: Mapping[str, str]
+    """What the record of a result says of the network: extractor, sha256, resize."""
     spatial: bool = False
+    """Whether `apply` gives "spatial"."""
 
     @property
     def name(self) -> str:
-        """As in "FD (features: ...)"."""
-        return str(self.record["extractor"])
+        """The name in "FD (features: NAME)"."""
+        return self.record["extractor"]
 
     @property
     def published(self) -> bool:
-        """Whether they are those of FID."""
+        """Whether they are the features of FID."""
         return self.name == INCEPTION
 
 
 def inception(weights: Path, mesh: Mesh) -> Features:
-    """FID's InceptionV3 with the weights of a .safetensors file; gray images are repeated over the channels."""
+    """FID's InceptionV3 with the weights of a .safetensors file. A gray image is repeated over the channels.
+
+    Raises UserError where there is no such file, or where it holds other arrays.
+    """
     if not weights.is_file():
-        inception_weights.load(weights, "", {})  # raises, and says where they are to be had
+        inception_weights.load(weights, "", {})  # raises, and says where to get the file
     net = InceptionV3()
     like = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3), jnp.uint8))["params"]
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -61,7 +68,7 @@ def inception(weights: Path, mesh: Mesh) -> Features:
             raise UserError("InceptionV3 takes gray or RGB images; these have an alpha channel")
         if images.shape[-1] == 1:
             images = jnp.repeat(images, 3, axis=-1)
-        out: Any = net.apply({"params": params}, images)
+        out = cast(dict[str, Array], net.apply({"params": params}, images))
         classes = jax.nn.softmax(out["logits_unbiased"])
         return {"pooled": out["2048"], "probabilities": classes, "spatial": out["spatial"]}
 
@@ -70,7 +77,7 @@ def inception(weights: Path, mesh: Mesh) -> Features:
 
 
 def classifier(trained: Classifier, schedule: Schedule, name: str, mesh: Mesh) -> Features:
-    """What a classifier trained here pools before its last layer, at t = 0: of images of its own size alone."""
+    """The features before the last layer of a classifier of noisy images, at t = 0, for images of its size alone."""
     params = sharding.to_mesh(trained.params, sharding.replicated(mesh))
 
     def program(params: Params, images: Array) -> dict[str, Array]:
@@ -106,14 +113,14 @@ def values(mesh: Mesh) -> Features:
     return Features(_compiled(program, {}, mesh), record)
 
 
-def _compiled(program: Callable[..., dict[str, Array]], params: Params, mesh: Mesh) -> Callable[[Any], Any]:
+def _compiled(program: Callable[..., dict[str, Array]], params: Params, mesh: Mesh) -> Apply:
     split = sharding.batch_sharding(mesh)
     run = jax.jit(sharding.on_mesh(mesh, program), in_shardings=(None, split), out_shardings=split)
     return lambda images: run(params, images)
 
 
 def digest_of(params: Params) -> str:
-    """SHA-256 of the names, types, shapes and values of a tree's arrays."""
+    """The SHA-256 of the paths, dtypes, shapes and values of a tree's arrays, in hexadecimal."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         a = np.asarray(leaf)

@@ -1,24 +1,24 @@
-"""Bits per dimension of images under a diffusion model of pixels: one compiled program."""
+"""Bits per dimension of images under a diffusion model of pixels, in one compiled program."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
+from jax.stages import Wrapped
 
 from diffusion_jax.core import likelihood
 from diffusion_jax.core.bound import prior_term, variational_bound
-from diffusion_jax.core.continuous_bound import diffusion_term
 from diffusion_jax.core.denoisers import Condition, Denoiser
 from diffusion_jax.core.grids import trailing
 from diffusion_jax.core.process import diffuse
-from diffusion_jax.core.reconstruction import first_time, log_gaussian, reconstruction
+from diffusion_jax.core.reconstruction import first_time, log_gaussian, reconstruction_term
 from diffusion_jax.core.schedules import Schedule
+from diffusion_jax.core.vdm_bound import diffusion_term
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.model import Model
 from diffusion_jax.models.sampling import Sampling, guided
@@ -26,24 +26,25 @@ from diffusion_jax.train import sharding
 from diffusion_jax.train.state import Params
 
 DRAWS = 64
-"""Times at which the bound in continuous time is drawn for an image, unless asked for otherwise."""
+"""Random times for each image in the continuous-time bound, where the user gives no number."""
 
 DRAWS_A_DECODER = 8
-"""For so many draws of the integral the bound in continuous time has one of its decoder, which varies less."""
+"""Draws of the integral for each draw of the decoder in the continuous-time bound. The decoder varies less."""
 
 Parts = dict[str, Array]
-""""total" [B] and what it is the sum of, in bits per dimension."""
+"""The number "total" [B] and the numbers [B] that it is the sum of, in bits per dimension."""
 
 Measure = Callable[[Denoiser, Schedule, Array, Array], Parts]
-"""(denoise, the schedule that the parameters have learned, images [B, H, W, C], keys [B]) -> parts."""
+"""(denoise, the schedule, as learned, images [B, H, W, C], keys [B]) -> parts."""
 
 
-def bits_per_dim_program(model: Model, how: Sampling, mesh: Mesh, method: str, steps: int = 0) -> Any:
-    """(params, pretrained, images [B, H, W, C], seed, examples [B], cond) -> parts, bits/dim [B] by name; compiled.
+def bits_per_dim_program(model: Model, sampling: Sampling, mesh: Mesh, method: str, steps: int = 0) -> Wrapped:
+    """The compiled program (params, pretrained, images [B, H, W, C], seed, examples [B], cond) -> `Parts`.
 
-    Image i's random draws depend on seed and examples[i], its place in the data set, alone. cond is what each image's
-    own conditions are (`own_conditions`); there is no guidance, and no threshold. methods are those of `METHODS`; steps
-    0 is all that the method knows. Raises UserError, before anything is traced, for what the model cannot do.
+    The random draws of image i depend on seed and examples[i], its index in the data set, alone. cond has the images'
+    conditions (`own_conditions`). Guidance and thresholds of sampling are not used. method is a name of `METHODS`, and
+    steps how many steps or draws it takes, 0 for its default. Raises UserError, before anything is traced, for another
+    method and for a model of latents.
     """
     if method not in METHODS:
         raise UserError(f"bits_per_dim is found by method {' or '.join(METHODS)}; got {method!r}")
@@ -54,7 +55,7 @@ def bits_per_dim_program(model: Model, how: Sampling, mesh: Mesh, method: str, s
     if steps < 0:
         raise UserError(f"--likelihood_steps is at least 0; got {steps}")
     measure = METHODS[method](model, steps)
-    plain = dataclasses.replace(how, guidance=1.0, guidance_rescale=0.0, guidance_interval=(), threshold="none")
+    plain = dataclasses.replace(sampling, guidance=1.0, guidance_rescale=0.0, guidance_interval=(), threshold="none")
     guide = guided(model, plain)
 
     def program(
@@ -70,12 +71,12 @@ def bits_per_dim_program(model: Model, how: Sampling, mesh: Mesh, method: str, s
 
 
 def own_conditions(model: Model, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the model is told of each example of a batch; nothing of it is left out or noised."""
+    """The conditions of each example of a batch, without dropout and augmentation."""
     return {name: np.asarray(a) for name, a in model.entries(batch).items()}
 
 
 def bound(model: Model, steps: int) -> Measure:
-    """L_vlb: of the whole chain, or of its sub-chain of so many steps; in continuous time from so many draws of it."""
+    """L_vlb of the whole chain (steps 0) or of a sub-chain of `steps` steps; in continuous time, from `steps` draws."""
     schedule = model.schedule
     if schedule.steps is None:
         return partial(_continuous_bound, draws=steps or DRAWS)
@@ -93,17 +94,17 @@ def bound(model: Model, steps: int) -> Measure:
 
 
 def _continuous_bound(denoise: Denoiser, schedule: Schedule, images: Array, keys: Array, *, draws: int) -> Parts:
-    """VDM's bound from `first_time` on, its integral from stratified draws, its decoder `reconstruction`'s."""
+    """VDM's bound from `first_time` on, with stratified draws of its integral and the decoder `reconstruction_term`."""
     start = first_time(schedule)
 
     def diffusion(k: Array) -> Array:
         place, noise = _split(keys, k)
-        u = (k + jax.vmap(jax.random.uniform)(place)) / draws  # the k-th draw of an image is in the k-th stratum
+        u = (k + jax.vmap(jax.random.uniform)(place)) / draws  # draw k of an image lies in stratum k
         return diffusion_term(denoise, schedule, images, u, _normal(noise, images), start=start)
 
     def decoder(k: Array) -> Array:
         noise, probe = _split(keys, draws + k)
-        return reconstruction(denoise, schedule, start, images, _normal(noise, images), _signs(probe, images))
+        return reconstruction_term(denoise, schedule, start, images, _normal(noise, images), _signs(probe, images))
 
     def mean(term: Callable[[Array], Array], n: int) -> Array:
         return jnp.mean(jax.lax.map(term, jnp.arange(n)), axis=0)
@@ -117,10 +118,10 @@ def _continuous_bound(denoise: Denoiser, schedule: Schedule, images: Array, keys
 
 
 def ode(model: Model, steps: int) -> Measure:
-    """The density of x_start by the probability-flow ODE, with one Rademacher vector an image, and then the decoder.
+    """The density of x_start by the probability-flow ODE, and the decoder from there to the image.
 
-    From `first_time` on, in so many steps of Runge-Kutta's method of order 4, evenly spaced in log-SNR below
-    sigma / alpha = 80, or adaptively.
+    The ODE runs from `first_time` to 1, in `steps` steps of the classical Runge-Kutta method evenly spaced in log-SNR
+    up to sigma / alpha = 80, or with adaptive steps for 0. The trace is estimated with one Rademacher vector an image.
     """
     solver = likelihood.fixed("rk4") if steps else likelihood.adaptive()
     if first_time(model.schedule) >= 1:
@@ -137,14 +138,14 @@ def ode(model: Model, steps: int) -> Measure:
             denoise, schedule, times, diffuse(images, eps, level), likelihood.hutchinson(trace), solver
         )
         flow = _bits(log_gaussian(eps, level.sigma) - log_prob, images)
-        decoder = _bits(reconstruction(denoise, schedule, start, images, eps, _signs(probe, images)), images)
+        decoder = _bits(reconstruction_term(denoise, schedule, start, images, eps, _signs(probe, images)), images)
         return {"total": flow + decoder, "flow": flow, "decoder": decoder}
 
     return measure
 
 
-def conventions(model: Model, method: str) -> dict[str, Any]:
-    """What a result says of how its likelihood was found, beside method and steps."""
+def conventions(model: Model, method: str) -> dict[str, float | str]:
+    """What the record of a likelihood says beside its method and steps: the first noise level and the decoder."""
     if method == "bound" and model.schedule.steps is not None:
         return {}
     with jax.ensure_compile_time_eval():
@@ -154,7 +155,7 @@ def conventions(model: Model, method: str) -> dict[str, Any]:
 
 
 def _split(keys: Array, k: Array | int, n: int = 2) -> Array:
-    """n keys for each of keys [B], of the k-th draw: [n, B]."""
+    """n keys for draw k of each of keys [B]: [n, B]."""
     return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, k), n), out_axes=1)(keys)
 
 

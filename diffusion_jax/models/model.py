@@ -1,10 +1,10 @@
-"""A network together with what gives its output a meaning."""
+"""A network together with schedule, prediction, conditions and autoencoder, which give its output a meaning."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -27,44 +27,44 @@ from diffusion_jax.train.state import Params
 class Model:
     """A network together with what gives its output a meaning: schedule, prediction, image shape and conditions.
 
-    It is told the entries of its conditions, as `cond`. Weights that are not its own, of an autoencoder or of a
-    published text encoder, are `pretrained`, and handed over beside params. These are the network's or, where more is
-    trained along, {"unet", "schedule", "objective"} and the names of conditions with encoders, as far as there are
-    such, "unet" being the network whatever its family.
+    `cond` holds the entries of its conditions by name, each [B, ...]. `params` are the trained parameters: those of the
+    network or, where more is trained, a dict with the network as "unet", whatever its family, and with "schedule",
+    "objective" and the names of conditions that have encoders, as far as there are such. `pretrained` are weights that
+    are not trained: of an autoencoder and of published text encoders.
     """
 
     network: Network
-    schedule: Schedule  # one that is learned as it is at first; `bind` gives it parameters
+    schedule: Schedule  # a learned schedule has its first parameters here; `bind` gives it others
     parameterization: Parameterization
     shape: tuple[int, ...]  # *S C of one example: H W C of an image
-    conditions: tuple[Condition, ...] = ()  # each draws with a key of its place: those of config.spatial are the first
-    autoencoder: Autoencoder | None = None  # x is an image's latent
-    own: Callable[[Array], Params] | None = None  # key -> parameters of the objective's own, which are trained along
-    classes: Classes | None = dataclasses.field(default=None, compare=False)  # what a label means; None: unknown
+    conditions: tuple[Condition, ...] = ()  # in a fixed order, by which each has its random key; config.spatial's first
+    autoencoder: Autoencoder | None = None  # x is the latent of an image; None: x is the example
+    init_objective: Callable[[Array], Params] | None = None  # key -> the objective's parameters; None: it has none
+    classes: Classes | None = dataclasses.field(default=None, compare=False)  # names of the labels; None: unknown
 
     @property
     def x_shape(self) -> tuple[int, ...]:
-        """The shape of one x: an image, or its latent."""
+        """The shape of one x, an image or its latent."""
         return self.autoencoder.latent_shape(self.shape) if self.autoencoder else self.shape
 
     @property
     def num_classes(self) -> int:
-        """How many classes it is told; 0: none."""
+        """The number of classes that labels have; 0: the model has no labels."""
         return max((condition.num_classes for condition in self.conditions), default=0)
 
     @property
     def text(self) -> Text | None:
-        """The text encoder of its captions; None where it is told none."""
+        """The text encoder of its captions; None where it has no captions."""
         return next((each.text_encoder for each in self.conditions if each.text_encoder), None)
 
     @property
-    def together(self) -> tuple[Condition, ...]:
-        """The conditions that are left out together, by config.condition_dropout: class and caption."""
+    def dropped_together(self) -> tuple[Condition, ...]:
+        """The conditions that are left out of the same examples, by config.condition_dropout: class and caption."""
         return tuple(condition for condition in self.conditions if condition.dropout is None)
 
     @property
     def tensor_rules(self) -> tuple[TensorRule, ...]:
-        """How the trained parameters are split over the mesh axis `tensor`."""
+        """The rules by which the trained parameters are split over the mesh axis `tensor`."""
         return self.network.tensor_rules + tuple(rule for each in self._encoders for rule in each.tensor_rules)
 
     @property
@@ -79,30 +79,30 @@ class Model:
 
     @property
     def pretrained(self) -> dict[str, Params]:
-        """The weights that training leaves as they are, on the host."""
+        """The weights that are not trained, on the host."""
         weights = {} if self.autoencoder is None else {"autoencoder": self.autoencoder.params}
         return weights | {each.name: each.pretrained for each in self.conditions if each.pretrained is not None}
 
     @property
     def _encoders(self) -> tuple[Condition, ...]:
-        """The conditions with an encoder that is trained along."""
+        """The conditions with an encoder that is trained with the model."""
         return tuple(condition for condition in self.conditions if condition.trained)
 
     @property
     def _parts(self) -> tuple[str, ...]:
-        """What is trained beside the network."""
+        """The names in params of what is trained beside the network."""
         schedule = ("schedule",) if isinstance(self.schedule, Learned) else ()
-        own = ("objective",) if self.own is not None else ()
-        return tuple(each.name for each in self._encoders) + schedule + own
+        objective = ("objective",) if self.init_objective is not None else ()
+        return tuple(each.name for each in self._encoders) + schedule + objective
 
     def bind(self, params: Params) -> "Model":
-        """The model with the schedule that these parameters have learned; itself where none is learned."""
+        """The model with the schedule that these parameters have learned; the model itself where none is learned."""
         if not isinstance(self.schedule, Learned):
             return self
         return dataclasses.replace(self, schedule=Learned(params["schedule"]))
 
     def network_entries(self) -> Cond:
-        """Zeros in the shapes that the network is told for one example."""
+        """The entries of cond for one example, as the network takes them, of zeros."""
         return {name: a for each in self.conditions for name, a in each.network_entries(self.x_shape).items()}
 
     def init(self, key: Array) -> Params:
@@ -116,20 +116,20 @@ class Model:
             params[condition.name] = condition.init(_of_encoder(key, i))
         if isinstance(self.schedule, Learned):
             params["schedule"] = jax.tree.map(jnp.asarray, self.schedule.params)
-        if self.own is not None:
-            params["objective"] = self.own(jax.random.fold_in(key, 2))
+        if self.init_objective is not None:
+            params["objective"] = self.init_objective(jax.random.fold_in(key, 2))
         return params
 
     @functools.cached_property
     def abstract(self) -> Params:
-        """The shapes of the parameters; nothing is allocated."""
+        """The parameters as `ShapeDtypeStruct`s; nothing is allocated."""
         return jax.eval_shape(self.init, jax.random.key(0))
 
     def apply(self, params: Params, x: Array, t: Array, cond: Cond, dropout: Array | None = None) -> Array:
-        """The network's output for x [B, *x_shape] and conditioning t [B]; with a dropout key, as in training.
+        """The network's output [B, *S, C'] for x [B, *x_shape] and conditioning t [B]; with a dropout key, in training.
 
-        cond is as x is (`encode_images`), and encoded by pretrained encoders; what encoders that are trained along have
-        not encoded, they encode here.
+        Images in cond are as x is (`encode_images`), and pretrained encoders have encoded their entries. Encoders that
+        are trained with the model encode theirs here, if they have not yet.
         """
         for i, condition in enumerate(self._encoders):
             if set(condition.encodes) & set(cond):
@@ -141,43 +141,44 @@ class Model:
         return self.network.apply({"params": params}, x, t, cond, train=dropout is not None, rngs=rngs)  # type: ignore[return-value]
 
     def denoiser(self, params: Params) -> ConditionalDenoiser:
-        """What a sampler sees of these parameters."""
+        """The denoiser of these parameters, without guidance."""
         apply = lambda x, t, cond: self.apply(params, x, t, cond)  # noqa: E731
         return denoisers.from_network(apply, self.bind(params).schedule, self.parameterization)
 
-    def entries(self, batch: Mapping[str, Any]) -> dict[str, Array]:
-        """What it is told of each example of a batch, nothing of it left out or noised, images at their size."""
+    def entries(self, batch: Mapping[str, chex.Array]) -> dict[str, Array]:
+        """cond for a batch, without dropout and augmentation, with images at their own size."""
         return {name: a for condition in self.conditions for name, a in condition.entries(batch).items()}
 
     def draw_cond(self, key: Array, batch: Cond, pretrained: Mapping[str, Params], dropout: float | Array) -> Cond:
-        """What it is told of each example of a batch in training, with augmentation and dropout, as `apply` takes it.
+        """cond for a batch in training, with augmentation and dropout, as `apply` takes it.
 
-        `together` is left out of a share `dropout` of the examples, any other condition as often as it says itself.
+        The conditions `dropped_together` are left out of a share `dropout` of the examples, any other condition of the
+        share that it declares. batch has arrays [B, ...], pretrained the weights on the devices.
         """
-        told: dict[str, Array] = {}
+        drawn: dict[str, Array] = {}
         for i, condition in enumerate(self.conditions):
             augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, i))
             entries = condition.augment(augment_key, self._as_x(condition, pretrained, condition.entries(batch)))
             n = len(next(iter(entries.values())))
             out = None
             if condition.dropout is None:
-                out = jax.random.bernoulli(key, dropout, (n,))  # the same for all
+                out = jax.random.bernoulli(key, dropout, (n,))  # the same examples for all of them
             elif condition.dropout:
                 out = jax.random.bernoulli(dropout_key, condition.dropout, (n,))
             if out is not None:
                 entries = left_out(out, entries, condition.null(entries, pretrained.get(condition.name)))
-            told |= entries
-        return self._encode(pretrained, told)
+            drawn |= entries
+        return self._encode(pretrained, drawn)
 
     def encode_images(self, pretrained: Mapping[str, Params], cond: Cond) -> Cond:
-        """Entries of the images' size as x is: images as latents, masks and maps at the latents' size."""
+        """cond with its entries of the image's size as x is: images as latents, masks and maps at the latents' size."""
         changed = dict(cond)
         for condition in self.conditions:
             changed |= self._as_x(condition, pretrained, cond)
         return changed
 
     def _as_x(self, condition: Condition, pretrained: Mapping[str, Params], cond: Cond) -> dict[str, Array]:
-        """The entries of one condition in cond, as `encode_images`."""
+        """The entries of one condition in cond, as `encode_images` changes them."""
         changed = {name: cond[name] for name in condition.names if name in cond}
         if self.autoencoder is None:
             return changed
@@ -189,11 +190,14 @@ class Model:
         return changed
 
     def null(self, cond: Cond) -> Cond:
-        """What guidance leads away from: no class and no caption; where it is told neither, none of its conditions."""
-        return self.without(self.together or self.conditions, cond)
+        """cond without class and caption or, of a model with neither, without all conditions.
+
+        Guidance leads away from it.
+        """
+        return self.without(self.dropped_together or self.conditions, cond)
 
     def without(self, conditions: Sequence[Condition], cond: Cond) -> dict[str, Array]:
-        """cond with these conditions left out of every example."""
+        """cond with these conditions replaced by their null in every example."""
         changed = dict(cond)
         for condition in conditions:
             if entries := {name: cond[name] for name in condition.names if name in cond}:
@@ -201,27 +205,28 @@ class Model:
         return changed
 
     def encode(self, params: Params, pretrained: Mapping[str, Params], cond: Cond) -> Cond:
-        """cond encoded by the encoders of conditions, those that are trained along and those that are not."""
+        """cond encoded by all encoders of conditions, trained and pretrained."""
         return self._encode({**pretrained, **{each.name: params[each.name] for each in self._encoders}}, cond)
 
     def _encode(self, weights: Mapping[str, Params], cond: Cond) -> Cond:
-        """cond encoded by those encoders that weights has."""
+        """cond encoded by the encoders whose weights are given, by the names of their conditions."""
         for condition in self.conditions:
             if set(condition.encodes) & set(cond) and condition.name in weights:
                 cond = _encoded(condition, weights[condition.name], cond)
         return cond
 
     def decode(self, pretrained: Mapping[str, Params], x: Array, tile: int = 0) -> Array:
-        """x as images."""
+        """The images [B, H, W, C] of x, decoded in tiles of tile x tile latents where tile > 0."""
         return x if self.autoencoder is None else self.autoencoder.decode(pretrained["autoencoder"], x, tile)
 
 
 def _of_encoder(key: Array, i: int) -> Array:
-    """The key of the i-th encoder that is trained along; 2 is the objective's."""
+    """The key of the i-th trained encoder. Number 2 is the objective's."""
     return jax.random.fold_in(key, 1 + 2 * i)
 
 
 def _encoded(condition: Condition, weights: Params, cond: Cond, dropout: Array | None = None) -> Cond:
+    """cond with the entries of one condition encoded."""
     entries = {name: cond[name] for name in condition.names if name in cond}
     rest = {name: a for name, a in cond.items() if name not in condition.encodes}
     return rest | condition.encode(weights, entries, dropout)

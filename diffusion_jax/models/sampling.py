@@ -1,15 +1,16 @@
-"""Drawing from a model: one compiled program for all of it."""
+"""Sampling from a model, in one compiled program."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
+from jax.stages import Wrapped
 
 from diffusion_jax.core import denoisers
 from diffusion_jax.core.denoisers import Condition, Denoiser
@@ -35,7 +36,7 @@ THRESHOLDS: dict[str, Callable[..., Callable[[Denoiser, Schedule], Denoiser]]] =
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How to draw samples: the keys of config.sample, all but how many, of what and when."""
+    """How samples are drawn. The fields are keys of config.sample."""
 
     sampler: str
     grid: str
@@ -52,53 +53,54 @@ Guided = Callable[[Params, Mapping[str, Params], Condition], Denoiser]
 
 
 class Guides(NamedTuple):
-    """Other networks that guide the model."""
+    """Networks beside the model that guide its samples."""
 
     classifier: Classifier | None = None
-    weak: Model | None = None  # of the same conditions; what autoguidance leads away from
+    weak: Model | None = None  # with the same conditions; autoguidance leads away from it
 
 
 ALONE = Guides()
 
 START = "start"
-"""The entry of cond that is the noise to start from."""
+"""Name of the entry of cond that holds the noise which sampling starts from."""
 
 
-def sample_program(model: Model, how: Sampling, mesh: Mesh, guides: Guides = ALONE) -> Any:
-    """(params, pretrained, seeds [B], cond) -> images [B, H, W, C] in about [-1, 1], all in one compiled program.
+def sample_program(model: Model, sampling: Sampling, mesh: Mesh, guides: Guides = ALONE) -> Wrapped:
+    """The compiled program (params, pretrained, seeds [B], cond) -> images [B, H, W, C] in about [-1, 1].
 
-    cond holds the entries of the model's conditions as their `entries` and `request` give them, such as "label" [B]
-    (num_classes is the null class) and "tokens" [B, N], images at their size; an entry "negative_tokens" is what
-    guidance leads away from in place of the condition's `null`; and `START` [B, *S, C], standard normal, is the start
-    where it is given instead of drawn. pretrained is the model's on the devices, with "classifier" and "weak" of the
-    guides. B is a multiple of the mesh's data x fsdp. Raises UserError, before anything is traced, for what the model
-    cannot do.
+    cond has the entries of the model's conditions, as `Condition.entries` and `Condition.request` give them: "label"
+    [B], in which num_classes is the null class, "tokens" [B, N], images at their own size. An entry "negative_tokens"
+    replaces the condition's `null` as what guidance leads away from. An entry `START` [B, *S, C] of standard normal
+    noise replaces the noise that the seeds give. pretrained has the model's weights that are not trained, and those of
+    the guides as "classifier" and "weak". B is a multiple of the mesh's data x fsdp.
+
+    Raises UserError, before anything is traced, for a sampling that does not fit the model.
     """
-    sampler = from_spec(how.sampler, SAMPLERS, "sampler")
-    times = from_spec(how.grid, GRIDS, "time grid")(model.schedule, how.steps)
-    guide = guided(model, how, guides)
+    sampler = from_spec(sampling.sampler, SAMPLERS, "sampler")
+    times = from_spec(sampling.grid, GRIDS, "time grid")(model.schedule, sampling.steps)
+    guide = guided(model, sampling, guides)
 
     def program(params: Params, pretrained: Mapping[str, Params], seeds: Array, cond: Condition) -> Array:
-        told = {name: value for name, value in cond.items() if name != START}
-        denoise, start = guide(params, pretrained, told), cond.get(START)
+        conditions = {name: value for name, value in cond.items() if name != START}
+        denoise, start = guide(params, pretrained, conditions), cond.get(START)
         schedule = model.bind(params).schedule
         x = sample(denoise, sampler, schedule, times, seeds, model.x_shape, start=start)
-        return model.decode(pretrained, x, how.decode_tile)
+        return model.decode(pretrained, x, sampling.decode_tile)
 
     split = sharding.batch_sharding(mesh)
     return jax.jit(sharding.on_mesh(mesh, program), in_shardings=(None, None, split, split), out_shardings=split)
 
 
-def trajectory_program(model: Model, how: Sampling, mesh: Mesh, *, columns: int) -> tuple[Any, np.ndarray]:
-    """((params, pretrained, seeds [B], cond) -> (x, x0), times [K]): `sample_program`'s trajectory in one program.
+def trajectory_program(model: Model, sampling: Sampling, mesh: Mesh, *, columns: int) -> tuple[Wrapped, np.ndarray]:
+    """The compiled program (params, pretrained, seeds [B], cond) -> (x, x0), and its times [K], K at most `columns`.
 
-    x [K, B, H, W, C] is the sampler's state at K of its times, evenly spaced in steps, from noise to the samples; x0
-    is the denoiser's prediction there, guided and thresholded as the sampler sees it, and at t = 0 the sample; both
-    decoded where they are latents. All N + 1 states are held in the device's memory.
+    x [K, B, H, W, C] is the sampler's state at K of its times, evenly spaced in steps, from noise to the samples. x0 is
+    the guided and thresholded prediction at these times, and at t = 0 the sample itself. Both are decoded where they
+    are latents. The device's memory holds all N + 1 states.
     """
-    sampler = from_spec(how.sampler, SAMPLERS, "sampler")
-    grid = from_spec(how.grid, GRIDS, "time grid")(model.schedule, how.steps)
-    guide = guided(model, how)
+    sampler = from_spec(sampling.sampler, SAMPLERS, "sampler")
+    grid = from_spec(sampling.grid, GRIDS, "time grid")(model.schedule, sampling.steps)
+    guide = guided(model, sampling)
     shown = np.linspace(0, len(grid) - 1, min(columns, len(grid))).round().astype(int)
     times = grid[shown]
 
@@ -113,39 +115,42 @@ def trajectory_program(model: Model, how: Sampling, mesh: Mesh, *, columns: int)
             return denoise(x, jnp.full(len(seeds), t)).x0
 
         x0 = jax.lax.map(predict, (x[:-1], jnp.asarray(times[:-1], x.dtype)))
-        decode = lambda x: model.decode(pretrained, x, how.decode_tile)  # noqa: E731
+        decode = lambda x: model.decode(pretrained, x, sampling.decode_tile)  # noqa: E731
         return jax.lax.map(decode, x), jax.lax.map(decode, jnp.concatenate([x0, x[-1:]]))
 
     split = sharding.batch_sharding(mesh)
     return jax.jit(sharding.on_mesh(mesh, program), in_shardings=(None, None, split, split)), times
 
 
-def guided(model: Model, how: Sampling, guides: Guides = ALONE) -> Guided:
-    """What makes the denoiser that is sampled, wrapped in the order that `core.denoisers` documents."""
+def guided(model: Model, sampling: Sampling, guides: Guides = ALONE) -> Guided:
+    """The function that makes the denoiser, with conditions, guidance and threshold in the order of `core.denoisers`.
+
+    Raises UserError for a sampling, or guides, that do not fit the model.
+    """
     classifier, weak = guides
-    if how.guidance != 1 and weak is None and not model.conditions:
-        raise UserError(f"guidance {how.guidance} needs a conditional model; this one has no conditions")
-    if weak is not None and how.guidance == 1:
+    if sampling.guidance != 1 and weak is None and not model.conditions:
+        raise UserError(f"guidance {sampling.guidance} needs a conditional model; this one has no conditions")
+    if weak is not None and sampling.guidance == 1:
         raise UserError("a weaker model is what guidance leads away from; give a guidance other than 1")
-    if (how.guidance_rescale or how.guidance_interval) and how.guidance == 1:
+    if (sampling.guidance_rescale or sampling.guidance_interval) and sampling.guidance == 1:
         raise UserError("guidance_rescale and guidance_interval need a guidance other than 1")
-    if len(how.guidance_interval) not in (0, 2):
-        raise UserError(f"guidance_interval is (low, high) of sigma / alpha, or (); got {how.guidance_interval}")
-    if how.decode_tile and (model.autoencoder is None or how.decode_tile < 2):
-        raise UserError(f"decode_tile is of a model of latents, 2 or more of them, or 0; got {how.decode_tile}")
-    if model.autoencoder is not None and how.threshold == "static":
+    if len(sampling.guidance_interval) not in (0, 2):
+        raise UserError(f"guidance_interval is (low, high) of sigma / alpha, or (); got {sampling.guidance_interval}")
+    if sampling.decode_tile and (model.autoencoder is None or sampling.decode_tile < 2):
+        raise UserError(f"decode_tile is of a model of latents, 2 or more of them, or 0; got {sampling.decode_tile}")
+    if model.autoencoder is not None and sampling.threshold == "static":
         raise UserError("threshold static clips to [-1, 1], which latents exceed; choose none")
     if classifier is not None:
         classifier.check(model.num_classes, model.shape)
-    threshold = from_spec(how.threshold, THRESHOLDS, "threshold")
+    threshold = from_spec(sampling.threshold, THRESHOLDS, "threshold")
 
     def wrappers(schedule: Schedule) -> tuple[denoisers.Scale, denoisers.Rescale | None]:
-        scale: denoisers.Scale = how.guidance
-        if how.guidance_interval:
-            scale = denoisers.interval(how.guidance, schedule, *how.guidance_interval)
-        if not how.guidance_rescale:
+        scale: denoisers.Scale = sampling.guidance
+        if sampling.guidance_interval:
+            scale = denoisers.interval(sampling.guidance, schedule, *sampling.guidance_interval)
+        if not sampling.guidance_rescale:
             return scale, None
-        return scale, denoisers.std_rescale(how.guidance_rescale, schedule, model.parameterization)
+        return scale, denoisers.std_rescale(sampling.guidance_rescale, schedule, model.parameterization)
 
     wrappers(model.schedule)  # bad options raise here
     threshold(lambda x, t: denoisers.Prediction(x, x), model.schedule)
@@ -154,13 +159,13 @@ def guided(model: Model, how: Sampling, guides: Guides = ALONE) -> Guided:
         schedule = model.bind(params).schedule
         scale, rescale = wrappers(schedule)
         cond = dict(cond)
-        away = {name.removeprefix(NEGATIVE): cond.pop(name) for name in list(cond) if name.startswith(NEGATIVE)}
+        negative = {name.removeprefix(NEGATIVE): cond.pop(name) for name in list(cond) if name.startswith(NEGATIVE)}
         label = cond.get("label") if model.num_classes else cond.pop("label", None)
         cond = dict(model.encode_images(pretrained, cond))
         if weak is None:
-            null = {**model.null(cond), **away}
-            told, silent = (model.encode(params, pretrained, c) for c in (cond, null))
-            denoise = denoisers.classifier_free(model.denoiser(params), told, silent, scale, rescale)
+            null = {**model.null(cond), **negative}
+            towards, away_from = (model.encode(params, pretrained, each) for each in (cond, null))
+            denoise = denoisers.classifier_free(model.denoiser(params), towards, away_from, scale, rescale)
         else:
             both = [
                 denoisers.condition(m.denoiser(p), m.encode(p, pretrained, cond))

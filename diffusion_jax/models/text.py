@@ -1,11 +1,11 @@
-"""Text: how captions become tokens, and which network these go through."""
+"""Text encoders: how captions become tokens, and the network that encodes tokens."""
 
 import dataclasses
 import functools
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Required, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -24,26 +24,26 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class CutNotice:
-    """Says on stderr, once in the life of a model, that captions are longer than its text encoder reads."""
+    """A notice on stderr, once for each model, that captions are longer than its text encoder reads."""
 
     def __init__(self) -> None:
         self.given = False
 
     def give(self, cut: Sequence[Cut], count: int, length: int) -> None:
-        """Says it of those that are cut of count captions."""
+        """Prints the notice, of the captions `cut` among count captions, unless it was printed before."""
         with _GIVING:
             given, self.given = self.given, True
         if not given:
             print(f"diffusion-jax: {cut_sentence(cut, count, length)}", file=sys.stderr, flush=True)
 
 
-_GIVING = threading.Lock()  # of all notices: one in each would keep a model from being pickled for a worker
+_GIVING = threading.Lock()  # for all notices: a lock in each would keep a model from being pickled for a worker
 
 _SHOWN = 80  # characters of a caption in a message
 
 
 def cut_sentence(cut: Sequence[Cut], count: int, length: int) -> str:
-    """How many captions are cut, and what the first of them loses."""
+    """A sentence that says how many captions are cut, and what the first of them loses."""
     text, lost = (part if len(part) <= _SHOWN else f"{part[:_SHOWN]} ..." for part in cut[0])
     return (
         f"{len(cut):,} of {count:,} captions are longer than the {length} tokens that the text encoder reads (two of "
@@ -59,9 +59,9 @@ class Text:
     width: int
     length: int
     vocabulary: int
-    params: Params | None = None  # of a published encoder, which stays as it is; None: trained with the model
+    params: Params | None = None  # of a published encoder, which is not trained; None: trained with the model
     folder: str = ""  # of the published encoder
-    tokenizer: str = ""  # folder of the published one; "": learned from the captions
+    tokenizer: str = ""  # folder of the published tokenizer; "": one is learned from the captions
     notice: CutNotice = dataclasses.field(default_factory=CutNotice)
 
     @functools.cached_property
@@ -78,7 +78,7 @@ class Text:
         return self.params is None
 
     def learn_tokenizer(self, captions: Iterable[str]) -> Tokenizer:
-        """The published tokenizer, or one learned from the captions; UserError for an encoder without weights."""
+        """The published tokenizer, or one learned from captions. Raises UserError for an encoder without weights."""
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(self.params)):
             raise UserError(
                 "text='clip(...)' has sizes and no weights, so it can be planned and nothing else; train with "
@@ -87,9 +87,9 @@ class Text:
         return tokens.from_folder(self.tokenizer) if self.tokenizer else tokens.train(captions, self.vocabulary)
 
     def encode(self, tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
-        """Tokens int32 [B, length]; the first time that texts are too long for them, stderr says so.
+        """The tokens int32 [B, length] of texts. A text that is too long is cut, and the first time stderr says so.
 
-        Raises UserError for a tokenizer of more tokens than the network embeds.
+        Raises UserError for a tokenizer with more tokens than the network embeds.
         """
         if tokenizer.vocabulary > self.vocabulary:
             raise UserError(
@@ -104,12 +104,12 @@ class Text:
 def transformer(
     length: int = 32, vocabulary: int = 1024, width: int = 128, layers: int = 2, heads: int = 4, dropout: float = 0.0
 ) -> Text:
-    """A `TextTransformer` trained along with the U-Net, on tokens learned from the captions of the data."""
+    """A `TextTransformer` that is trained with the model, on tokens learned from the captions of the data."""
     return Text(TextTransformer(vocabulary, width, layers, heads, length, dropout=dropout), width, length, vocabulary)
 
 
 def huggingface(folder: str, length: int = 77, penultimate: bool = False, dtype: str = "float32") -> Text:
-    """The CLIP or BERT text encoder in a folder, pretrained, on its own tokens; penultimate is of CLIP alone."""
+    """The pretrained CLIP or BERT text encoder in a folder, with its tokenizer; penultimate is for CLIP alone."""
     if dtype not in DTYPES:
         raise UserError(f"huggingface takes a dtype of {' or '.join(DTYPES)}; got {dtype!r}")
     found = huggingface_text.load(folder)
@@ -125,8 +125,9 @@ def huggingface(folder: str, length: int = 77, penultimate: bool = False, dtype:
 
 
 def clip(width: int = 768, layers: int = 12, heads: int = 12, length: int = 77, dtype: str = "float32") -> Text:
-    """A pretrained CLIP text encoder by its sizes alone, ViT-L's by default: enough to plan with before its weights
-    have been downloaded.
+    """A pretrained CLIP text encoder given by its sizes alone, by default those of ViT-L.
+
+    It has no weights, so it can be planned, before they have been downloaded, and not trained.
     """
     if dtype not in DTYPES:
         raise UserError(f"clip takes a dtype of {' or '.join(DTYPES)}; got {dtype!r}")
@@ -139,22 +140,33 @@ def clip(width: int = 768, layers: int = 12, heads: int = 12, length: int = 77, 
 TEXTS: dict[str, Callable[..., Text]] = {"transformer": transformer, "huggingface": huggingface, "clip": clip}
 
 
+class _PublishedOptions(TypedDict, total=False):
+    """The arguments of `huggingface`."""
+
+    folder: Required[str]
+    length: int
+    penultimate: bool
+    dtype: str
+
+
 def published_folder(spec: str) -> str:
-    """The folder that a spec reads a published encoder from; "" where it reads none."""
+    """The folder of the published encoder that a spec names; "" where it names none."""
 
     @functools.wraps(huggingface)
-    def named(**arguments: Any) -> Any:
-        return str(arguments.get("folder", ""))
+    def named(**options: Unpack[_PublishedOptions]) -> str:
+        return options["folder"]
 
-    found = from_spec(spec, TEXTS | {"huggingface": named}, "text") if spec else ""
+    table: dict[str, Callable[..., Text | str]] = {**TEXTS, "huggingface": named}
+    found = from_spec(spec, table, "text") if spec else ""
     return found if isinstance(found, str) else ""
 
 
-def text(spec: str, folder: str = "") -> Text | None:
-    """The text encoder of a config, None where it has none; a published one is read from folder where that is given."""
+def text_encoder(spec: str, folder: str = "") -> Text | None:
+    """The text encoder of a spec, None for "". A published encoder is read from folder instead, where one is given."""
 
     @functools.wraps(huggingface)
-    def moved(**arguments: Any) -> Text:
-        return huggingface(**(arguments | {"folder": folder}))
+    def moved(**options: Unpack[_PublishedOptions]) -> Text:
+        options["folder"] = folder
+        return huggingface(**options)
 
     return from_spec(spec, TEXTS | ({"huggingface": moved} if folder else {}), "text") if spec else None

@@ -1,4 +1,4 @@
-"""Writing a whole file at once."""
+"""Files that appear whole."""
 
 import os
 import secrets
@@ -6,15 +6,13 @@ from pathlib import Path
 
 
 def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """Makes path hold data, creating parent folders; a reader, or a crash, finds the old file or the new, never a part.
+    """Writes data to path, with its parent folders. A reader finds the old file or the new one, never a part of it.
 
-    An OSError (full disk, no permission) leaves the old file as it was and nothing beside it.
+    An OSError, as of a full disk or a missing permission, leaves the old file unchanged and no other file behind.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(
-        f".{path.name}.{secrets.token_hex(4)}.part"
-    )  # beside it: a rename is atomic in one filesystem
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # a rename is atomic within a file system
     try:
         with part.open("wb") as file:
             file.write(data)

@@ -1,4 +1,4 @@
-"""Figures of the mathematics and of a training run: arrays in, a PNG out. Times run from 0, data, to 1, noise."""
+"""Figures of the mathematics and of a training run, as PNG files. Times go from 0 at the data to 1 at the noise."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -18,15 +18,16 @@ from PIL import Image, ImageDraw, ImageFont
 from diffusion_jax.report import pictures
 
 EXAMPLE_IMAGE = Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")
-"""A photograph that comes with matplotlib; in the public domain."""
+"""A photograph in the public domain, which comes with matplotlib."""
 
 
-_SIDE = 96  # pixels, at least, of an image's shorter side
+_SIDE = 96  # the least pixels of an image's shorter side
 
 
 def strips_png(x: np.ndarray, scale: np.ndarray, times: Sequence[float], rows: Sequence[str], title: str) -> bytes:
-    """Images x [R, K, H, W, C] at K times in R named rows; scale [R, K] times x is in about [-1, 1], what is outside
-    is clipped.
+    """A PNG of images x [R, K, H, W, C] at K times, in R named rows under a title.
+
+    scale [R, K] times x is about in [-1, 1], and is clipped to it.
     """
     pixels = pictures.to_uint8(x * scale[..., None, None, None])
     columns = [f"t = {t:.3g}" for t in times]
@@ -43,9 +44,9 @@ def strips_png(x: np.ndarray, scale: np.ndarray, times: Sequence[float], rows: S
 
 
 def schedules_png(t: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> bytes:
-    """Log-SNR and signal and noise levels against t [N]; curves are name: (alpha, sigma, log-SNR), each [N].
+    """A PNG of log-SNR, signal and noise levels against t [N]. curves are {name: (alpha, sigma, log-SNR)}, each [N].
 
-    The log-SNR axis spans what the schedules do in 0.01 <= t <= 0.99: beyond, it may be infinite.
+    The axis of the log-SNR spans its values in 0.01 <= t <= 0.99, for it may be infinite at the ends.
     """
     rows = -(-len(curves) // 2)
     figure = Figure(figsize=(11, 4.8 + 0.22 * rows), dpi=110, layout="constrained")
@@ -55,7 +56,7 @@ def schedules_png(t: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np.ndarr
     lines = []
     for i, (name, (alpha, sigma, logsnr)) in enumerate(curves.items()):
         color = f"C{i % 10}"
-        lw = 3.0 - 1.6 * i / len(curves)  # those below show on either side
+        lw = 3.0 - 1.6 * i / len(curves)  # so that curves below are seen
         lines += left.plot(t, logsnr, color=color, lw=lw, label=name)
         right.plot(t, alpha, color=color, lw=lw)
         right.plot(t, sigma, color=color, lw=lw, ls="--")
@@ -64,7 +65,7 @@ def schedules_png(t: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np.ndarr
     left.set_ylim(low - 0.15 * (high - low), high + 0.15 * (high - low))
     left.axhline(0, color="0.6", lw=0.8, zorder=0)
     highest = max(max(alpha.max(), sigma.max()) for alpha, sigma, _ in curves.values())
-    if highest > 2:  # variance-exploding
+    if highest > 2:  # a variance-exploding schedule
         right.set_yscale("symlog", linthresh=1.0, linscale=1.0)
         ticks = [0, 0.25, 0.5, 0.75, *(v for e in range(5) for v in (10**e, 3 * 10**e) if v <= highest)]
         right.yaxis.set_major_locator(FixedLocator(ticks))
@@ -86,8 +87,9 @@ def schedules_png(t: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np.ndarr
 
 
 def loss_by_time_png(steps: np.ndarray, losses: np.ndarray) -> bytes:
-    """Losses [N, K] after steps [N] in K equal parts of [0, 1], NaN where none was drawn: their mean over the last
-    quarter of training as bars, and every part's course.
+    """A PNG of losses [N, K] after steps [N], in K equal parts of [0, 1] of time; NaN for a part without a loss.
+
+    It shows the mean of each part over the last quarter of training as bars, and the curve of each part.
     """
     k = losses.shape[1]
     begin = np.arange(k) / k

@@ -1,4 +1,4 @@
-"""A score over two or three things that were varied, as a picture."""
+"""A picture of a score over one to three variables."""
 
 import io
 import textwrap
@@ -13,9 +13,10 @@ from matplotlib.patches import Rectangle
 def heatmap_png(
     values: np.ndarray, axes: Sequence[tuple[str, Sequence[str]]], title: str, *, higher: bool = False
 ) -> bytes:
-    """values [R], [R, K] or [R, K, P] over axes (name, labels): rows, columns, panels; the best cell is framed.
+    """A PNG of values [R], [R, K] or [R, K, P] over axes (name, labels) of rows, columns and panels.
 
-    Light is better; higher says whether more is. A cell that is not finite is left white.
+    A lighter cell is better, and the best cell has a frame. higher says whether a higher value is better. Cells that
+    are not finite are white.
     """
     values = values.reshape(*values.shape, *[1] * (3 - values.ndim))  # [R, K, P]
     named = [*axes, *[("", [""])] * (3 - len(axes))]

@@ -1,4 +1,4 @@
-"""Text in pictures: the one font, what it cannot draw, and lines of a width."""
+"""Text in pictures: the font, characters that it does not have, and lines of a given width."""
 
 import functools
 import re
@@ -14,14 +14,14 @@ _ESCAPE = re.compile(r"\\u[0-9a-f]{4}|\\U[0-9a-f]{8}|.", re.DOTALL)
 
 
 def font(size: int) -> FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings, of a size in pixels."""
+    """DejaVu Sans, which comes with matplotlib, of a size in pixels."""
     return ImageFont.truetype(_path(), size)
 
 
 def drawable(text: str) -> str:
-    r"""Text in which a character that the font has no glyph for is its Python escape: \u4e2d, \U0001f680.
+    r"""The text with each character that the font does not have as its Python escape, such as \u4e2d or \U0001f680.
 
-    So that a reader can tell what it is: a font would draw the same empty box for each of them.
+    A font would draw the same empty box for each of them.
     """
     glyphs = _glyphs()
     return "".join(c if ord(c) in glyphs or c.isspace() else _escape(c) for c in text)
@@ -38,12 +38,15 @@ def _path() -> str:
 
 @functools.cache
 def _glyphs() -> frozenset[int]:
-    """The code points that the font has a glyph for."""
+    """The code points that the font has."""
     return frozenset(FT2Font(_path()).get_charmap())
 
 
 def _pieces(word: str, font: FreeTypeFont, width: float) -> list[str]:
-    """The word, or where escapes make it wider than width pixels, its parts of at most that: Chinese has no spaces."""
+    """The word or, where escapes make it wider than width pixels, its parts of at most that width.
+
+    A text in Chinese is one word, for it has no spaces.
+    """
     if "\\" not in word or font.getlength(word) <= width:
         return [word]
     pieces = [""]
@@ -55,7 +58,7 @@ def _pieces(word: str, font: FreeTypeFont, width: float) -> list[str]:
 
 
 def wrap(text: str, font: FreeTypeFont, width: float, lines: int) -> list[str]:
-    """Text in at most that many lines, none wider than width pixels; what does not fit ends in an ellipsis."""
+    """The text in at most `lines` lines of at most width pixels. A text that does not fit ends in an ellipsis."""
     wrapped: list[str] = []
     words = [piece for word in drawable(text).split() for piece in _pieces(word, font, width)]
     while words and len(wrapped) < lines:
@@ -70,6 +73,7 @@ def wrap(text: str, font: FreeTypeFont, width: float, lines: int) -> list[str]:
 
 
 def _cut(line: str, font: FreeTypeFont, width: float) -> str:
+    """The line, or its beginning with an ellipsis, of at most width pixels."""
     whole = line
     while line and font.getlength(line if line == whole else line + "…") > width:
         line = line[:-1]

@@ -1,4 +1,4 @@
-"""Metrics of a run: metrics.jsonl, which anything reads, and TensorBoard."""
+"""The metrics of a run, in metrics.jsonl and for TensorBoard."""
 
 import json
 import math
@@ -6,26 +6,27 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import SupportsFloat
 
 import numpy as np
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.atomic import replace_file
 
 
 class MetricWriter:
-    """Writes scalars to workdir/metrics.jsonl and workdir/tensorboard, images to the latter.
+    """Writes scalars to workdir/metrics.jsonl and workdir/tensorboard, and images to the latter.
 
-    A line is {"step": int, name: number, ...}, on disk as soon as written. It is strict JSON: a value that is not
-    finite is null, which every parser takes and data frames read as missing; TensorBoard keeps NaN and infinity apart.
+    A line is {"step": int, name: number, ...}. It is strict JSON, in which a value that is not finite is null: every
+    parser reads it, and a data frame has a missing value. TensorBoard distinguishes NaN and infinity.
 
-    resumed_step is the step of the checkpoint that the run goes on from: what was written of later steps, or half
-    written, is taken away, so that no step is lost or doubled. None is a new run: an older metrics.jsonl is set aside
-    as metrics.jsonl.old, and TensorBoard is told to forget.
+    resumed_step is the step from which the run goes on. Lines of later steps, and an incomplete line, are deleted, so
+    that each step is there once. None is a new run: an older metrics.jsonl is renamed to metrics.jsonl.old, and
+    TensorBoard forgets the earlier values.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], resumed_step: int | None = None):
@@ -36,20 +37,21 @@ class MetricWriter:
                 os.replace(path, path.with_name("metrics.jsonl.old"))
             else:
                 records = _read(path)
-                kept = "".join(f"{line}\n" for line, record in records if record["step"] <= resumed_step)
+                kept = "".join(f"{line}\n" for line, step, _ in records if step <= resumed_step)
                 replace_file(path, kept.encode())
         self._file = path.open("a", encoding="utf-8")
         folder = Path(workdir, "tensorboard")
         folder.mkdir(exist_ok=True)
-        # Not through SummaryWriter, whose thread dies of a full disk and leaves the run waiting for it for ever.
-        # The file's own stamp is in seconds: without the suffix a quick resume would overwrite it.
+        # Not SummaryWriter: its thread dies when the disk is full, and the run would wait for it without end. The
+        # file's own time stamp is in seconds, so without the suffix a run that resumes at once would overwrite the
+        # file.
         self._events = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
         self._flushed = -math.inf
-        # TensorBoard forgets this step and later ones.
+        # TensorBoard forgets the values of this step and of later ones.
         self._add(0 if resumed_step is None else resumed_step + 1, session_log=SessionLog(status=SessionLog.START))
 
-    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes one record: values are numbers or arrays of shape (), under any name but "step"."""
+    def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
+        """Writes a line: values are numbers or arrays of shape (), under any name but "step"."""
         if "step" in values:
             raise ValueError('a metric cannot be named "step"')
         numbers = {name: float(value) for name, value in values.items()}
@@ -60,20 +62,20 @@ class MetricWriter:
             self._add(step, summary=summary.scalar(name, x))
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Shows pictures, uint8 [H, W, C], in TensorBoard."""
+        """Writes pictures, uint8 [H, W, C], for TensorBoard."""
         for name, image in images.items():
             self._add(step, summary=summary.image(name, image, dataformats="HWC"))
 
     def close(self) -> None:
-        """Writes out what is pending; nothing can be written after."""
+        """Writes what is pending and closes the files."""
         try:
             self._file.close()
         finally:
             self._events.close()
 
-    def _add(self, step: int, **content: Any) -> None:
+    def _add(self, step: int, **content: Summary | SessionLog) -> None:
         self._events.write_event(Event(step=int(step), wall_time=time.time(), **content))
-        if time.monotonic() - self._flushed > 10:  # seconds: it waits for the disk
+        if time.monotonic() - self._flushed > 10:  # seconds; a flush waits for the disk
             self._events.flush()
             self._flushed = time.monotonic()
 
@@ -85,13 +87,13 @@ class MetricWriter:
 
 
 class NullWriter:
-    """Writes nothing: the metric writer of every process but the first."""
+    """A metric writer that writes nothing, for all processes of a run but the first."""
 
-    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Ignores them."""
+    def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
+        """Does nothing."""
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Ignores them."""
+        """Does nothing."""
 
     def close(self) -> None:
         """Does nothing."""
@@ -103,19 +105,23 @@ class NullWriter:
         pass
 
 
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl in order, null as NaN; a last line still being written is left out.
+MetricRecord = dict[str, float]
+"""A line of metrics.jsonl, {"step": int, name of a metric: number}, with NaN for null."""
 
-    Raises UserError for any other line that is not a record.
+
+def read_metrics(path: str | os.PathLike[str]) -> list[MetricRecord]:
+    """The records of a metrics.jsonl in order, without an incomplete last line.
+
+    Raises UserError for any other line that is no record.
     """
     return [
         {name: math.nan if value is None else value for name, value in record.items()}
-        for _, record in _read(Path(path))
+        for _, _, record in _read(Path(path))
     ]
 
 
-def _read(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(line, record) of every line, but for a half-written last one."""
+def _read(path: Path) -> list[tuple[str, int, dict[str, float | None]]]:
+    """(line, step, record) of every line but an incomplete last one."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     records = []
     for i, line in enumerate(lines):
@@ -125,7 +131,7 @@ def _read(path: Path) -> list[tuple[str, dict[str, Any]]]:
         except (ValueError, KeyError, TypeError):
             step = None
         if isinstance(step, int):
-            records.append((line, record))
+            records.append((line, step, record))
         elif i < len(lines) - 1:
             raise UserError(
                 f'{path}, line {i + 1}, is not a record such as {{"step": 100, "loss": 0.05}}: {line[:80]!r}; '

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a plain line now and then in a log."""
+"""The progress of a run: a bar on a terminal, plain lines in a log."""
 
 import abc
 import collections
@@ -15,7 +15,7 @@ import rich.console
 import rich.progress
 import rich.table
 
-_WINDOW = 30.0  # seconds over which the rate is measured
+_WINDOW = 30.0  # seconds over which the rate is a mean
 
 
 @contextlib.contextmanager
@@ -28,10 +28,11 @@ def progress(
     show: bool = True,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator["Progress"]:
-    """Shows the way from step start to step total; with the global batch size as units_per_step the rate is images/s.
+    """Shows the progress from step start to step total, with a rate in units a second: unit per step units_per_step.
 
-    A bar where standard output is a terminal, else a plain line at the first update, every 10 s and at the end. Nothing
-    where show is false (every process but the first), though the rate is still measured. clock is in seconds.
+    It is a bar where standard output is a terminal, and otherwise a plain line at the first update, every 10 s and at
+    the end. With show false, as in all processes but the first, nothing is shown and the rate is still measured. clock
+    gives seconds.
     """
     terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     kind = (_Bar if terminal else _Lines) if show else _Silent
@@ -43,10 +44,10 @@ def progress(
 
 
 class Pace:
-    """Steps a second over the last 30 s of updates.
+    """The steps a second over the last 30 s.
 
-    Measured from the first update on, so that the compilation before it does not count; until a second update comes,
-    from the start.
+    They are measured from the first update on, without the compilation before it. With a single update they are
+    measured from the start.
     """
 
     def __init__(self, start: int, now: float):
@@ -54,16 +55,16 @@ class Pace:
         self._seen: collections.deque[tuple[float, int]] = collections.deque()
 
     def add(self, step: int, now: float) -> None:
-        """Notes that step is reached at time now, in seconds."""
+        """Adds that `step` steps are done at time now, in seconds."""
         if len(self._seen) > 1 and now - self._seen[-2][0] < _WINDOW / 300:
-            self._seen.pop()  # keeps a few hundred marks however fast the steps
+            self._seen.pop()  # so that a few hundred entries are kept, however fast the steps are
         self._seen.append((now, step))
         while len(self._seen) > 2 and self._seen[1][0] <= now - _WINDOW:
             self._seen.popleft()
 
     @property
     def steps_per_second(self) -> float | None:
-        """None while unknown."""
+        """The rate; None while it is not known."""
         if not self._seen:
             return None
         (t0, first), (t1, last) = self._start if len(self._seen) == 1 else self._seen[0], self._seen[-1]
@@ -71,10 +72,10 @@ class Pace:
 
 
 class Progress(abc.ABC):
-    """Where a run stands; drawn at the first update, then no oftener than every so many seconds, and at the end."""
+    """The progress of a run, drawn at the first update, then at most every `_every` seconds, and at the end."""
 
     _every: float  # seconds
-    _drawn: tuple[int, float] | None = None  # step and time at which it was drawn last
+    _drawn: tuple[int, float] | None = None  # step and time when it was last drawn
 
     def __init__(
         self,
@@ -90,12 +91,12 @@ class Progress(abc.ABC):
         self._began = clock()
         self._pace = Pace(start, self._began)
         self._values: dict[str, float] = {}
-        self._took: dict[str, float] = {}  # seconds that each `doing` took last time
+        self._took: dict[str, float] = {}  # seconds of the last `doing` of each name
 
     @contextlib.contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """Says what is done between two steps while it lasts: for how long so far and, from the second time on, about
-        how long still. No step of it is counted, for it is one program.
+        """While entered, shows what is done between two steps, for how long so far and, from the second time on, the
+        time that is about left. It has no progress of its own, for it is one program.
         """
         began, done = self._clock(), threading.Event()
 
@@ -118,9 +119,9 @@ class Progress(abc.ABC):
             self._told()
 
     def update(self, step: int, **values: float) -> None:
-        """Says that step steps are done, and what to show beside: loss=0.05.
+        """Shows that `step` steps are done, with values such as loss=0.05.
 
-        A value still being computed on a device is waited for only where it is drawn.
+        A value that a device is still computing is waited for only where it is drawn.
         """
         now = self._clock()
         self.step, self._values = step, values
@@ -130,7 +131,7 @@ class Progress(abc.ABC):
             self._drawn = step, now
 
     def close(self) -> None:
-        """Shows the last state and stops."""
+        """Draws the last step and ends."""
         try:
             if self._drawn is not None and self._drawn[0] != self.step:
                 self._draw()
@@ -139,13 +140,13 @@ class Progress(abc.ABC):
 
     @property
     def rate(self) -> float | None:
-        """Units a second (images/s) over the last 30 s; None while unknown."""
+        """Units a second, such as images/s, over the last 30 s; None while it is not known."""
         pace = self._pace.steps_per_second
         return None if pace is None else pace * self._units_per_step
 
     @property
     def seconds_left(self) -> float | None:
-        """Time to the last step at the present rate; None while unknown."""
+        """Seconds to the last step at the present rate; None while the rate is not known."""
         pace = self._pace.steps_per_second
         return 0.0 if self.step >= self.total else None if pace is None else (self.total - self.step) / pace
 
@@ -160,18 +161,18 @@ class Progress(abc.ABC):
 
     @abc.abstractmethod
     def note(self, text: str) -> None:
-        """Prints a line of its own."""
+        """Prints the text as a line of its own."""
 
     @abc.abstractmethod
     def _draw(self) -> None: ...
 
     @abc.abstractmethod
     def _tell(self, what: str, spent: float, left: float | None) -> None:
-        """Shows what is done, for how many seconds, and how many are left if that is known."""
+        """Shows what is done, the seconds it has taken, and those that are left if they are known."""
 
     @abc.abstractmethod
     def _told(self) -> None:
-        """What was done is over."""
+        """Ends what `_tell` shows."""
 
     @abc.abstractmethod
     def _stop(self) -> None: ...
@@ -184,7 +185,7 @@ class _Bar(Progress):
         super().__init__(*args)
         text = functools.partial(rich.progress.TextColumn, markup=False)
         console = rich.console.Console(markup=False, highlight=False)
-        wide = console.width >= 100  # else the numbers need the room of the bar
+        wide = console.width >= 100  # on a narrow terminal the numbers take the place of the bar
         self._bar = rich.progress.Progress(
             text("{task.description}"),
             *([rich.progress.BarColumn(bar_width=20)] if wide else []),
@@ -211,7 +212,7 @@ class _Bar(Progress):
         return f"{self.step:,}/{self.total:,}"
 
     def _tell(self, what: str, spent: float, left: float | None) -> None:
-        if self._doing is None:  # a bar of its own below; it pulses where its end is not known
+        if self._doing is None:  # a bar below; it pulses where the time that is left is not known
             self._doing = self._bar.add_task(what, total=None, count="", status="", left="")
         total = None if left is None else spent + left
         self._bar.update(self._doing, total=total, completed=spent, left=_about(left))
@@ -271,5 +272,5 @@ def _about(left: float | None) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """1:02:03."""
+    """The seconds as hours, minutes and seconds, such as 1:02:03."""
     return str(datetime.timedelta(seconds=round(seconds)))

@@ -1,4 +1,4 @@
-"""The report of a sweep as one HTML file that loads nothing from elsewhere and follows the reader's light or dark."""
+"""The report of a sweep as a self-contained HTML file, light or dark as the reader's browser."""
 
 import base64
 import html
@@ -28,9 +28,9 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; } d
 def report_html(
     rows: Sequence[Row], *, title: str, metric: str, facts: Mapping[str, str], command: str, grid: bytes | None
 ) -> bytes:
-    """The page: facts, the ranked table, curves, parallel coordinates, the best trial's command and its grid (a PNG).
+    """The HTML page: facts, the table of trials, curves, parallel coordinates, and the best trial's command and grid.
 
-    rows are ranked (`sweep_figures.ranked`), at least one.
+    rows are at least one, and ranked (`sweep_figures.ranked`). grid is a PNG of samples.
     """
     keys = list(rows[0].changes)
     best = best_of(rows)
@@ -58,7 +58,7 @@ def report_html(
     page = [
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<link rel="icon" href="data:,">',  # else a browser asks its server for one
+        '<link rel="icon" href="data:,">',  # without it a browser asks a server for an icon
         f"<title>{html.escape(title)}</title><style>{_STYLE % tuple(colors)}</style></head>",
         "<body>\n" + "\n".join(parts) + "\n</body></html>\n",
     ]

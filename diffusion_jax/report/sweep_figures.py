@@ -1,10 +1,9 @@
-"""Figures of a sweep: learning curves and parallel coordinates, for light and dark pages; all of it as one PNG."""
+"""Figures of a sweep: learning curves and parallel coordinates, for light and dark pages, and all of them as a PNG."""
 
 import dataclasses
 import io
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,42 +12,43 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.typing import ColorType
 
 from diffusion_jax.report.table import draw_table, wrapped
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One trial of a sweep, as it is shown: course is the objective by step, reason why it failed."""
+    """A trial as a row of the report."""
 
     number: int
     state: str  # done | pruned | failed | unfinished
     value: float | None
-    changes: dict[str, Any]
-    course: tuple[tuple[int, float], ...] = ()
-    reason: str = ""
+    changes: dict[str, object]
+    course: tuple[tuple[int, float], ...] = ()  # (step, objective)
+    reason: str = ""  # of a trial that failed
     seconds: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Theme:
-    """Colours of a page."""
+    """The colours of a page."""
 
     ink: str
     faint: str
     best: str
-    scale: tuple[float, float]  # the part of the colour map that is seen on the page's background
+    scale: tuple[float, float]  # the part of the colour map that is visible on the background
     background: str = "none"
 
 
-_TICKS = 6  # of an axis of the parallel coordinates, at most
+_TICKS = 6  # the most ticks of an axis of the parallel coordinates
 
 LIGHT = Theme("#1f2328", "#b6bcc4", "#d1242f", (0.0, 0.85), "#ffffff")
 DARK = Theme("#e6edf3", "#5b636d", "#ff7b72", (0.25, 1.0), "#0d1117")
 
 
 def ranked(rows: Sequence[Row], direction: str) -> list[Row]:
-    """Finished trials from best to worst, then pruned ones likewise, then the others by number."""
+    """The rows of finished trials, the best first, then those of pruned trials likewise, then the others by number."""
     order = {"done": 0, "pruned": 1}
     sign = 1 if direction == "minimize" else -1
 
@@ -60,25 +60,25 @@ def ranked(rows: Sequence[Row], direction: str) -> list[Row]:
 
 
 def places(rows: Sequence[Row]) -> list[str]:
-    """The rank of each of the rows, which are `ranked`: "1", "2", ...; "" for one that failed or has no value."""
+    """The rank of each of the `ranked` rows: "1", "2", ..., and "" for a trial that failed or has no value."""
     has_rank = [row.state in ("done", "pruned") and row.value is not None and math.isfinite(row.value) for row in rows]
     return [str(i + 1) if given else "" for i, given in enumerate(has_rank)]
 
 
 def best_of(rows: Sequence[Row]) -> Row | None:
-    """The best of the rows, which are `ranked`; None where none is done."""
+    """The best of the `ranked` rows; None where no trial is done."""
     return rows[0] if rows[0].state == "done" and places(rows)[0] else None
 
 
 def curves_svg(rows: Sequence[Row], metric: str, theme: Theme) -> bytes:
-    """The objective of every trial by step; rows are ranked."""
+    """An SVG of the objective of every trial by step. rows are `ranked`."""
     figure = Figure(figsize=(7.2, 3.9), layout="constrained")
     _curves(figure.add_subplot(), rows, metric, theme)
     return _svg(figure)
 
 
 def parallel_svg(rows: Sequence[Row], metric: str, theme: Theme) -> bytes:
-    """A line a trial through its values of every swept key to its objective; rows are ranked."""
+    """An SVG with a line for each trial through its values of the swept keys to its objective. rows are `ranked`."""
     keys = len(rows[0].changes)
     figure = Figure(figsize=(max(7.2, 1.9 * (keys + 1)), 3.9), layout="constrained")
     _parallel(figure.add_subplot(), rows, metric, theme)
@@ -86,18 +86,18 @@ def parallel_svg(rows: Sequence[Row], metric: str, theme: Theme) -> bytes:
 
 
 def report_png(rows: Sequence[Row], metric: str, title: str, grid: np.ndarray | None) -> bytes:
-    """Curves, parallel coordinates, the ten best as a table, and the best trial's grid uint8 [H, W, C]."""
+    """A PNG of curves, parallel coordinates, a table of the ten best, and the best trial's grid uint8 [H, W, C]."""
     file = io.BytesIO()
     FigureCanvasAgg(report_figure(rows, metric, title, grid)).print_png(file)
     return file.getvalue()
 
 
 def report_figure(rows: Sequence[Row], metric: str, title: str, grid: np.ndarray | None) -> Figure:
-    """What `report_png` encodes."""
+    """The figure of `report_png`."""
     figure = Figure(figsize=(14, 9.5), dpi=100, layout="constrained", facecolor="white")
     keys = list(rows[0].changes)
     share = 6 if grid is None else 4 if len(keys) > 3 else 3
-    # Curves, parallel coordinates, table and samples: a letter is a sixth of the width.
+    # C curves, P parallel coordinates, T table, S samples; each letter is a sixth of the width.
     axes = figure.subplot_mosaic(f"CCCPPP;{'T' * share}{'S' * (6 - share)}")
     figure.suptitle(title, fontsize=13)
     _curves(axes["C"], rows, metric, LIGHT)
@@ -115,13 +115,13 @@ def report_figure(rows: Sequence[Row], metric: str, title: str, grid: np.ndarray
     return figure
 
 
-def say(value: Any) -> str:
-    """A value of a config as it is shown."""
+def say(value: object) -> str:
+    """A value of a config as text."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _short(keys: Sequence[str]) -> list[str]:
-    """The last part of each dotted key, or all of it where two have the same."""
+    """The last part of each dotted key, or the whole key where two have the same last part."""
     last = [key.rpartition(".")[2] for key in keys]
     return [key if last.count(name) > 1 else name for key, name in zip(keys, last, strict=True)]
 
@@ -130,8 +130,8 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.5g}"
 
 
-def _colors(rows: Sequence[Row], theme: Theme) -> list[Any]:
-    """The best in its own colour, the others from rank to rank."""
+def _colors(rows: Sequence[Row], theme: Theme) -> list[ColorType]:
+    """The colours of ranked rows: the best has its own, the others go along a colour map."""
     ranks = np.linspace(theme.scale[0], theme.scale[1], max(len(rows), 2))
     colors = list(matplotlib.colormaps["viridis"](ranks))[: len(rows)]
     return [theme.best, *colors[1:]] if rows and best_of(rows) else colors
@@ -195,8 +195,11 @@ def _parallel(axes: Axes, rows: Sequence[Row], metric: str, theme: Theme) -> Non
     axes.spines[:].set_visible(False)
 
 
-def _axis(column: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
-    """(each value's height in [0, 1], ticks): on a logarithmic scale where positive numbers span a decade."""
+def _axis(column: Sequence[object]) -> tuple[list[float], list[tuple[float, str]]]:
+    """The height of each value in [0, 1], and ticks (height, text).
+
+    Positive numbers that span more than a decade are on a logarithmic scale.
+    """
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in column)
     if not numeric:
         distinct = sorted(set(map(str, column)))
@@ -210,7 +213,7 @@ def _axis(column: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     scaled = np.log(values) if log else values
     span = (scaled.max() - scaled.min()) or 1.0
     marks = np.unique(scaled)
-    if len(marks) > 1 and np.diff(marks).min() < span / (2 * _TICKS):  # they would lie on one another
+    if len(marks) > 1 and np.diff(marks).min() < span / (2 * _TICKS):  # ticks at all values would overlap
         marks = np.linspace(scaled.min(), scaled.max(), _TICKS)
     ticks = [((mark - scaled.min()) / span, f"{math.exp(mark) if log else mark:.3g}") for mark in marks]
     return list((scaled - scaled.min()) / span), ticks
@@ -229,6 +232,6 @@ def _dress(axes: Axes, theme: Theme) -> None:
 def _svg(figure: Figure) -> bytes:
     figure.patch.set_alpha(0)
     file = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "sweep"}):  # the same file of the same sweep
+    with matplotlib.rc_context({"svg.hashsalt": "sweep"}):  # so that equal sweeps give equal files
         FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""A table as part of a figure, no cell of which covers another."""
+"""A table as part of a figure, whose cells do not overlap."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,18 +6,18 @@ from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
 from matplotlib.text import Text
 
-_SIZES = (9.0, 8.0, 7.0, 6.0)  # points, the largest first that fits
-_PAD = 0.8  # of the font's size, on each side of a text
-_LINE = 1.9  # height of a row, of the font's size
-_NEXT = 1.2  # and of each further line in it
-_WRAPPED = 9  # letters from which a name takes two lines
+_SIZES = (9.0, 8.0, 7.0, 6.0)  # of the font in points; the largest that fits is taken
+_PAD = 0.8  # on each side of a text, in font sizes
+_LINE = 1.9  # height of a row, in font sizes
+_NEXT = 1.2  # height of each further line of a row, in font sizes
+_WRAPPED = 9  # letters from which a name is put in two lines
 
 
 def draw_table(axes: Axes, renderer: RendererBase, lines: Sequence[Sequence[str]], ink: str, rule: str) -> None:
-    """Draws lines, the first of which is the header, from the top left of axes, each column as wide as its texts.
+    """Draws the lines, of which the first is the header, from the top left of axes, each column as wide as its texts.
 
-    Where that is too wide at any size of the font, the texts of the widest columns end in an ellipsis. A text may have
-    several lines. To be called when all else is in the figure, whose layout decides on the place that there is.
+    Where they are too wide for every size of the font, texts of the widest columns end in an ellipsis. A text may have
+    several lines. It must be called after all else is in the figure, for the layout gives axes their size.
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -53,7 +53,7 @@ def draw_table(axes: Axes, renderer: RendererBase, lines: Sequence[Sequence[str]
 
 
 def wrapped(name: str) -> str:
-    """A key of a config in two lines about as long as each other, parted after a dot, a slash or an underscore."""
+    """A key of a config in two lines of similar length, split after a dot, a slash or an underscore."""
     places = [i + 1 for i, letter in enumerate(name[:-1]) if letter in "._/"]
     if not places or len(name) < _WRAPPED:
         return name
@@ -62,7 +62,7 @@ def wrapped(name: str) -> str:
 
 
 def _cap(widths: Sequence[float], room: float) -> float:
-    """The greatest width of a column with which all fit into room."""
+    """The greatest width of a column for which all columns fit into room."""
     narrow = 0.0
     for i, width in enumerate(sorted(widths)):
         cap = (room - narrow) / (len(widths) - i)
@@ -73,10 +73,10 @@ def _cap(widths: Sequence[float], room: float) -> float:
 
 
 def _shortened(text: str, room: float, width: Callable[[str], float]) -> str:
-    """The text, or as much of it as fits with an ellipsis."""
-    kept = len(text)
+    """The text, or its beginning with an ellipsis, of at most the width room."""
+    letters = len(text)
     shown = text
-    while kept > 0 and width(shown) > room + 0.5:
-        kept -= 1
-        shown = f"{text[:kept]}…"
+    while letters > 0 and width(shown) > room + 0.5:
+        letters -= 1
+        shown = f"{text[:letters]}…"
     return shown

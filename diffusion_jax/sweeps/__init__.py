@@ -1,4 +1,4 @@
-"""What a sweep file is written with: where hyperparameters may lie, how they are chosen, what is made best."""
+"""What a sweep file is written with: spaces of hyperparameters, methods of search, and the objective."""
 
 from diffusion_jax.sweeps.definition import Objective, Sweep
 from diffusion_jax.sweeps.spaces import choice, integers, log_grid, log_uniform, uniform

@@ -1,6 +1,6 @@
-"""Conformance suites, one for each kind of thing that can be brought along: what every objective, network ... keeps.
+"""Conformance suites for networks, objectives and conditions of your own.
 
-Each is a function that takes the thing and raises AssertionError where it breaks the protocol.
+Each is a function that takes the object and raises AssertionError where it breaks its protocol.
 """
 
 from diffusion_jax.testing.conditions import check_condition

@@ -1,9 +1,8 @@
-"""What every condition keeps."""
+"""The conformance suite of conditions."""
 
 import pickle
 from collections.abc import Mapping
 from contextlib import closing
-from typing import Any
 
 import chex
 import jax
@@ -28,9 +27,10 @@ def check_condition(
 ) -> None:
     """Raises AssertionError unless the condition keeps the protocol of `Condition`.
 
-    source has what it reads, for images of shape H W C; request asks for a sample of it. Its reader can be pickled and
-    makes the entries that `batch` says, whatever the processes; every array leads with the batch; augmentation, leaving
-    out and a request keep the structure of `entries`; the network is given what it declares; pictures are uint8.
+    source has the fields that the condition reads, with images of shape H W C, and request asks for a sample with the
+    condition. The suite checks that the reader can be pickled and makes the entries that `batch` declares, for any
+    number of processes; that every array leads with the batch; that augmentation, dropout and a request have the
+    structure of `entries`; that the network gets what the condition declares; and that pictures are uint8.
     """
     batch = _check_reader(condition, source, shape, tokenizer)
     entries = condition.entries(batch)
@@ -39,15 +39,15 @@ def check_condition(
     _check_training(condition, entries)
     _check_given(condition, entries, shape)
     setting = RequestSetting(np.arange(4, dtype=np.int32), shape, 2.0, tokenizer, painted=condition.edits)
-    told: Mapping[str, Any] = condition.request(request, setting)
+    given: Mapping[str, chex.Array] = condition.request(request, setting)
     if condition.edits:
         unknown = jnp.zeros((4, *shape[:2], 1), bool)
-        told = {**told, **condition.of_edit(jnp.asarray(batch["x"][:4]), unknown)}
-    away = {name.removeprefix(NEGATIVE): a for name, a in told.items() if name.startswith(NEGATIVE)}
-    told = {name: a for name, a in told.items() if not name.startswith(NEGATIVE)}
-    _check_alike(_rows(entries, 4), told, "a request gives what training gives")
-    _check_alike({name: told[name] for name in away}, away, "what guidance leads away from is like what is told")
-    for picture in condition.pictures({name: np.asarray(a) for name, a in told.items()}, shape[2]):
+        given = {**given, **condition.of_edit(jnp.asarray(batch["x"][:4]), unknown)}
+    away = {name.removeprefix(NEGATIVE): a for name, a in given.items() if name.startswith(NEGATIVE)}
+    towards = {name: a for name, a in given.items() if not name.startswith(NEGATIVE)}
+    _check_structure(_rows(entries, 4), towards, "a request gives what training gives")
+    _check_structure({name: towards[name] for name in away}, away, "guidance leads away from entries of equal shape")
+    for picture in condition.pictures({name: np.asarray(a) for name, a in towards.items()}, shape[2]):
         assert picture.dtype == np.uint8, f"a picture is uint8; got {picture.dtype}"
         assert picture.shape == (4, *shape), f"a picture is [B, H, W, C], {(4, *shape)}; got {picture.shape}"
 
@@ -86,11 +86,11 @@ def _check_reader(
     return whole
 
 
-def _check_training(condition: Condition, entries: Mapping[str, Any]) -> None:
-    """Augmentation and leaving out, by one key and by another."""
+def _check_training(condition: Condition, entries: Mapping[str, chex.Array]) -> None:
+    """Checks augmentation and the null of dropout."""
     entries = {name: jnp.asarray(a) for name, a in entries.items()}
     augmented = condition.augment(jax.random.key(0), dict(entries))
-    _check_alike(entries, augmented, "augmentation keeps the structure")
+    _check_structure(entries, augmented, "augmentation keeps the structure")
     chex.assert_trees_all_equal(augmented, condition.augment(jax.random.key(0), dict(entries)))
     null = condition.null(dict(augmented))
     assert set(null) == set(entries), f"`null` gives {sorted(null)} for {sorted(entries)}"
@@ -101,8 +101,8 @@ def _check_training(condition: Condition, entries: Mapping[str, Any]) -> None:
     assert dropout is None or 0 <= dropout < 1, f"dropout is in [0, 1) or None; got {dropout}"
 
 
-def _check_given(condition: Condition, entries: Mapping[str, Any], shape: tuple[int, int, int]) -> None:
-    """What the network is given has the shapes that the condition declares."""
+def _check_given(condition: Condition, entries: Mapping[str, chex.Array], shape: tuple[int, int, int]) -> None:
+    """Checks that the network gets arrays of the shapes that the condition declares."""
     weights = condition.init(jax.random.key(0)) if condition.trained else condition.pretrained
     given = {name: jnp.asarray(a) for name, a in entries.items()}
     if condition.encodes:
@@ -120,15 +120,15 @@ def _check_given(condition: Condition, entries: Mapping[str, Any], shape: tuple[
     assert set(condition.images) <= set(condition.channels(1)), "images are among the entries that have channels"
 
 
-def _rows(tree: Mapping[str, Any], n: int) -> dict[str, Any]:
+def _rows(tree: Mapping[str, chex.Array], n: int) -> dict[str, chex.Array]:
     return {name: a[:n] for name, a in tree.items()}
 
 
-def _check_leads(tree: Mapping[str, Any], n: int) -> None:
+def _check_leads(tree: Mapping[str, chex.Array], n: int) -> None:
     for name, a in tree.items():
         assert a.shape[:1] == (n,), f"every entry leads with the batch, {n}; {name} has shape {a.shape}"
 
 
-def _check_alike(wanted: Mapping[str, Any], got: Mapping[str, Any], claim: str) -> None:
+def _check_structure(wanted: Mapping[str, chex.Array], got: Mapping[str, chex.Array], claim: str) -> None:
     shapes = lambda tree: {name: (a.shape, np.dtype(a.dtype)) for name, a in sorted(tree.items())}  # noqa: E731
     assert shapes(got) == shapes(wanted), f"{claim}: {shapes(wanted)}; got {shapes(got)}"

@@ -1,4 +1,4 @@
-"""What every network family keeps."""
+"""The conformance suite of network families."""
 
 import re
 
@@ -11,11 +11,12 @@ from diffusion_jax.nets.network import Network, options
 
 
 def check_network(net: Network, size: tuple[int, ...] = (8, 8), channels: int = 2) -> None:
-    """Raises AssertionError unless net, small enough to compile at once, keeps the protocol of `Network`.
+    """Raises AssertionError unless net keeps the protocol of `Network`. It should be small, for it is compiled.
 
-    net is made for x [B, *size, channels] and for whatever its own fields ask of cond. Its output and gradient are
-    float32 and finite, depend on each example alone and differ with every condition once the parameters are random; its
-    tensor rules, outer and stacked layers name parameters that it has.
+    net is made for x [B, *size, channels] and for the entries of cond that its fields declare. The suite checks that
+    numeric options have ranges; that output and gradient are float32 and finite; that the output of an example depends
+    on the example alone, on t, and on every entry of cond; and that tensor rules, outer and stacked layers name
+    parameters of the network.
     """
     for name, default in options(type(net)).items():
         one = default[0] if isinstance(default, tuple) and default else default
@@ -46,7 +47,7 @@ def check_network(net: Network, size: tuple[int, ...] = (8, 8), channels: int = 
     chex.assert_tree_all_finite(gradients)
     paths = ["/" + "/".join(k.key for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for part in net.outer_layers:
-        if part != "embedding":  # of a net that has classes or text
+        if part != "embedding":  # which only a net with classes or text has
             assert any(part in path for path in paths), f"outer layer {part!r} is in no parameter's path"
     for part in net.stacked_layers:
         counts = {leaf.shape[:1] for path, leaf in zip(paths, jax.tree.leaves(params), strict=True) if part in path}
@@ -56,6 +57,7 @@ def check_network(net: Network, size: tuple[int, ...] = (8, 8), channels: int = 
 
 
 def _cond(net: Network, x: jax.Array) -> dict[str, jax.Array]:
+    """Random entries of cond as the fields of net declare them."""
     rng, n = np.random.default_rng(1), len(x)
     cond: dict[str, jax.Array] = {}
     if net.num_classes is not None:
@@ -71,5 +73,5 @@ def _cond(net: Network, x: jax.Array) -> dict[str, jax.Array]:
 
 
 def _changed(a: jax.Array) -> jax.Array:
-    """The same entry of other examples."""
+    """The entry with other values."""
     return a[::-1] if a.dtype != bool else a[:, ::-1]

@@ -1,4 +1,4 @@
-"""What every objective of a diffusion model keeps."""
+"""The conformance suite of objectives of a diffusion model."""
 
 import chex
 import jax
@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffusion_jax.core.denoisers import Condition
 from diffusion_jax.core.losses import l2
-from diffusion_jax.core.objectives import Examples, MakeObjective, Setting, Trained
+from diffusion_jax.core.objectives import Examples, MakeObjective, Setting, Trained, Tree
 from diffusion_jax.core.predictions import PREDICTIONS
 from diffusion_jax.core.schedules import SCHEDULES, Schedule
 from diffusion_jax.core.times import low_discrepancy
@@ -15,10 +16,12 @@ from diffusion_jax.core.weightings import WEIGHTINGS
 
 
 def check_objective(make: MakeObjective, schedule: Schedule | None = None, batch: int = 6) -> None:
-    """Raises AssertionError unless the objective is one: draws for the whole batch, one loss an example, no surprise.
+    """Raises AssertionError unless the objective that `make` gives keeps the protocol of `Objective`.
 
-    Its loss is taken of a linear network that predicts v from x, t and a class, on a schedule (DDPM's linear chain if
-    none is given).
+    The suite checks that draws are deterministic and lead with the batch; that the loss is one finite number an
+    example, which depends on that example alone; that it has a finite gradient, which is not 0; and that `update` keeps
+    the structure of the history. The loss is that of a linear network which predicts v from x, t and a class, on the
+    schedule, by default DDPM's linear chain.
     """
     schedule = schedule or SCHEDULES["linear"]()
     setting = Setting(schedule, PREDICTIONS["v"](), low_discrepancy(), WEIGHTINGS["constant"](), l2(), vlb_weight=0.001)
@@ -37,12 +40,12 @@ def check_objective(make: MakeObjective, schedule: Schedule | None = None, batch
     if drawn.t is not None:
         assert np.all((drawn.t > 0) & (drawn.t <= 1)), "times are in (0, 1]"
 
-    def losses(scale: Array, own: object, values: object) -> Array:
-        def apply(x: Array, t: Array, cond: object) -> Array:
-            label = cond["label"].reshape(-1, 1, 1, 1)  # type: ignore[index]
+    def losses(scale: Array, objective_params: Tree, values: Tree) -> Array:
+        def apply(x: Array, t: Array, cond: Condition) -> Array:
+            label = cond["label"].reshape(-1, 1, 1, 1)
             return scale * (x + 1e-3 * t.reshape(-1, 1, 1, 1) + 0.1 * label)
 
-        return objective.loss(Trained({"scale": scale}, {}, apply, schedule, own), values)
+        return objective.loss(Trained({"scale": scale}, {}, apply, schedule, objective_params), values)
 
     scale = jnp.float32(0.5)
     whole = jax.jit(losses)(scale, memory.params, drawn.values)
@@ -56,7 +59,7 @@ def check_objective(make: MakeObjective, schedule: Schedule | None = None, batch
         atol=1e-6,
         err_msg="the loss of an example depends on no other example",
     )
-    mean = lambda scale, own: jnp.mean(drawn.weight * losses(scale, own, drawn.values))  # noqa: E731
+    mean = lambda scale, params: jnp.mean(drawn.weight * losses(scale, params, drawn.values))  # noqa: E731
     gradients = jax.jit(jax.grad(mean, argnums=(0, 1)))(scale, memory.params)
     chex.assert_tree_all_finite(gradients)
     assert float(jnp.abs(gradients[0])) > 0, "the loss has a gradient by what is trained"

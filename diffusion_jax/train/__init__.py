@@ -1,1 +1,1 @@
-"""Training: the state, the step, its sharding, its checkpoints and the loop around them."""
+"""Training: state, step, sharding, checkpoints, and the loop around the steps."""

@@ -1,10 +1,9 @@
-"""Before the first step every process says what it is about to do; where they differ, nobody begins."""
+"""Whether all processes of a run are about to do the same, which they compare before the first step."""
 
 import collections
 import json
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,14 +11,14 @@ from jax.experimental import multihost_utils
 
 from diffusion_jax.errors import UserError
 
-Record = Mapping[str, Any]
-"""{field: JSON-able value} of one process; "host" is its name and not compared."""
+Record = Mapping[str, object]
+"""{field: value that JSON can hold} of one process. "host" is the name of its machine, which is not compared."""
 
 
 def differences(records: Sequence[Record]) -> list[str]:
-    """A sentence for each field of each process that differs from most; of two equal camps, the one without process 0.
+    """A sentence for each field of a process that has another value than most processes; records are in their order.
 
-    Fields in the order of the first record, processes in theirs.
+    Where two values are equally frequent, that of process 0 counts as the usual one.
     """
     found = []
     for name in dict.fromkeys(name for record in records for name in record if name != "host"):
@@ -34,8 +33,8 @@ def differences(records: Sequence[Record]) -> list[str]:
     return found
 
 
-def check(record: Record) -> None:
-    """Compares record with that of every other process; each must call this. Raises UserError in all of them alike."""
+def check_agreement(record: Record) -> None:
+    """Raises UserError, in all processes of the run, where their records differ. Every process must call this."""
     if jax.process_count() == 1:
         return
     if wrong := differences(gathered({"host": socket.gethostname(), **record})):
@@ -44,7 +43,7 @@ def check(record: Record) -> None:
 
 
 def gathered(record: Record) -> list[Record]:
-    """The records of all processes, in their order."""
+    """The records of all processes, in the order of the processes. Every process must call this."""
     data = np.frombuffer(json.dumps(record).encode(), np.uint8)
     lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(data))))
     padded = np.zeros(lengths.max(), np.uint8)
@@ -53,5 +52,5 @@ def gathered(record: Record) -> list[Record]:
     return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""What ends a run from outside: a signal that asks it to stop, and a phase that never ends."""
+"""Faults from outside a run: a signal that asks it to stop, and a phase that hangs."""
 
 import contextlib
 import faulthandler
@@ -9,64 +9,66 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 HANG = 75
-"""The exit status of a run that the watchdog ended: EX_TEMPFAIL, start it again."""
+"""The exit status of a run that the watchdog ended: EX_TEMPFAIL, which asks to start it again."""
 
 PHASES = {"restore": 10, "compile": 10, "input": 1, "step": 1, "sample": 10, "save": 1}
-"""How many times its seconds the watchdog grants a phase; those that compile get more."""
+"""The factor by which the watchdog multiplies its seconds in each phase. Phases that compile have more time."""
 
-_AGREE_SECONDS = 2.0  # between processes it is a collective that waits for the steps before it
-_AGREE_MOST = 32  # dispatches
+_AGREE_SECONDS = 2.0  # between two questions: each is a collective, which waits for the steps before it
+_AGREE_MOST = 32  # dispatches between two questions
 
 
 class Stop:
-    """Whether this run has been asked to end early."""
+    """Whether a signal has asked this run to end early."""
 
     def __init__(self) -> None:
-        self.signal: str | None = None  # by which signal
-        self._asked, self._next, self._time = 0, 0, time.monotonic()  # dispatches, and when
+        self.signal: str | None = None  # name of the signal
+        self._asked, self._next = 0, 0  # dispatches at the last question and at the next
+        self._time = time.monotonic()  # of the last question
 
     def agreed(self, dispatch: int) -> bool:
-        """Whether to stop after that many dispatches: in all processes alike, if any was asked; each must call this.
+        """Whether the run stops after this many dispatches: where any of its processes has a signal, all stop.
 
-        Several processes ask each other every few seconds, or after every dispatch where one takes longer.
+        Every process must call this after every dispatch. The processes ask each other every few seconds, or after
+        every dispatch where one takes longer.
         """
         if jax.process_count() == 1:
             return self.signal is not None
-        if dispatch == 0:  # also of a loop that begins anew
+        if dispatch == 0:  # a loop may begin again, after a roll-back
             self._asked = self._next = 0
         if dispatch < self._next:
             return False
         now = time.monotonic()
         seconds = (now - self._time) / max(dispatch - self._asked, 1)
         mine = np.array([self.signal is not None, seconds], np.float32)
-        told = multihost_utils.process_allgather(mine).reshape(-1, 2)
-        # The slowest process's time, which all were told, or they would not ask at the same dispatch.
-        interval = int(np.clip(_AGREE_SECONDS / max(float(told[:, 1].max()), 1e-9), 1, _AGREE_MOST))
+        every = multihost_utils.process_allgather(mine).reshape(-1, 2)  # [processes, 2]
+        # All take the slowest process's time. With times of their own they would ask after different dispatches.
+        interval = int(np.clip(_AGREE_SECONDS / max(float(every[:, 1].max()), 1e-9), 1, _AGREE_MOST))
         self._asked, self._next, self._time = dispatch, dispatch + interval, now
-        return bool(told[:, 0].any())
+        return bool(every[:, 0].any())
 
 
-_stops: list[Stop] = []  # of the `stop_on_signal` that are entered, the innermost last
+_stops: list[Stop] = []  # those of the `stop_on_signal` blocks that are entered, the innermost last
 
 
 def stop_asked() -> bool:
-    """Whether a `stop_on_signal` that is entered has noted a signal."""
+    """Whether the innermost `stop_on_signal` that is entered has received a signal."""
     return bool(_stops) and _stops[-1].signal is not None
 
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """While entered, a SIGINT or SIGTERM is only noted; a second one acts as usual, which for SIGTERM is at once.
+    """While entered, the first SIGINT or SIGTERM only sets `Stop.signal`. A second one acts as usual.
 
-    Python runs no handler while the main thread compiles, so a thread reads the signals from a pipe. Outside of the
-    main thread nothing is noted.
+    A second SIGTERM ends the process at once. Python runs no signal handler while the main thread compiles, so a thread
+    reads the signals from a pipe. Entered in another thread than the main one, it does nothing.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -74,7 +76,7 @@ def stop_on_signal() -> Iterator[Stop]:
         return
     read, write = os.pipe()
     os.set_blocking(write, False)
-    previous: dict[int, Any] = {}
+    previous: dict[int, signal._HANDLER] = {}
 
     def watch() -> None:
         first = True
@@ -88,7 +90,7 @@ def stop_on_signal() -> Iterator[Stop]:
                 os._exit(128 + number)
             first = False
 
-    def received(number: int, frame: Any) -> None:
+    def received(number: int, frame: FrameType | None) -> None:
         stop.signal = stop.signal or signal.Signals(number).name
         signal.signal(number, previous[number])
 
@@ -112,15 +114,15 @@ def stop_on_signal() -> Iterator[Stop]:
 
 
 class Watchdog:
-    """Ends the process with status `HANG`, every thread's stack in report, where a phase outlasts its budget.
+    """Ends the process with status `HANG` where a phase takes longer than its budget.
 
-    The budget is seconds times the phase's factor in `PHASES`; 0 seconds is no watchdog. Time in which the whole
-    process was stopped does not count.
+    The stacks of all threads are then in the file `report`. The budget is `seconds` times the phase's factor in
+    `PHASES`; 0 seconds turns the watchdog off. Time in which the whole process is suspended does not count.
     """
 
     def __init__(self, seconds: float, report: Path):
         self._seconds, self._report = seconds, report
-        self._phase: tuple[str, int] | None = None  # and its number
+        self._phase: tuple[str, int] | None = None  # name, and how many phases had been entered by then
         self._entered = 0
         self._closed = threading.Event()
 
@@ -134,7 +136,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """While entered, the budget of the phase name runs."""
+        """While entered, the time counts against the budget of the phase of this name."""
         outer, self._entered = self._phase, self._entered + 1
         self._phase = name, self._entered
         try:

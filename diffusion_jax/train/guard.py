@@ -1,44 +1,45 @@
-"""Losses that are not finite, or that jump and stay: when a run has to go back to a checkpoint."""
+"""When a run has diverged and has to go back to a checkpoint: its losses are not finite, or far above their median."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from diffusion_jax.train.spikes import Spikes
+from diffusion_jax.train.state import Position
 from diffusion_jax.train.step import Binned, Metrics
 
 
 class DivergedError(FloatingPointError):
-    """Training diverged over several steps in a row; position is that of the data after the last of them."""
+    """Training diverged for several steps in a row. position is that of the data after the last of these steps."""
 
-    def __init__(self, message: str, position: Any = None):
+    def __init__(self, message: str, position: Position = None):
         super().__init__(message)
         self.position = position
 
 
 class NonFiniteLossError(DivergedError):
-    """The loss or its gradient is not finite, step after step."""
+    """The loss or its gradient was not finite for several steps in a row."""
 
 
 class LossSpikeError(DivergedError):
-    """The loss is far above what it was, step after step."""
+    """The loss was far above its median for several steps in a row."""
 
 
 class NonFinite(NamedTuple):
-    """A step whose loss or gradient is not finite; it changed nothing of the state."""
+    """A step whose loss or gradient was not finite. It left the state's arrays unchanged."""
 
     step: int  # counted from 1
-    position: Any  # of the data, `after` batches after the one of this step
-    after: int
+    position: Position  # of the data after the dispatch
+    after: int  # batches from this step's batch to that position
     metrics: dict[str, float]
 
 
 class Guard:
-    """Watches the metrics of every step.
+    """Watches the metrics of every step, and raises where training has diverged.
 
-    Raises NonFiniteLossError after `limit` steps in a row whose loss or gradient is not finite, and LossSpikeError
-    where spikes finds one. report gets every step that is not finite.
+    NonFiniteLossError is raised after `limit` steps in a row whose loss or gradient is not finite, LossSpikeError where
+    spikes finds a jump that stays. report is called with each step that is not finite.
     """
 
     def __init__(self, limit: int = 1, spikes: Spikes | None = None, report: Callable[[NonFinite], None] | None = None):
@@ -46,17 +47,17 @@ class Guard:
         self._in_a_row = self._skipped = 0
 
     @property
-    def suspect(self) -> bool:
-        """Whether the newest losses may be the first of a row that ends the run: a state that is not to be saved."""
+    def diverging(self) -> bool:
+        """Whether the newest losses may begin a divergence, so that the state should not be saved."""
         return self._in_a_row > 0 or (self._spikes is not None and self._spikes.in_a_row > 0)
 
     def drain(self) -> dict[str, float]:
-        """{"nonfinite_steps": how many there were since the last call}, or {} for none."""
+        """{"nonfinite_steps": how many steps were not finite since the last call}, or {} for none."""
         skipped, self._skipped = self._skipped, 0
         return {"nonfinite_steps": skipped} if skipped else {}
 
-    def watch(self, step: int, metrics: Metrics, position: Any) -> None:
-        """Checks the metrics of the dispatch that ended with this step, scalars or [n] for n steps."""
+    def watch(self, step: int, metrics: Metrics, position: Position) -> None:
+        """Checks the metrics, scalars or [n], of the dispatch of n steps that ended with this step; raises as above."""
         each = {name: np.ravel(value) for name, value in metrics.items() if not isinstance(value, Binned)}
         finite = np.all(np.isfinite(list(each.values())), axis=0).tolist()  # [n]
         for i, good in enumerate(finite):

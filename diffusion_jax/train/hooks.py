@@ -1,15 +1,15 @@
-"""What happens beside the steps of a training run: logging, saving, previews, evaluation, at intervals of steps."""
+"""Hooks: functions that the training loop calls at intervals of steps, such as logging, saving and previews."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from diffusion_jax.train.state import TrainState
+from diffusion_jax.train.state import Position, TrainState
 
 
 @dataclasses.dataclass
 class Clock:
-    """Where the time of a training run went. It starts after the first dispatch, which compiles."""
+    """Seconds of a training run by what they were spent on. It starts after the first dispatch, which compiles."""
 
     since: int = 0  # the step after which it started
     training: float = 0.0  # seconds in steps and in their input; hooks are left out
@@ -21,7 +21,7 @@ class Moment(NamedTuple):
 
     step: int  # steps done
     state: TrainState  # the next step overwrites its arrays, so a hook copies what it keeps
-    position: Any  # of the data, after the batch of this step
+    position: Position  # of the data, after the batch of this step
     ending: bool  # whether training ends here, complete or by a signal
     clock: Clock
 

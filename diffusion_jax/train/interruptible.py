@@ -1,8 +1,8 @@
-"""Work that a signal ends within seconds, by leaving its thread behind; and moves of files that no signal cuts.
+"""Calls that a signal can interrupt within seconds, and blocks that no signal can interrupt.
 
-Python runs no signal handler while the main thread is inside XLA, and XLA cannot be told to stop. So the main thread
-waits and another thread works. A thread that was left behind works on until the process ends: a command that left one
-ends by `os._exit`, as `cli.interrupts` does.
+Python runs no signal handler while the main thread is inside XLA, and XLA cannot be asked to stop. So a call runs in
+another thread while the main thread waits. On a signal the main thread goes on and abandons that thread, which works
+until the process ends. A command that has abandoned a thread ends by `os._exit`, as `cli.interrupts` does.
 """
 
 import contextlib
@@ -11,33 +11,36 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 import jax
 
 from diffusion_jax.train import faults
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 GRACE = 2.0
-"""Seconds that a call still has to end by itself after a signal; what it computes is then kept."""
+"""Seconds that a call has after a signal to end by itself, in which case its result is used."""
 
-_POLL = 0.1  # seconds between two looks at the signal
+_POLL = 0.1  # seconds between two checks for a signal
 
-_threads: set[threading.Thread] = set()  # those that work, or were left behind
+_threads: set[threading.Thread] = set()  # those that still work, abandoned ones included
 
 
 class Abandoned(Exception):
-    """A call was left behind because the run was asked to stop. Its result never comes."""
+    """A call was abandoned because a signal asked the run to stop. It has no result."""
 
 
 def interruptible(call: Callable[[], T], grace: float = GRACE) -> T:
-    """The result of call, which a signal does not have to wait for.
+    """The result of call(), which runs in another thread so that a signal can interrupt the wait for it.
 
-    Where `faults.stop_on_signal` has noted a signal, and the call has not ended grace seconds later, raises Abandoned;
-    where nothing notes signals, the KeyboardInterrupt of Ctrl-C is raised at once. call must not change, or donate to a
-    program, what is used after it was left behind. Between several processes call runs as it is: a collective cannot
-    be left by one of them. So it does outside of the main thread.
+    Raises Abandoned where `faults.stop_on_signal` has received a signal and call does not end within `grace` seconds.
+    Outside of `stop_on_signal`, Ctrl-C raises KeyboardInterrupt at once. An abandoned call works on, so it must not
+    change, or donate to a program, anything that is used afterwards.
+
+    Where the run has several processes, call runs in the main thread: one process cannot abandon a collective. So it
+    does where this function is called in another thread than the main one.
     """
     if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
         return call()
@@ -70,31 +73,32 @@ def interruptible(call: Callable[[], T], grace: float = GRACE) -> T:
     return result[0]
 
 
-def compiled_first(program: Any) -> Callable[..., Any]:
-    """A program of `jax.jit` that is compiled, at its first call, by `interruptible`, and then runs as it is.
+def compiled_first(program: Callable[P, T]) -> Callable[P, T]:
+    """A program of `jax.jit` whose compilation, at the first call, is `interruptible`.
 
-    So where the first call raises Abandoned no argument was donated: all of them are as they were. A function that is
-    no such program is called as it is.
+    Where that call raises Abandoned, nothing was donated and all arguments are as they were. A function that is no
+    program of `jax.jit` is called as it is.
     """
     compiled = not hasattr(program, "lower")
 
-    def call(*arguments: Any) -> Any:
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
         nonlocal compiled
         if not compiled:
-            interruptible(lambda: program.lower(*arguments).compile())  # the program itself finds what that has made
+            # The compiled program is in jax's cache, where calling `program` finds it.
+            interruptible(lambda: program.lower(*args, **kwargs).compile())  # type: ignore[attr-defined]
             compiled = True
-        return program(*arguments)
+        return program(*args, **kwargs)
 
     return call
 
 
 def left_behind() -> bool:
-    """Whether a thread of an abandoned call still works, so that the interpreter could not end in order."""
+    """Whether the thread of an abandoned call still works, so that the interpreter cannot end in order."""
     return bool(_threads)
 
 
 def cannot_be_cut() -> bool:
-    """Whether a block of `uninterrupted` is entered."""
+    """Whether a block of `uninterrupted` is entered, which must not be cut short."""
     return _uncut > 0
 
 
@@ -103,13 +107,13 @@ _uncut = 0  # how many blocks of `uninterrupted` are entered
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """While entered SIGINT and SIGTERM wait; they come at its end. For renames and deletions that belong together."""
+    """While entered, SIGINT and SIGTERM are held back. They are raised at the end: for renames that belong together."""
     global _uncut
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     came: list[int] = []
-    previous: dict[int, Any] = {}
+    previous: dict[int, signal._HANDLER] = {}
     for number in (signal.SIGINT, signal.SIGTERM):
         previous[number] = signal.signal(number, lambda number, frame: came.append(number))
     _uncut += 1

@@ -5,7 +5,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,52 +12,41 @@ import numpy as np
 from diffusion_jax.train.faults import Stop
 from diffusion_jax.train.hooks import Clock, Hook, Moment
 from diffusion_jax.train.interruptible import Abandoned
-from diffusion_jax.train.state import TrainState
+from diffusion_jax.train.state import Position, TrainState
 from diffusion_jax.train.step import Batch, Metrics
 
-# Dispatches in flight: enough to keep the device busy, few enough that an interrupt or a NaN is seen soon.
 _IN_FLIGHT = 2
+"""Dispatches that the device may be behind: enough to keep it busy, few enough to see a NaN or an interrupt soon."""
 
-Watch = Callable[[int, Metrics, Any], None]
-"""(steps done, the metrics of their last dispatch on the host, the data's position after it)."""
+Watch = Callable[[int, Metrics, Position], None]
+"""(steps done, metrics of their last dispatch on the host, the data's position after it)."""
+
+Phase = Callable[[str], AbstractContextManager[None]]
+"""A name of `faults.PHASES` -> a context that is entered while that phase lasts."""
 
 
 def fit(
     state: TrainState,
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
-    batches: Iterator[tuple[Batch, Any]],
+    batches: Iterator[tuple[Batch, Position]],
     hooks: Sequence[Hook],
     *,
     steps: int,
     stop: Stop,
     watch: Sequence[Watch] = (),
-    phase: Callable[[str], AbstractContextManager[None]] = lambda name: contextlib.nullcontext(),
+    phase: Phase = lambda name: contextlib.nullcontext(),
 ) -> TrainState:
-    """Trains until `steps` steps are done or stop asks for an end, and returns the last state.
+    """Trains until `steps` steps are done or stop asks to end, and returns the last state.
 
-    batches gives (batch, position of the data after it). watch sees the metrics of every dispatch, in order, as they
-    arrive from the device; what it raises ends training. Hooks run in their order after every metric up to their step
-    was watched. Where stop is asked for while hooks run, training ends there, and hooks with at_end run if they had
-    not; a hook, or the first step while it compiles, may raise Abandoned then. phase(name) is entered around whatever
-    may hang, with a name of `faults.PHASES`.
+    batches yields (batch, position of the data after it). Each function of watch gets the metrics of every dispatch, in
+    order, as they arrive from the device; an exception that it raises ends training. Hooks run in their order, once the
+    metrics of all steps before them have been watched. If stop asks to end while hooks run, training ends there, and
+    the hooks with at_end that have not run at this step run too. A hook, or the first step while it compiles, may then
+    raise Abandoned. phase(name) is entered around everything that may hang.
     """
     done, dispatches = int(state.step), 0
     clock = Clock()
-    in_flight: collections.deque[tuple[int, Metrics, Any]] = collections.deque()
-
-    def receive(keep: int) -> None:
-        while len(in_flight) > keep:
-            at, metrics, position = in_flight.popleft()
-            values = jax.device_get(metrics)
-            for see in watch:
-                see(at, values, position)
-
-    def run(chosen: Sequence[Hook], ending: bool) -> None:
-        for hook in chosen:
-            # A device may still draw what a hook left behind: stop was asked for, and no further step waits for it.
-            with phase(hook.phase), contextlib.suppress(Abandoned):
-                hook.run(Moment(done, state, position, ending, clock))
-
+    in_flight = _InFlight(watch)
     last = done >= steps or stop.agreed(dispatches)
     while not last:
         began = time.perf_counter()
@@ -68,21 +56,49 @@ def fit(
         with phase("step" if dispatches else "compile"):
             try:
                 state, metrics = step(state, batch)
-            except Abandoned:  # while it compiled: nothing has changed, and all is saved
+            except Abandoned:  # the first step was compiling: nothing has changed since the last save
                 return state
             done += np.size(metrics["loss"])
             dispatches += 1
-            in_flight.append((done, metrics, position))
+            in_flight.add(done, metrics, position)
             stopped = stop.agreed(dispatches)
             last = done >= steps or stopped
             due = [hook for hook in hooks if hook.due(done, complete=done >= steps, stopped=stopped)]
-            receive(0 if due or dispatches == 1 else _IN_FLIGHT)
+            in_flight.receive(0 if due or dispatches == 1 else _IN_FLIGHT)
         if dispatches == 1:
             clock.since = done
         else:
             clock.training += time.perf_counter() - began
-        run(due, ending=last)
+        _run(due, Moment(done, state, position, last, clock), phase)
         if due and not last and stop.agreed(dispatches):
             last = True
-            run([hook for hook in hooks if hook.at_end and hook not in due], ending=True)
+            rest = [hook for hook in hooks if hook.at_end and hook not in due]
+            _run(rest, Moment(done, state, position, last, clock), phase)
     return state
+
+
+class _InFlight:
+    """The metrics of dispatches that the device may still be computing, oldest first."""
+
+    def __init__(self, watch: Sequence[Watch]):
+        self._watch = watch
+        self._queue: collections.deque[tuple[int, Metrics, Position]] = collections.deque()
+
+    def add(self, done: int, metrics: Metrics, position: Position) -> None:
+        """Takes the metrics of the dispatch after which `done` steps are done."""
+        self._queue.append((done, metrics, position))
+
+    def receive(self, most: int) -> None:
+        """Waits until at most `most` dispatches are left, and has the metrics of the others watched."""
+        while len(self._queue) > most:
+            done, metrics, position = self._queue.popleft()
+            values = jax.device_get(metrics)
+            for see in self._watch:
+                see(done, values, position)
+
+
+def _run(hooks: Sequence[Hook], moment: Moment, phase: Phase) -> None:
+    for hook in hooks:
+        # A hook that raises Abandoned has left work to a thread. The run is ending, so no step needs the result.
+        with phase(hook.phase), contextlib.suppress(Abandoned):
+            hook.run(moment)

@@ -1,4 +1,4 @@
-"""The SHA-256 of every file under a folder, written beside them when complete and checked before they are read."""
+"""Manifests: the SHA-256 of every file of a folder, written when the folder is complete and verified before reading."""
 
 import concurrent.futures
 import contextlib
@@ -18,7 +18,7 @@ Listing = dict[str, str | None]
 
 
 class Verdict(NamedTuple):
-    """What a check found: `VERIFIED`, `DAMAGED` or `UNVERIFIED`, and why it is not the first."""
+    """The result of `verify`: the status `VERIFIED`, `DAMAGED` or `UNVERIFIED`, and a reason for the last two."""
 
     status: str
     reason: str = ""
@@ -28,7 +28,7 @@ VERIFIED, DAMAGED, UNVERIFIED = "verified", "damaged", "without a manifest"
 
 
 def write(folder: Path) -> None:
-    """Lists the folder in its manifest, all of it or nothing; on disk when this returns."""
+    """Writes the manifest of the folder, whole or not at all. It is on the disk when this returns."""
     part = folder / f".{NAME}.{secrets.token_hex(4)}.part"
     try:
         with part.open("wb") as file:
@@ -38,7 +38,7 @@ def write(folder: Path) -> None:
         os.replace(part, folder / NAME)
     finally:
         part.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # some filesystems cannot sync a folder
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -46,10 +46,10 @@ def write(folder: Path) -> None:
             os.close(descriptor)
 
 
-def check(folder: Path) -> Verdict:
-    """Reads every file of the folder and compares; a damaged one's reason names the first wrong path.
+def verify(folder: Path) -> Verdict:
+    """Reads every file of the folder and compares it with the manifest. The reason names the first wrong path.
 
-    A file or folder that the manifest does not list is damage too, and so is a manifest of which one byte differs.
+    A file or folder that the manifest does not list counts as damage, and so does any change of the manifest itself.
     """
     try:
         data = (folder / NAME).read_bytes()
@@ -79,16 +79,16 @@ def check(folder: Path) -> Verdict:
 
 
 def listing(folder: Path) -> Listing:
-    """Every file with its SHA-256, and every folder, but for the manifest itself."""
-    paths = sorted(path for path in folder.rglob("*") if path.parent != folder or not _own(path.name))
+    """Every file of the folder with its SHA-256, and every folder in it; the manifest itself is left out."""
+    paths = sorted(path for path in folder.rglob("*") if path.parent != folder or not _is_manifest(path.name))
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         digests = pool.map(lambda path: None if path.is_dir() else _sha256(path), paths)
         names = (path.relative_to(folder).as_posix() + "/" * path.is_dir() for path in paths)
         return dict(zip(names, digests, strict=True))
 
 
-def _own(name: str) -> bool:
-    """Whether it is the manifest, or what a crash left of one."""
+def _is_manifest(name: str) -> bool:
+    """Whether a file is the manifest, or an unfinished one that a crash has left."""
     return name == NAME or (name.startswith(f".{NAME}.") and name.endswith(".part"))
 
 

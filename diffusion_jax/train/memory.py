@@ -1,4 +1,4 @@
-"""How much memory there is: of the host, and of a device."""
+"""How much memory is free on the host, and how much a device has."""
 
 import re
 from pathlib import Path
@@ -11,17 +11,18 @@ _CONTROL = Path("/sys/fs/cgroup")
 
 
 def host() -> int | None:
-    """Bytes that this process can still take of the host's memory without swap; None where the system does not say.
+    """Bytes of the host's memory that this process can still allocate without swap; None where unknown.
 
-    The least of what the kernel calls available and of what the container's limit (cgroup v2) leaves.
+    It is the smaller of what the kernel calls available and what the container's limit (cgroup v2) leaves.
     """
     left = [_available(), _left_of_limit()]
     return min((each for each in left if each is not None), default=None)
 
 
 def a_device(mesh: Mesh) -> int | None:
-    """Bytes that programs can have on each device of a mesh: of its own memory all that jax may take, or an equal part
-    of what is left of the host's. None where nobody says.
+    """Bytes that programs can have on each device of a mesh; None where they are not known.
+
+    A GPU or TPU has its own memory, of which this is jax's limit. CPU devices share what is free on the host equally.
     """
     local = mesh.local_mesh.devices.ravel()
     if local[0].platform == "cpu":
@@ -47,4 +48,4 @@ def _left_of_limit() -> int | None:
         return None
     if not limit.isdecimal():  # "max"
         return None
-    return int(limit) - int(used) + (int(cached[1]) if cached else 0)  # what is cached of files makes way
+    return int(limit) - int(used) + (int(cached[1]) if cached else 0)  # the cache of files is given up under pressure

@@ -1,4 +1,4 @@
-"""The processes of one run: how each finds the others, and how one leaves when another is lost."""
+"""The processes of one run: how they find each other, and how one ends when another is lost."""
 
 import contextlib
 import importlib.util
@@ -15,19 +15,22 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.train.faults import HANG
 
 HEARTBEAT = 20
-"""Seconds without a sign of life after which a process counts as dead, and the others end; jax's own 100 outlast many
-a grace period. A thread outside of Python sends them, so compiling or sampling does not delay them."""
+"""Seconds without a heartbeat after which a process counts as dead and the others end. jax's default of 100 is longer
+than the grace period of many clusters. A thread outside of Python sends heartbeats, so compilation does not delay
+them."""
 
-# What jax raises where another process is gone, in the words of gloo, NCCL and the coordination service.
+# Words in jax's errors where another process is gone: those of gloo, NCCL and the coordination service.
 _LOST = re.compile(
     r"gloo|connection (closed|reset|refused)|peer|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED|NCCL|unhealthy", re.IGNORECASE
 )
 
-_LATE = re.compile(r"DEADLINE_EXCEEDED|UNAVAILABLE|timed? ?out", re.IGNORECASE)  # another process has not come
+_LATE = re.compile(
+    r"DEADLINE_EXCEEDED|UNAVAILABLE|timed? ?out", re.IGNORECASE
+)  # words of an error where another process has not come
 
 
 class Place(NamedTuple):
-    """Where a process stands among those of its run."""
+    """The place of a process among those of its run."""
 
     coordinator: str  # host:port on which process 0 listens
     num_processes: int
@@ -40,17 +43,18 @@ def place(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> Place | None:
-    """What is given, else JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; None where there is neither.
+    """The place of this process by the arguments or, where one is left out, by a variable of the environment.
 
-    Raises UserError for one of the three without the others, and for numbers that do not fit.
+    The variables are JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. None where nothing is given, and
+    for a single process. Raises UserError where only some of the three are given, and for numbers that do not fit.
     """
     coordinator = coordinator or environment.get("JAX_COORDINATOR_ADDRESS", "")
     try:
         count = int(environment["JAX_NUM_PROCESSES"]) if num_processes is None else num_processes
         index = int(environment["JAX_PROCESS_ID"]) if process_id is None else process_id
     except KeyError as missing:
-        told = [num_processes, process_id, environment.get("JAX_NUM_PROCESSES"), environment.get("JAX_PROCESS_ID")]
-        if not coordinator and not any(value is not None for value in told):
+        given = [num_processes, process_id, environment.get("JAX_NUM_PROCESSES"), environment.get("JAX_PROCESS_ID")]
+        if not coordinator and not any(value is not None for value in given):
             return None
         missing_one = str(missing).strip("'")
         raise UserError(
@@ -71,7 +75,10 @@ def place(
 
 
 def cluster(environment: Mapping[str, str]) -> str | None:
-    """Which scheduler or machine that jax knows has started several processes, from the environment; None for none."""
+    """The scheduler or machine that started several processes, of those that jax knows; None for a single process.
+
+    One of "slurm", "ompi" and "tpu", found by the variables of the environment.
+    """
     if "SLURM_STEP_NODELIST" in environment and _number(environment, "SLURM_NTASKS") > 1:
         return "slurm"
     if "OMPI_MCA_orte_hnp_uri" in environment and _number(environment, "OMPI_COMM_WORLD_SIZE") > 1:
@@ -91,17 +98,18 @@ def join(
     *,
     heartbeat_seconds: int = HEARTBEAT,
 ) -> None:
-    """Makes this process one of those of its run, where it is not alone; call it before jax starts.
+    """Joins this process to the others of its run, if there are any. It must be called before jax starts.
 
-    By what is given, by the environment (see `place`), or by SLURM, Open MPI or the TPU machine it runs on. Where the
-    others do not come it ends with status `HANG`, as where they are lost later.
+    The others are found by the arguments, by the environment (`place`), or by SLURM, Open MPI or the TPU machine
+    (`cluster`). Where they do not come, the process ends with status `HANG`, as it does where they are lost later.
+    Raises UserError where the process cannot join for another reason, and for arguments that do not fit.
     """
     own = place(os.environ, coordinator, num_processes, process_id)
     if heartbeat_seconds < 1:
         raise UserError(f"--heartbeat_seconds={heartbeat_seconds} is at least 1")
     if jax.distributed.is_initialized() or (own is None and cluster(os.environ) is None):
         return
-    # Its handler of SIGTERM would take the place of ours and note the signal where nothing here looks.
+    # Its handler of SIGTERM would replace that of `faults.stop_on_signal`.
     jax.config.update("jax_enable_preemption_service", False)
     arguments = {} if own is None else {"coordinator_address": own.coordinator, **own._asdict()}
     arguments.pop("coordinator", None)
@@ -114,14 +122,14 @@ def join(
         if not _LATE.search(reason):
             raise UserError(said) from error
         print(f"diffusion-jax: {said}; start all of them again", file=sys.stderr, flush=True)
-        raise SystemExit(HANG) from error  # nobody's mistake: a cluster starts it again
+        raise SystemExit(HANG) from error  # no mistake of the user: the cluster starts the process again
 
 
 @contextlib.contextmanager
 def leaving_with_the_others() -> Iterator[None]:
-    """Within, an error of jax that says another process is gone ends this one with status `HANG`: start all again.
+    """While entered, an error of jax which says that another process is gone ends this one with status `HANG`.
 
-    At once: what would be tidied up waits for the one that is gone.
+    It ends at once: an orderly exit would wait for the process that is gone.
     """
     try:
         yield
@@ -138,7 +146,7 @@ def leaving_with_the_others() -> Iterator[None]:
 
 
 def leave(status: int) -> None:
-    """Ends this process at once if it is one of several: a tidy exit waits for the others, who may wait for it."""
+    """Ends this process at once if it is one of several: in an orderly exit they might wait for each other."""
     if jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()

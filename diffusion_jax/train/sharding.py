@@ -1,17 +1,19 @@
-"""Where every array lives: a mesh with axes data, fsdp and tensor, and rules from a parameter's path to its layout.
+"""The layout of every array on a mesh with the axes data, fsdp and tensor, by rules on the paths of parameters.
 
-The batch is split over data x fsdp. A parameter is split over `tensor` where a rule names its axis and over `fsdp`
-along its largest remaining axis; the optimizer state and the average follow their parameter, whose path ends theirs,
-and may be split over `data` besides.
+The batch is split over data x fsdp. A parameter is split over `tensor` along the axis that a rule names, and over
+`fsdp` along its largest other axis. The optimizer state and the average are laid out as their parameter, whose path
+ends theirs; with zero they are split over `data` too.
 """
 
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
+import chex
 import jax
 import numpy as np
+from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -21,17 +23,20 @@ AXES = ("data", "fsdp", "tensor")
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Tree = TypeVar("Tree")
 
 TensorRules = Sequence[tuple[str, int]]
-"""(path pattern, axis split over `tensor`); the first match counts, arrays without one are not split over it. A network
-family declares its own.
-"""
+"""Pairs (pattern of a path, axis that is split over `tensor`). The first pattern that matches a path counts. Arrays
+that none matches are not split over `tensor`. Each network family declares its rules."""
 
-_SMALLEST_SPLIT = 2**12  # elements; gathering less than this costs more than holding it
+_SMALLEST_SPLIT = 2**12  # elements: gathering a smaller array costs more than holding a copy of it
 
 
-def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = None) -> Mesh:
-    """The device mesh; a size of -1 takes the devices that the others leave."""
+def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of these sizes over the devices (None: all); a size of -1 takes the devices that the others leave.
+
+    Raises UserError where the sizes do not fit the number of devices.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     free = [name for name, size in sizes.items() if size == -1]
@@ -47,18 +52,19 @@ def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Any = None) ->
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same array on every device."""
+    """The layout with a copy of the array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
-    """Splits the batch axis, which `leading` unsplit axes precede, over data x fsdp."""
+    """The layout that splits the batch axis over data x fsdp; `leading` axes before it are not split."""
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, ("data", "fsdp")))
 
 
 def on_mesh(mesh: Mesh, program: Callable[P, T]) -> Callable[P, T]:
-    """The program with the mesh known where it is traced: a kernel that the compiler cannot split is split over it by
-    itself (`nets.splash_attention`).
+    """The program, traced with the mesh known.
+
+    A kernel that the compiler cannot split, `nets.splash_attention`, then splits itself over the mesh.
     """
 
     @functools.wraps(program)
@@ -69,25 +75,25 @@ def on_mesh(mesh: Mesh, program: Callable[P, T]) -> Callable[P, T]:
     return traced
 
 
-def to_mesh(tree: Any, sharding: NamedSharding) -> Any:
-    """Arrays that every process has alike, laid out over the mesh of all of them."""
+def to_mesh(tree: Tree, sharding: NamedSharding) -> Tree:
+    """A tree of host arrays, equal in all processes, as arrays laid out over the mesh of all processes."""
 
-    def place(a: Any) -> jax.Array:
+    def place(a: chex.Array) -> Array:
         host = np.asarray(a)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(place, tree)
 
 
-def to_host(a: Any) -> np.ndarray:
-    """The whole of an array, wherever its parts are; each process must call this."""
-    if not isinstance(a, jax.Array) or a.is_fully_addressable or a.is_fully_replicated:
+def to_host(a: chex.Array) -> np.ndarray:
+    """The whole array on the host, whichever devices and processes hold its parts. Every process must call this."""
+    if not isinstance(a, Array) or a.is_fully_addressable or a.is_fully_replicated:
         return np.asarray(a)
     return np.asarray(multihost_utils.process_allgather(a, tiled=True))
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
-    """Raises unless every device gets an equal share of each micro-batch."""
+    """Raises UserError unless every device gets an equal share of each of `accumulate` micro-batches."""
     share = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
     if batch_size < 1 or batch_size % share:
         raise UserError(
@@ -96,13 +102,14 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
         )
 
 
-def tree_sharding(tree: Any, mesh: Mesh, rules: TensorRules = (), *, fsdp: bool = True, zero: bool = False) -> Any:
-    """The layout of every array of a tree (of arrays or their shapes) by its path; without fsdp, over tensor alone.
+def tree_sharding(tree: Tree, mesh: Mesh, rules: TensorRules = (), *, fsdp: bool = True, zero: bool = False) -> Tree:
+    """The tree with a `NamedSharding` in the place of every array, by its path; its leaves may also be shapes.
 
-    With zero, what of a training state is not `params` is split over data too (ZeRO stage 1, arXiv:1910.02054).
+    Without fsdp, arrays are split over `tensor` alone. With zero, all of a training state but `params` is split over
+    `data` too: stage 1 of ZeRO (arXiv:1910.02054).
     """
 
-    def layout(path: Any, leaf: Any) -> NamedSharding:
+    def layout(path: jax.tree_util.KeyPath, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         apart = zero and not name.startswith("params/")
         return NamedSharding(mesh, partition(name, leaf.shape, mesh, rules, fsdp=fsdp, zero=apart))
@@ -119,9 +126,10 @@ def partition(
     fsdp: bool = True,
     zero: bool = False,
 ) -> PartitionSpec:
-    """The PartitionSpec of one array from its path ("params/down_0/block_0/conv1/kernel") and shape; zero: over data.
+    """The PartitionSpec of one array, by its path such as "params/down_0/block_0/conv1/kernel" and its shape.
 
-    An axis that its mesh axis does not divide is left whole.
+    fsdp splits the array over `fsdp` and zero over `data`, each along the largest axis that is left. An axis whose
+    length the mesh axis does not divide is not split, nor is an array of few elements.
     """
     axes: list[str | None] = [None] * len(shape)
     if mesh.shape["tensor"] > 1:
@@ -138,10 +146,11 @@ def partition(
     return PartitionSpec(*axes)
 
 
-def gather(params: Any, mesh: Mesh, rules: TensorRules = ()) -> Any:
-    """Parameters as the network uses them, whole but for `tensor`: states inside a jit that fsdp splits storage only.
+def gather(params: Tree, mesh: Mesh, rules: TensorRules = ()) -> Tree:
+    """The parameters as a network uses them inside `jax.jit`, split over `tensor` alone.
 
-    Without it the compiler carries the split of a kernel into the activations, with all-to-alls between layers.
+    So `fsdp` splits their storage and not the arithmetic. Without this constraint the compiler carries the split of a
+    kernel into the activations, with all-to-alls between layers.
     """
     if mesh.shape["fsdp"] == 1:
         return params

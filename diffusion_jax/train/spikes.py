@@ -1,14 +1,14 @@
-"""A loss that jumps and stays: what a roll-back is for though every number is finite."""
+"""Detection of a loss that jumps and stays high, a divergence in which every number is finite."""
 
 import collections
 import statistics
 
 
 class Spikes:
-    """Tells of `limit` losses in a row above factor times the median of the `window` losses before them.
+    """Finds `limit` losses in a row above factor times the median of the `window` losses before them.
 
-    Losses in such a row do not count towards the median; until `window` losses were seen, or where it is not positive,
-    none is above it.
+    The losses of such a row do not enter the median. No loss counts as high before `window` losses have been seen, or
+    where their median is not positive.
     """
 
     def __init__(self, *, factor: float, window: int, limit: int):
@@ -17,11 +17,11 @@ class Spikes:
         self.in_a_row = 0
 
     def add(self, loss: float) -> str:
-        """Takes the loss of the next step; what to say where the row is complete, else ""."""
+        """Takes the loss of the next step. Returns a message where it completes a row of high losses, else ""."""
         full = len(self._before) == self._before.maxlen
         median = statistics.median(self._before) if full else 0.0
         if not full or median <= 0 or loss <= self._factor * median:
-            # A row that ended was no divergence: the losses of it are left out all the same.
+            # The row has ended, so it was no divergence. Its losses stay out of the median.
             self.in_a_row = 0
             self._before.append(loss)
             return ""

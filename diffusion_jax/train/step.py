@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,23 +18,24 @@ from diffusion_jax.train.state import Params, TrainState
 Batch = Mapping[str, Array]
 """Named arrays, each with a leading axis B."""
 
-Metrics = dict[str, Any]
-"""Scalars, and a `Binned`; with a leading axis n where n steps were one dispatch."""
+Metrics = dict[str, "Array | Binned"]
+"""Named scalars, and sums by time as `Binned`; with a leading axis n where n steps are one dispatch."""
 
 Step = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 """(state, batch, seed key) -> (next state, metrics)."""
 
 TIME_BINS = 10
+"""Equal parts of (0, 1] by which losses are reported."""
 
 OPTIMIZER, AVERAGE = "optimizer", "average"
-"""The names by which a profile, and a plan, knows what follows the gradient."""
+"""Names of the parts of a step that follow the gradient, in profiles and in the tables of `plan`."""
 
 
 class Binned(NamedTuple):
-    """Sums of a quantity in each of k equal parts of (0, 1], so that means over many steps are exact."""
+    """Sums of a quantity over k equal parts of (0, 1]. Sums of many steps give their exact means."""
 
-    total: Array  # [k]
-    weight: Array  # [k]: how many values each part got
+    total: Array  # [k] the sum of the values in each part
+    weight: Array  # [k] how many values are in each part
 
 
 def train_step(
@@ -48,41 +49,27 @@ def train_step(
     accumulate: int = 1,
     gammas: Sequence[float] = (),
 ) -> Step:
-    """One step of stochastic gradient descent on the mean of the objective's weighted losses.
+    """A step of stochastic gradient descent on the mean of the objective's weighted losses, not yet compiled.
 
-    examples(key, batch) and then objective.draw make every random choice but dropout for the whole batch at once;
-    objective.loss of trained(params, dropout key) gives one number an example [b]; so a step accumulated over
-    micro-batches equals the step on the whole batch, dropout aside. state.profiles has an average for each of gammas
-    (`train.ema`). Randomness is fold_in(seed, step): a resumed run draws what the uninterrupted one would have. Where
-    the loss or the norm of its gradient is not finite the state stays as it was but for its count of steps, and
-    loss_by_time, of an objective with a time, is empty. Raises UserError, when it is traced, for an entry of a batch
-    that examples does not read.
+    examples(key, batch) gives what the objective draws from, and trained(params, dropout key) what its loss sees. Both
+    of them and objective.draw work on the whole batch, so that a step accumulated over `accumulate` micro-batches
+    equals the step on the whole batch, dropout aside. state.profiles has an average for each of gammas (`train.ema`).
+
+    Randomness is fold_in(seed, step): a resumed run draws what the uninterrupted run would have drawn. Where the loss
+    or the norm of its gradient is not finite, the state keeps its arrays, only its step counts on, and loss_by_time is
+    empty. The metrics are loss, grad_norm and, for an objective with a time, loss_by_time.
+
+    Raises UserError, as the step is traced, for an entry of the batch that examples does not read.
     """
 
     def mean_loss(params: Params, drawn: Drawn, key: Array) -> tuple[Array, Array]:
         losses = objective.loss(trained(params, key), drawn.values)
         return jnp.mean(drawn.weight * losses), losses
 
-    value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
-
-    def gradient(params: Params, drawn: Drawn, key: Array) -> tuple[tuple[Array, Array], Params]:
-        if accumulate == 1:
-            return value_and_grad(params, drawn, key)
-
-        def add(total, inputs):
-            (value, losses), grads = value_and_grad(params, *inputs)
-            return jax.tree.map(jnp.add, total, (value, grads)), losses
-
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        micro = jax.tree.map(lambda a: _split(a, accumulate), drawn)
-        total, losses = jax.lax.scan(add, zero, (micro, jax.random.split(key, accumulate)))
-        value, grads = jax.tree.map(lambda a: a / accumulate, total)
-        return (value, jnp.swapaxes(losses, 0, 1).reshape(-1)), grads
-
     def step(state: TrainState, batch: Batch, seed: Array) -> tuple[TrainState, Metrics]:
         draw_key, dropout_key = jax.random.split(jax.random.fold_in(seed, state.step))
         drawn = objective.draw(draw_key, all_read(examples, draw_key, batch), state.history, state.step)
-        (value, losses), grads = gradient(state.params, drawn, dropout_key)
+        value, losses, grads = _gradient(mean_loss, state.params, drawn, dropout_key, accumulate)
         with jax.named_scope(OPTIMIZER):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
@@ -97,17 +84,41 @@ def train_step(
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         stepped = TrainState(state.step, params, average, opt_state, history, profiles)
         with jax.named_scope(OPTIMIZER):
-            kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state)
+            chosen = jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state)
         metrics: Metrics = {"loss": value, "grad_norm": norm}
         if drawn.t is not None:
             metrics["loss_by_time"] = jax.tree.map(lambda a: jnp.where(finite, a, 0), by_time(drawn.t, losses))
-        return kept._replace(step=state.step + 1), metrics
+        return chosen._replace(step=state.step + 1), metrics
 
     return step
 
 
+MeanLoss = Callable[[Params, Drawn, Array], tuple[Array, Array]]
+"""(params, drawn, dropout key) -> (mean weighted loss, losses [B])."""
+
+
+def _gradient(
+    mean_loss: MeanLoss, params: Params, drawn: Drawn, key: Array, accumulate: int
+) -> tuple[Array, Array, Params]:
+    """(mean loss, losses [B], gradient of the mean) of a batch, computed one micro-batch after another."""
+    value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
+    if accumulate == 1:
+        (value, losses), grads = value_and_grad(params, drawn, key)
+        return value, losses, grads
+
+    def add(total, inputs):
+        (value, losses), grads = value_and_grad(params, *inputs)
+        return jax.tree.map(jnp.add, total, (value, grads)), losses
+
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    micro = jax.tree.map(lambda a: _split(a, accumulate), drawn)
+    total, losses = jax.lax.scan(add, zero, (micro, jax.random.split(key, accumulate)))
+    value, grads = jax.tree.map(lambda a: a / accumulate, total)
+    return value, jnp.swapaxes(losses, 0, 1).reshape(-1), grads
+
+
 class _Observed(Mapping[str, Array]):
-    """A batch that remembers which of its entries were read."""
+    """A batch that records which of its entries are read."""
 
     def __init__(self, batch: Batch):
         self._batch = batch
@@ -118,7 +129,7 @@ class _Observed(Mapping[str, Array]):
         self.read.add(name)
         return value
 
-    def __contains__(self, name: object) -> bool:  # which Mapping would answer by reading
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the entry
         return name in self._batch
 
     def __iter__(self) -> Iterator[str]:
@@ -129,7 +140,7 @@ class _Observed(Mapping[str, Array]):
 
 
 def all_read(examples: Callable[[Array, Batch], Examples], key: Array, batch: Batch) -> Examples:
-    """examples(key, batch); raises UserError that names an entry of the batch that it did not read."""
+    """examples(key, batch). Raises UserError that names an entry of the batch which examples did not read."""
     observed = _Observed(batch)
     found = examples(key, observed)
     if unread := sorted(set(batch) - observed.read):
@@ -141,17 +152,17 @@ def all_read(examples: Callable[[Array, Batch], Examples], key: Array, batch: Ba
 
 
 def by_time(t: Array, losses: Array) -> Binned:
-    """The losses [B] at times t [B] in (0, 1], summed in each of `TIME_BINS` parts."""
+    """The sums of losses [B] at times t [B] in (0, 1] over each of the `TIME_BINS` parts."""
     bins = jnp.clip(jnp.ceil(t * TIME_BINS).astype(jnp.int32) - 1, 0, TIME_BINS - 1)
     inside = jax.nn.one_hot(bins, TIME_BINS, dtype=jnp.float32)  # [B, k]
     return Binned(losses.astype(jnp.float32) @ inside, inside.sum(axis=0))
 
 
 def summarize(window: Sequence[Metrics]) -> dict[str, float]:
-    """The mean of each metric over the dispatches of window, of its finite values; NaN where it has none.
+    """The mean of the finite values of each metric over the dispatches of window; NaN for a metric without any.
 
-    The metrics are on the host. A `Binned` "name" gives "name/0.0", "name/0.1", ...: where the bin begins. Bins that
-    nothing fell in are left out.
+    The metrics are on the host. A `Binned` "name" becomes "name/0.0", "name/0.1", ..., each named by the time at which
+    its part begins. Parts without a value are left out.
     """
     means: dict[str, float] = {}
     for name in window[0]:
@@ -169,12 +180,12 @@ def summarize(window: Sequence[Metrics]) -> dict[str, float]:
 
 
 def _split(a: Array, parts: int) -> Array:
-    """[B, ...] -> [parts, B / parts, ...], example i in part i % parts: a sharded batch stays on its devices."""
+    """[B, ...] -> [parts, B / parts, ...], with example i in part i % parts, which moves no example between devices."""
     return jnp.swapaxes(a.reshape(-1, parts, *a.shape[1:]), 0, 1)
 
 
 def several(step: Step) -> Step:
-    """The step on n batches [n, B, ...] one after another in one dispatch; metrics are [n]."""
+    """The step that takes n batches [n, B, ...] one after another in one dispatch; its metrics are [n]."""
 
     def steps(state: TrainState, batches: Batch, seed: Array) -> tuple[TrainState, Metrics]:
         return jax.lax.scan(lambda state, batch: step(state, batch, seed), state, batches)

@@ -16,7 +16,8 @@ from diffusion_jax.evals import moments, scores
 from diffusion_jax.models import likelihood
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import sharding
-from diffusion_jax.train.checkpoint import Checkpoints, whole
+from diffusion_jax.train.arrays import replicated_like
+from diffusion_jax.train.checkpoint import Checkpoints
 
 SAMPLES = "--metrics=fd,kid,precision_recall,inception_score,memorisation"
 
@@ -169,7 +170,9 @@ def test_the_distance_is_that_of_the_samples_that_sample_draws(home, many, tmp_p
     config = Workdir(home / "classifier").read_config()
     with contextlib.closing(Checkpoints(home / "classifier/checkpoints", read_only=True)) as checkpoints:
         mesh = sharding.mesh(devices=jax.devices()[:1])
-        params = checkpoints.restore_tree("ema", whole(experiment.classifier.trainee(config).abstract, mesh), 7)
+        params = checkpoints.restore_tree(
+            "ema", replicated_like(experiment.classifier.trainee(config).abstract, mesh), 7
+        )
     net = experiment.classifier.network(config)
 
     @jax.jit

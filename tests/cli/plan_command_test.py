@@ -16,7 +16,7 @@ from diffusion_jax.config import base
 from diffusion_jax.errors import UserError
 from diffusion_jax.experiment import plan as building
 from diffusion_jax.launching.machines import CHIPS, Chip
-from diffusion_jax.models.text import text as text_encoder
+from diffusion_jax.models.text import text_encoder
 from diffusion_jax.report.plan import text
 from diffusion_jax.runs.plan import compiled_once, preflight
 from diffusion_jax.runs.plan import run as runs

@@ -10,7 +10,7 @@ import pytest
 from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
 from diffusion_jax.config import base
-from diffusion_jax.core import autoencoding
+from diffusion_jax.core import similarity
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train.checkpoint import Checkpoints
 
@@ -73,7 +73,7 @@ def test_an_autoencoder_is_measured_by_what_it_makes_of_images(home, tmp_path):
     y = bytes_of(np.asarray(experiment.autoencoder.reconstruct_program(config)(state.ema, x).images))
     square = ((y - bytes_of(x)) ** 2).reshape(20, -1).mean(axis=1)
     assert found["psnr"]["value"] == pytest.approx((10 * np.log10(4 / square)).mean(), rel=1e-4)
-    assert found["ssim"]["value"] == pytest.approx(float(autoencoding.ssim(bytes_of(x), y).mean()), rel=1e-3)
+    assert found["ssim"]["value"] == pytest.approx(float(similarity.ssim(bytes_of(x), y).mean()), rel=1e-3)
     assert found["psnr"]["how"]["told"] == "the real images"
     assert found["psnr"]["label"] == "PSNR (dB)"
 
@@ -90,7 +90,7 @@ def test_super_resolution_is_measured_against_the_image_that_was_made_small(home
     x = originals(config, 12)
     program = experiment.sample_program(model, experiment.sampling(config), mesh)
     drawn = program(state.ema, {}, np.arange(12, dtype=np.int32), own_conditions(model, {"x": x}))
-    psnr = autoencoding.psnr(bytes_of(x), bytes_of(np.asarray(drawn)))
+    psnr = similarity.psnr(bytes_of(x), bytes_of(np.asarray(drawn)))
     assert found["psnr"]["value"] == pytest.approx(float(psnr.mean()), rel=1e-3)
     assert found["psnr"]["how"]["told"] == "what the real images are told"
 

@@ -8,11 +8,11 @@ import scipy.special
 import scipy.stats
 
 from diffusion_jax.core.bound import VARIANCES, discretized_log_likelihood, log_mass, normal_kl, variational_bound
-from diffusion_jax.core.continuous_bound import continuous_bound, decoder_log_likelihood, diffusion_term
 from diffusion_jax.core.predictions import Prediction, eps_from_x0
 from diffusion_jax.core.process import log_variances, posterior
 from diffusion_jax.core.schedules import Learned, Level, continuous_cosine, cosine, edm, linear, rectified_flow, vp
 from diffusion_jax.core.schedules.learned import init
+from diffusion_jax.core.vdm_bound import continuous_bound, decoder_log_likelihood, diffusion_term
 from diffusion_jax.errors import UserError
 
 VALUES = 2 * np.arange(256) / 255 - 1

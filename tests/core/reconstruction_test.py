@@ -11,7 +11,7 @@ from samplers_exact import jit
 from schedule_cases import SCHEDULE_CASES
 
 from diffusion_jax.core.predictions import Prediction
-from diffusion_jax.core.reconstruction import EARLIEST, HALF_BIN, first_time, log_gaussian, reconstruction
+from diffusion_jax.core.reconstruction import EARLIEST, HALF_BIN, first_time, log_gaussian, reconstruction_term
 from diffusion_jax.core.schedules import cosine, rectified_flow, vp
 
 VALUES = 2 * np.arange(256) / 255 - 1
@@ -67,7 +67,7 @@ def test_the_decoder_has_the_mean_of_the_posteriors_variances():
         return Prediction(mean, (x - alpha * mean) / sigma)
 
     eps, probe = rng.standard_normal((n, 4)).astype(np.float32), signs(rng, (n, 4))
-    run = jit(lambda x0, eps, probe: reconstruction(denoise, schedule, start, x0, eps, probe))
+    run = jit(lambda x0, eps, probe: reconstruction_term(denoise, schedule, start, x0, eps, probe))
     bits = np.asarray(run(x0, eps, probe), np.float64) / 4 / math.log(2)
     alpha, sigma = (float(a) for a in schedule.level(jnp.float32(start)))
     # Rounding to 8 bits adds (2 / 255)^2 / 12 to the data's variance, of which the denoiser knows nothing.
@@ -82,7 +82,7 @@ def test_a_value_that_the_model_knows_costs_next_to_nothing():
     schedule, rng = vp(), np.random.default_rng(0)
     x0 = np.full((64, 8), VALUES[37], np.float32)
     known = lambda x, t: Prediction(jnp.full_like(x, VALUES[37]), x)  # noqa: E731
-    nats = jit(lambda x0, probe: reconstruction(known, schedule, first_time(schedule), x0, x0, probe))(
+    nats = jit(lambda x0, probe: reconstruction_term(known, schedule, first_time(schedule), x0, x0, probe))(
         x0, signs(rng, x0.shape)
     )
     assert np.max(nats) / 8 / math.log(2) < 1.1e-3
@@ -97,7 +97,7 @@ def test_the_decoder_is_finite_at_both_ends_of_its_variance(schedule):
     @jax.value_and_grad
     def nats(x0, slope):
         denoise = lambda x, t: Prediction(slope * x, x)  # noqa: E731
-        return reconstruction(denoise, schedule, first_time(schedule), x0, x0, jnp.ones_like(x0)).sum()
+        return reconstruction_term(denoise, schedule, first_time(schedule), x0, x0, jnp.ones_like(x0)).sum()
 
     for slope in (-1e6, 0.0, 1e6):
         assert all(np.isfinite(a).all() for a in nats(x0, slope))

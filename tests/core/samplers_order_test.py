@@ -11,7 +11,7 @@ from diffusion_jax.core.grids import logsnr
 from diffusion_jax.core.samplers import SAMPLERS, ddim, dpmpp_2m, dpmpp_2s, dpmpp_3m, euler, heun, plms, unipc
 from diffusion_jax.core.samplers.adaptive import Flow
 from diffusion_jax.core.samplers.exponential import moment
-from diffusion_jax.core.samplers.unipc import interpolatory
+from diffusion_jax.core.samplers.unified_predictor_corrector import interpolatory
 from diffusion_jax.core.schedules import SCHEDULES
 
 END = 0.05  # the last time: sigma > 0, so that every step has its full order

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.evals.moments import moments
+from diffusion_jax.evals.moments import moments_of
 from diffusion_jax.evals.scores import frechet_distance
 
 
@@ -61,7 +61,7 @@ def test_symmetric_indifferent_to_rotation_and_quadratic_in_scale():
     q, shift = rotation(rng, 8), rng.standard_normal(8)
 
     def distance(x, y):
-        a, b = moments(x), moments(y)
+        a, b = moments_of(x), moments_of(y)
         return frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
 
     found = distance(x, y)
@@ -76,7 +76,7 @@ def test_few_images_are_exact_and_warned_about():
     """n <= D: the nuclear norm of the two centred matrices is tr (A B)^1/2, computed without any covariance."""
     rng = np.random.default_rng(2)
     x, y = rng.standard_normal((20, 64)), rng.standard_normal((500, 64)) + 0.1
-    a, b = moments(x), moments(y)
+    a, b = moments_of(x), moments_of(y)
     u, v = (x - x.mean(0)) / np.sqrt(19), (y - y.mean(0)) / np.sqrt(499)
     cross = np.linalg.norm(u @ v.T, "nuc")
     expected = np.sum((a.mean - b.mean) ** 2) + np.sum(u**2) + np.sum(v**2) - 2 * cross

@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.evals.gathering import NOTHING, Gathering, Wanted
-from diffusion_jax.evals.moments import moments
+from diffusion_jax.evals.moments import moments_of
 
 WANTED = Wanted(moments=("pooled",), kept=("pooled", "class"))
 X = (np.random.default_rng(0).standard_normal((37, 6)) * 10.0 ** np.arange(-2, 4) + 1000).astype(np.float32)
@@ -34,7 +34,7 @@ def gathered(size, devices=1, start=NOTHING, first=0, stop=None):
 
 @pytest.mark.parametrize(("size", "devices"), [(37, 1), (8, 1), (8, 8), (16, 8)])
 def test_neither_batches_nor_devices_change_what_is_gathered(size, devices):
-    found, whole = gathered(size, devices), moments(X)
+    found, whole = gathered(size, devices), moments_of(X)
     assert (found.count, found.moments["pooled"].count) == (37, 37)
     np.testing.assert_allclose(found.moments["pooled"].mean, whole.mean, rtol=1e-14)
     np.testing.assert_allclose(

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.evals.moments import Statistics, load_statistics, merge, moments, save_statistics, sha256, statistics
+from diffusion_jax.evals.moments import (
+    Statistics,
+    load_statistics,
+    merge,
+    moments_of,
+    save_statistics,
+    sha256,
+    statistics,
+)
 
 
 @pytest.fixture
@@ -25,37 +33,37 @@ def same(a, b, rtol=1e-10):
 
 @pytest.mark.parametrize("cuts", [[], [1], [1, 2, 3], [50, 199], [7, 100, 101, 160]])
 def test_any_split_gives_np_cov_of_all(features, cuts):
-    found = reduce(merge, [moments(part) for part in np.split(features, cuts)])
+    found = reduce(merge, [moments_of(part) for part in np.split(features, cuts)])
     assert found.count == 200
     np.testing.assert_allclose(found.mean, features.mean(axis=0), rtol=1e-14)
     np.testing.assert_allclose(found.covariance, np.cov(features, rowvar=False), rtol=1e-9, atol=1e-9)
-    same(found, moments(features))
+    same(found, moments_of(features))
 
 
 def test_merge_is_associative_and_commutative(features):
-    a, b, c = (moments(part) for part in np.split(features, [13, 150]))
+    a, b, c = (moments_of(part) for part in np.split(features, [13, 150]))
     same(merge(merge(a, b), c), merge(a, merge(b, c)))
     same(merge(a, b), merge(b, a))
 
 
 def test_float32_batches_are_summed_in_float64():
     x = np.full((100_000, 1), 0.1, np.float32)
-    found = reduce(merge, [moments(part) for part in np.split(x, 100)])
+    found = reduce(merge, [moments_of(part) for part in np.split(x, 100)])
     assert found.mean[0] == pytest.approx(np.float64(np.float32(0.1)), rel=1e-14)
     assert found.scatter[0, 0] == pytest.approx(0, abs=1e-20)
 
 
 def test_moments_refuse_what_they_are_not_of(features):
     with pytest.raises(UserError, match=r"\[N, D\], at least one; got \(0, 5\)"):
-        moments(features[:0])
+        moments_of(features[:0])
     with pytest.raises(UserError, match=r"\(5,\) and \(4,\)"):
-        merge(moments(features), moments(features[:, :4]))
+        merge(moments_of(features), moments_of(features[:, :4]))
     with pytest.raises(UserError, match="2 or more images; got 1"):
-        _ = moments(features[:1]).covariance
+        _ = moments_of(features[:1]).covariance
 
 
 def test_a_file_gives_back_what_it_was_given(tmp_path, features):
-    pooled, spatial = statistics(moments(features)), statistics(moments(features[:, :3]))
+    pooled, spatial = statistics(moments_of(features)), statistics(moments_of(features[:, :3]))
     save_statistics(tmp_path / "a.npz", pooled, spatial)
     for expected, found in (
         (pooled, load_statistics(tmp_path / "a.npz")),
@@ -115,8 +123,8 @@ def test_what_holds_no_statistics_is_refused(tmp_path, features):
     with pytest.raises(UserError, match="no statistics file"):
         load_statistics(tmp_path / "none.npz")
     with pytest.raises(UserError, match="written to an .npz file"):
-        save_statistics(tmp_path / "a.npy", statistics(moments(features)))
-    save_statistics(tmp_path / "whole.npz", statistics(moments(features)))
+        save_statistics(tmp_path / "a.npy", statistics(moments_of(features)))
+    save_statistics(tmp_path / "whole.npz", statistics(moments_of(features)))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:300])
     with pytest.raises(UserError, match="fetch it anew"):
         load_statistics(tmp_path / "cut.npz")

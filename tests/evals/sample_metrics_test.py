@@ -8,7 +8,7 @@ import pytest
 from diffusion_jax.errors import UserError
 from diffusion_jax.evals import moments, scores
 from diffusion_jax.evals.gathering import Gathered, Gathering
-from diffusion_jax.evals.sample_metrics import METRICS, Options, check, label, of_features, score_names, wanted
+from diffusion_jax.evals.sample_metrics import METRICS, Options, check_counts, label, of_features, score_names, wanted
 
 OPTIONS = Options(kid_size=20, kid_subsets=3, neighbours=3, splits=4)
 
@@ -67,10 +67,10 @@ def test_copies_of_training_images_are_found_and_pointed_out():
     found = METRICS["memorisation"].scores(
         Gathered(20, {}, {"pooled": samples}), Gathered(50, {}, {"pooled": real}), OPTIONS
     )
-    suspects = found["copied"].suspects
-    assert suspects.samples[:2].tolist() == [18, 19]
-    assert suspects.images[:2, 0].tolist() == [31, 4]
-    assert suspects.ratio[:2].tolist() == [0, 0]
+    nearest = found["copied"].nearest
+    assert nearest.samples[:2].tolist() == [18, 19]
+    assert nearest.images[:2, 0].tolist() == [31, 4]
+    assert nearest.ratio[:2].tolist() == [0, 0]
     assert found["copied"].value >= 0.1
     assert found["median_ratio"].value > 0.5
 
@@ -112,5 +112,5 @@ def test_no_name_says_inception_where_it_is_not(name):
 )
 def test_too_few_images_are_said_beforehand(name, num, message):
     with pytest.raises(UserError, match=message):
-        check([name], num, OPTIONS)
-    check([name], METRICS[name].least(OPTIONS)[0], OPTIONS)
+        check_counts([name], num, OPTIONS)
+    check_counts([name], METRICS[name].least(OPTIONS)[0], OPTIONS)

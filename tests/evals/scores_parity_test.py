@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from diffusion_jax.evals.moments import moments
+from diffusion_jax.evals.moments import moments_of
 from diffusion_jax.evals.neighbours import precision_recall
 from diffusion_jax.evals.scores import frechet_distance, inception_score, kernel_distance
 
@@ -52,7 +52,7 @@ def test_frechet_distance(sets):
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
     expected = fid_statistics_to_metric(*(fid_features_to_statistics(x) for x in tensors(*sets)), verbose=False)
-    a, b = map(moments, sets)
+    a, b = map(moments_of, sets)
     close(frechet_distance(a.mean, a.covariance, b.mean, b.covariance), expected.values())
 
 

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.launching import render, slices
+from diffusion_jax.launching import slices
 from diffusion_jax.launching.job import Job, fill
 from diffusion_jax.launching.machines import TOPOLOGIES
+from diffusion_jax.launching.render import JobSet, Sky, Slurm, TpuVm
 
 AWKWARD = ("--config=c.py", "--workdir=/runs/a b", '--config.text=it\'s "$(HOME)" $$ `x` $JAX_PROCESS_ID \\ #é')
 JOB = Job(name="a-job", arguments=AWKWARD, workdir="/runs/a b", made_by="diffusion-jax launch ...")
@@ -30,7 +31,7 @@ ACTIONS = {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"}
 
 
 def jobset(**options):
-    return yaml.safe_load(render.jobset(JOB, image="gcr.io/p/i:1", bucket="b", **options))
+    return yaml.safe_load(JobSet(image="gcr.io/p/i:1", bucket="b", **options).render(JOB))
 
 
 def pod_of(made):
@@ -139,7 +140,7 @@ SKY = {
 def test_skypilot_reads_its_task(options, tmp_path):
     sky = pytest.importorskip("sky", reason="of the launch-test extra, 95 packages")
     file = tmp_path / "task.yaml"
-    file.write_text(render.sky(JOB, bucket="a-bucket", **options))
+    file.write_text(Sky(bucket="a-bucket", **options).render(JOB))
     task = sky.Task.from_yaml(str(file))
     assert task.num_nodes == options.get("nodes", 1)
     (resources,) = task.resources
@@ -150,7 +151,7 @@ def test_skypilot_reads_its_task(options, tmp_path):
 
 @pytest.mark.parametrize("options", SKY.values(), ids=SKY)
 def test_what_skypilot_runs_tells_each_node_its_place(options, tmp_path):
-    task = yaml.safe_load(render.sky(JOB, bucket="a-bucket", **options))
+    task = yaml.safe_load(Sky(bucket="a-bucket", **options).render(JOB))
     stub = tmp_path / "diffusion-jax"
     stub.write_text('#!/bin/bash\nenv | grep ^JAX_ | sort; printf "%s\\n" "$@"; exit 75\n')
     stub.chmod(0o755)
@@ -172,23 +173,23 @@ def test_a_template_takes_every_value_and_no_other():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: render.jobset(JOB, bucket="b", topology="v5e:4x4"), "launch jobset needs --image"),
-        (lambda: render.jobset(JOB, bucket="b", image="i j", topology="v5e:4x4"), "--image='i j' is one word"),
-        (lambda: render.jobset(JOB, image="i", topology="v5e:4x4"), "lost when it is preempted: give --bucket=NAME"),
-        (lambda: render.jobset(JOB, image="i", bucket="b"), "needs --topology of a TPU slice, or --gpu=KIND"),
-        (lambda: render.jobset(JOB, image="i", bucket="b", topology="v9:2x2"), "unknown topology 'v9:2x2'; known are"),
-        (lambda: render.jobset(JOB, image="i", bucket="b", topology="v5e:3x3"), "unknown topology 'v5e:3x3'"),
-        (lambda: render.sky(JOB, bucket="b", topology="v5e:4x4", gpus=2), "says all of a TPU slice; leave --nodes"),
-        (lambda: render.sky(Job("j", (), "runs/x", ""), bucket="b", gpu="H100", gpus=1), "--workdir is /runs/...; got"),
-        (lambda: render.slurm(JOB, setup="a\nb"), "cannot be printed"),
-        (lambda: render.slurm(JOB, restarts=-1), "--restarts=-1 is at least 0"),
-        (lambda: render.slurm(JOB, nodes=0), "--nodes=0 is at least 1"),
-        (lambda: render.slurm(JOB, time="a day"), "--time='a day' is days-hours:minutes:seconds"),
-        (lambda: render.slurm(JOB, partition="a\n#SBATCH --x"), "--partition="),
-        (lambda: render.slurm(Job("j", ("--a=\n",), "w", "")), "cannot be printed"),
-        (lambda: render.slurm(Job("A Job", (), "w", "")), "--name='A Job' is not at most 40 lower-case"),
-        (lambda: render.tpu_vm(JOB, topology="v5e:4x4", zone="z"), "launch tpu_vm needs --project"),
-        (lambda: render.tpu_vm(JOB), "launch tpu_vm needs --topology, --project, --zone"),
+        (lambda: JobSet(bucket="b", topology="v5e:4x4").render(JOB), "launch jobset needs --image"),
+        (lambda: JobSet(bucket="b", image="i j", topology="v5e:4x4").render(JOB), "--image='i j' is one word"),
+        (lambda: JobSet(image="i", topology="v5e:4x4").render(JOB), "lost when it is preempted: give --bucket=NAME"),
+        (lambda: JobSet(image="i", bucket="b").render(JOB), "needs --topology of a TPU slice, or --gpu=KIND"),
+        (lambda: JobSet(image="i", bucket="b", topology="v9:2x2").render(JOB), "unknown topology 'v9:2x2'; known are"),
+        (lambda: JobSet(image="i", bucket="b", topology="v5e:3x3").render(JOB), "unknown topology 'v5e:3x3'"),
+        (lambda: Sky(bucket="b", topology="v5e:4x4", gpus=2).render(JOB), "says all of a TPU slice; leave --nodes"),
+        (lambda: Sky(bucket="b", gpu="H100", gpus=1).render(Job("j", (), "runs/x", "")), "--workdir is /runs/...; got"),
+        (lambda: Slurm(setup="a\nb").render(JOB), "cannot be printed"),
+        (lambda: Slurm(restarts=-1).render(JOB), "--restarts=-1 is at least 0"),
+        (lambda: Slurm(nodes=0).render(JOB), "--nodes=0 is at least 1"),
+        (lambda: Slurm(time="a day").render(JOB), "--time='a day' is days-hours:minutes:seconds"),
+        (lambda: Slurm(partition="a\n#SBATCH --x").render(JOB), "--partition="),
+        (lambda: Slurm().render(Job("j", ("--a=\n",), "w", "")), "cannot be printed"),
+        (lambda: Slurm().render(Job("A Job", (), "w", "")), "--name='A Job' is not at most 40 lower-case"),
+        (lambda: TpuVm(topology="v5e:4x4", zone="z").render(JOB), "launch tpu_vm needs --project"),
+        (lambda: TpuVm().render(JOB), "launch tpu_vm needs --topology, --project, --zone"),
     ],
 )
 def test_what_a_cluster_would_refuse_is_one_sentence(make, message):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_jax.launching import render
 from diffusion_jax.launching.job import Job
+from diffusion_jax.launching.render import Slurm, TpuVm
 
 AWKWARD = ("--config=c.py", "--workdir=/runs/a b", '--config.text=it\'s "$HOME" $(x) `y` \\ #é %q')
 JOB = Job(name="a-job", arguments=AWKWARD, workdir="/runs/a b", made_by="diffusion-jax launch ...")
@@ -19,9 +19,9 @@ COMMAND = ["launch", "worker", "--", "train", *AWKWARD]
 TPU = {"topology": "v5e:4x4", "project": "p", "zone": "z"}
 
 SCRIPTS = {
-    "slurm": render.slurm(JOB, nodes=2, gpus=8, partition="gpu", account="a", restarts=1),
-    "tpu_vm": render.tpu_vm(JOB, **TPU, spot=True, bucket="b"),
-    "tpu_vm on demand": render.tpu_vm(JOB, **TPU),
+    "slurm": Slurm(nodes=2, gpus=8, partition="gpu", account="a", restarts=1).render(JOB),
+    "tpu_vm": TpuVm(**TPU, spot=True, bucket="b").render(JOB),
+    "tpu_vm on demand": TpuVm(**TPU).render(JOB),
 }
 
 
@@ -122,7 +122,7 @@ def cloud(tmp_path):
     (tmp_path / "bin").mkdir()
     stub(tmp_path / "bin", "gcloud", GCLOUD)
     (tmp_path / "project.txt").write_text("the project")
-    script = render.tpu_vm(JOB, **TPU, spot=True, setup="cp project.txt installed", restarts=1)
+    script = TpuVm(**TPU, spot=True, setup="cp project.txt installed", restarts=1).render(JOB)
 
     def start(train, *arguments):
         stub(tmp_path / "bin", "diffusion-jax", f'printf "%s\\n" "$@" >~/given; pwd; {train}')

@@ -1,6 +1,15 @@
-"""Trains one tiny config again and again in one process, which another process sends signals; prints what came of it.
+"""Trains one tiny config several times in one process, to which the test sends signals, and prints the results.
 
-One process, for what takes time is to import, to trace and to compile.
+The processes, and what goes between them:
+
+    pytest (train_faults_test.py)                     this driver
+      starts the driver, once for the module  ------>  imports jax, traces and compiles once
+      reads its standard output               <------  RUN name              before each run
+                                              <------  the output of `train`
+      sends SIGTERM, at a line of the output  ------>  saves and ends the run (not the process)
+      checks status, steps and arrays         <------  ENDED {status, steps, digest of the last checkpoint}
+
+All runs share one process because importing, tracing and compiling take most of the time of a run.
 """
 
 import contextlib

@@ -1,7 +1,18 @@
-"""Runs `diffusion-jax` commands, each in a process of its own that was forked after the imports.
+"""Runs `diffusion-jax` commands one after another, each in a process that was forked after the imports.
 
-A line on stdin is a JSON list, the file for its output and the command's arguments. Answers with the process's number,
-and once it has ended with its return code, negative where a signal ended it.
+The processes, and what goes between them:
+
+    pytest (gauntlet_test.py)             this driver                      a run, forked from the driver
+      JSON list on its stdin  --------->   forks  ----------------------->  `diffusion-jax train ...`,
+                                                                            its output in a file
+      process number          <---------   prints it
+      SIGKILL or SIGTERM  ----------------------------------------------->  dies, or saves and ends
+      return code             <---------   waits for the run, prints it
+      looks at the workdir, and sends the same command again: the run goes on from its newest checkpoint
+
+The list is the file for the output and the arguments of the command. The return code is negative where a signal ended
+the run. The driver itself imports and starts no device, so that a run takes seconds. Some runs are started as a user
+does, by `python -m diffusion_jax` without the driver (`Commands` in gauntlet_test.py).
 """
 
 import json

@@ -57,7 +57,7 @@ def test_what_is_fetched_is_the_newest_step_and_all_that_is_not_a_checkpoint(tmp
     expected = contents(tmp_path / "a")
     del expected[".hidden.part"]
     assert contents(tmp_path / "b") == {k: v for k, v in expected.items() if not k.startswith("checkpoints/10/")}
-    assert manifest.check(tmp_path / "b/checkpoints/20").status == manifest.VERIFIED  # empty folders and all
+    assert manifest.verify(tmp_path / "b/checkpoints/20").status == manifest.VERIFIED  # empty folders and all
 
 
 def test_a_copy_cut_short_anywhere_leaves_the_step_before(tmp_path, address, monkeypatch):

@@ -10,7 +10,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.experiment import plan
 from diffusion_jax.runs.plan import preflight
 from diffusion_jax.train import memory, sharding
-from diffusion_jax.train.checkpoint import abstract_like
+from diffusion_jax.train.arrays import abstract_like
 
 
 @pytest.fixture(scope="module")

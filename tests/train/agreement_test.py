@@ -73,9 +73,9 @@ def test_every_process_raises_alike(monkeypatch):
         with pytest.raises(
             UserError, match=r"do not agree: process 1 \(tpu\) has key0 1, the others 0; .*; and 2 more"
         ):
-            agreement.check({name: value for name, value in record.items() if name != "host"})
+            agreement.check_agreement({name: value for name, value in record.items() if name != "host"})
 
 
 def test_one_process_asks_nobody(monkeypatch):
     monkeypatch.setattr(multihost_utils, "process_allgather", lambda _: pytest.fail("asked"))
-    agreement.check({"seed": 0})
+    agreement.check_agreement({"seed": 0})

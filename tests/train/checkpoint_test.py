@@ -14,7 +14,9 @@ from jax.experimental import multihost_utils
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.train import manifest, sharding
-from diffusion_jax.train.checkpoint import Checkpoints, SaveError, source_commit, whole
+from diffusion_jax.train.arrays import replicated_like
+from diffusion_jax.train.checkpoint import Checkpoints, SaveError
+from diffusion_jax.train.provenance import source_commit
 from diffusion_jax.train.state import create
 
 MESH = sharding.mesh(devices=jax.devices()[:1])
@@ -25,7 +27,7 @@ def state_at(step):
     return create(params, optax.adam(1e-3))._replace(step=jnp.int32(step))
 
 
-ABSTRACT = whole(jax.eval_shape(lambda: state_at(1)), MESH)
+ABSTRACT = replicated_like(jax.eval_shape(lambda: state_at(1)), MESH)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +171,7 @@ def test_a_failed_background_save_is_heard_of_and_leaves_the_others(copy, monkey
         checkpoints.save(state_at(30), position={}, config="{}")
         concurrent.futures.wait([checkpoints._saving[1]])  # as a loop's steps would, without asking
     with pytest.raises(SaveError, match="saving step 30 in .* failed, earlier .* No space left on device"):
-        checkpoints.check()
+        checkpoints.raise_failed_save()
     checkpoints.close()
     assert_restores(copy, 20)
 

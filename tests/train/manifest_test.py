@@ -21,7 +21,7 @@ def folder(tmp_path):
 
 
 def test_an_untouched_folder_verifies(folder):
-    assert manifest.check(folder) == (manifest.VERIFIED, "")
+    assert manifest.verify(folder) == (manifest.VERIFIED, "")
     assert sorted(path.name for path in folder.iterdir()) == ["commit.txt", "ema", "empty", "manifest.json", "meta"]
 
 
@@ -38,12 +38,12 @@ def test_every_random_flip_truncation_and_deletion_is_found_and_named(folder):
             path.write_bytes(before[: rng.integers(len(before))])
         else:
             path.unlink()
-        status, reason = manifest.check(folder)
+        status, reason = manifest.verify(folder)
         missing = path == folder / manifest.NAME and not path.exists()
         assert status == (manifest.UNVERIFIED if missing else manifest.DAMAGED)
         assert str(path.relative_to(folder)) in reason
         path.write_bytes(before)
-    assert manifest.check(folder).status == manifest.VERIFIED
+    assert manifest.verify(folder).status == manifest.VERIFIED
 
 
 @pytest.mark.parametrize("change", ["emptied", "added file", "added folder", "folder gone"])
@@ -57,7 +57,7 @@ def test_changed_folders_are_found(folder, change):
         (folder / "ema" / "extra").mkdir()
     else:
         (folder / "empty").rmdir()
-    assert manifest.check(folder).status == manifest.DAMAGED
+    assert manifest.verify(folder).status == manifest.DAMAGED
 
 
 def test_a_manifest_that_could_not_be_written_is_none_at_all(folder, monkeypatch):
@@ -69,5 +69,5 @@ def test_a_manifest_that_could_not_be_written_is_none_at_all(folder, monkeypatch
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         manifest.write(folder)
-    assert manifest.check(folder).status == manifest.UNVERIFIED
+    assert manifest.verify(folder).status == manifest.UNVERIFIED
     assert not list(folder.glob(".manifest*"))

@@ -1,6 +1,6 @@
-"""Samplers of the reverse process; `SAMPLERS` is the one list of their names.
+"""Samplers of the reverse process. `SAMPLERS` lists them by name.
 
-Order of convergence of the deterministic ones, and network evaluations a step (`evaluations` counts them all):
+The order of convergence of deterministic samplers, and network evaluations a step (`evaluations` counts them):
 
     ddim, euler                                       1    1
     heun, dpmpp_2s                                    2    2, but 1 on the step to the data
@@ -13,7 +13,7 @@ Order of convergence of the deterministic ones, and network evaluations a step (
     dpmpp_sde                                         -    2, but 1 on the step to the data
     predictor_corrector                               -    1 + correctors
 
-`ddim_inversion` goes the other way and is for `integrate` alone.
+`ddim_inversion` goes from data to noise. It is for `integrate`, and has no name.
 """
 
 from collections.abc import Callable
@@ -32,9 +32,9 @@ from diffusion_jax.core.samplers.loop import (
     sample,
     start_noise,
 )
-from diffusion_jax.core.samplers.plms import plms
+from diffusion_jax.core.samplers.pndm import plms
 from diffusion_jax.core.samplers.score_sde import predictor_corrector
-from diffusion_jax.core.samplers.unipc import unipc
+from diffusion_jax.core.samplers.unified_predictor_corrector import unipc
 
 SAMPLERS: dict[str, Callable[..., Sampler | AdaptiveSampler]] = {
     "ddpm": ddpm,

@@ -1,8 +1,8 @@
-"""The probability-flow ODE with a step size for every example, chosen by an embedded Runge-Kutta pair."""
+"""The probability-flow ODE by an embedded Runge-Kutta pair, which chooses a step size for every example."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,13 @@ from diffusion_jax.core.samplers.loop import AdaptiveSampler
 from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.errors import UserError
 
-Field = Callable[[Array, Any], Any]
-"""(u [B], y) -> dy/du, y and dy/du pytrees whose leaves lead with B."""
+Y = TypeVar("Y")
+"""A pytree of arrays that lead with B."""
 
-# Dormand and Prince 1980: stage i evaluates at u + C_i h; the last stage is the next step's first.
+Field = Callable[[Array, Y], Y]
+"""(u [B], y) -> dy/du, a pytree like y."""
+
+# Dormand and Prince 1980. Stage i evaluates at u + C_i h, and the last stage is the first of the next step.
 _A = np.array(
     [
         [0, 0, 0, 0, 0, 0, 0],
@@ -33,32 +36,32 @@ _C = _A.sum(1)
 _ERROR = np.array([71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40])
 
 _FIRST_STEP = 0.01  # of the interval
-_LEAST_LEVEL = 1e-6  # of alpha and sigma where they give the log-SNR: as far as schedules go
+_LEAST_LEVEL = 1e-6  # the least alpha and sigma in a log-SNR, as in schedules
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Flow:
-    """The probability flow of a denoiser as dy/dphi, y = x / sqrt(alpha^2 + sigma^2), phi = arctan(sigma / alpha).
+    """The probability-flow ODE of a denoiser, for y = x / sqrt(alpha^2 + sigma^2) and phi = arctan(sigma / alpha).
 
-    y = cos(phi) x0 + sin(phi) eps turns with dy/dphi = cos(phi) eps - sin(phi) x0: appendix D of progressive
-    distillation (arXiv:2202.00512), there for variance-preserving schedules. No schedule makes it singular where alpha
-    or sigma is 0.
+    y = cos(phi) x0 + sin(phi) eps rotates: dy/dphi = cos(phi) eps - sin(phi) x0. Appendix D of progressive distillation
+    (arXiv:2202.00512) has it for variance-preserving schedules. It is regular where alpha or sigma is 0, on any
+    schedule.
     """
 
     denoise: Denoiser
     schedule: Schedule
 
     def angle(self, t: Array) -> Array:
-        """phi(t), from 0 at the data to at most pi / 2."""
+        """phi at times t, elementwise: 0 at the data, at most pi / 2."""
         alpha, sigma = self.schedule.level(t)
         return jnp.arctan2(sigma, alpha)
 
     def norm(self, t: Array) -> Array:
-        """sqrt(alpha^2 + sigma^2) at t."""
+        """sqrt(alpha^2 + sigma^2) at times t, elementwise."""
         return jnp.hypot(*self.schedule.level(t))
 
     def __call__(self, phi: Array, y: Array) -> Array:
-        """dy/dphi for phi [B], y [B, ...]."""
+        """dy/dphi [B, ...] at phi [B] and y [B, ...]."""
         cos, sin = (jnp.maximum(a, _LEAST_LEVEL) for a in (jnp.cos(phi), jnp.sin(phi)))
         t = self.schedule.time(2 * (jnp.log(cos) - jnp.log(sin)))
         alpha, sigma = self.schedule.level(t).like(y)
@@ -68,13 +71,13 @@ class Flow:
 
 
 def ode(rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 1000) -> AdaptiveSampler:
-    """The probability-flow ODE by Dormand and Prince's pair of orders 5 and 4, as score-SDE's ODE sampler.
+    """The probability-flow ODE by Dormand and Prince's pair of orders 5 and 4: the ODE sampler of score-SDE.
 
-    Appendix D.4 of arXiv:2011.13456, in the variables of `Flow`. It lands on every time of the grid, so a grid of one
-    step is the freest. From schedule.t_min to the data it takes the Euler step that its last evaluation gives; where
-    the grid's last time before the data is t_min or less, that step is all there is of the last interval. Every
-    example has its own steps, independent of its neighbours; a batch runs as long as its slowest. An example that
-    needs over max_steps steps between two times comes out as NaN.
+    Appendix D.4 of arXiv:2011.13456, in the variables of `Flow`. Steps end at every time of the grid, so a grid of one
+    step constrains them least. From schedule.t_min to the data it takes an Euler step with its last evaluation; where
+    the last time before the data is t_min or less, that is the whole last interval. Each example has steps of its own
+    and does not depend on the others; a batch takes as long as its slowest example. An example that needs more than
+    max_steps steps between two times becomes NaN. Raises UserError unless rtol, atol > 0 and max_steps >= 1.
     """
     if rtol <= 0 or atol <= 0 or max_steps < 1:
         raise UserError(f"sampler ode takes rtol, atol > 0 and max_steps >= 1; got {rtol}, {atol}, {max_steps}")
@@ -99,17 +102,17 @@ def ode(rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 1000) -> Adapti
 
 
 def dormand_prince(
-    field: Field, y: Any, start: Array, stop: Array, *, rtol: float, atol: float, max_steps: int
-) -> tuple[Any, Any]:
-    """(y, dy/du) at u = stop of the solution with y at u = start; both scalars, stop on either side of start or at it.
+    field: Field[Y], y: Y, start: Array, stop: Array, *, rtol: float, atol: float, max_steps: int
+) -> tuple[Y, Y]:
+    """The solution (y, dy/du) at u = stop that is y at u = start. start and stop are scalars, in either order.
 
-    Every example's error, the root mean square over each leaf of y of the difference of the two orders in units of
-    atol + rtol |y|, stays below 1 in each of its steps. NaN where max_steps did not suffice.
+    In each step of an example its error is below 1: the root mean square, over each leaf of y, of the difference of the
+    two orders in units of atol + rtol |y|. An example that needs more than max_steps steps becomes NaN.
     """
     length = stop - start
     batch = jax.tree.leaves(y)[0].shape[0]
 
-    def slope(fraction: Array, y: Any) -> Any:
+    def slope(fraction: Array, y: Y) -> Y:
         return field(start + length * fraction, y)
 
     def like(a: Array, leaf: Array) -> Array:

@@ -1,7 +1,7 @@
-"""What exponential integrators share: lambda = log(alpha / sigma), their weights, the order of each step.
+"""Exponential integrators: lambda = log(alpha / sigma), the weights of their steps, and the order of each step.
 
-They solve x_s = (sigma_s / sigma_t) x_t + alpha_s int_0^h e^(u - h) x0(lambda_t + u) du, h = lambda_s - lambda_t,
-exactly but for x0, which they interpolate: eq. 8 of DPM-Solver++ (arXiv:2211.01095).
+They solve x_s = (sigma_s / sigma_t) x_t + alpha_s int_0^h e^(u - h) x0(lambda_t + u) du, h = lambda_s - lambda_t, with
+an interpolated x0 and otherwise exactly: eq. 8 of DPM-Solver++ (arXiv:2211.01095).
 """
 
 import math
@@ -14,21 +14,21 @@ from diffusion_jax.core.samplers.loop import ends_at_data
 from diffusion_jax.core.schedules import Level, Schedule
 
 _SERIES_BELOW = 1.0
-_SERIES_TERMS = 18  # of the series at 1: to float64's resolution
+_SERIES_TERMS = 18  # which give float64's resolution at 1
 
-_FEW_STEPS = 15  # below this DPM-Solver's authors lower the order of the last steps, for stability
+_FEW_STEPS = 15  # with fewer steps, DPM-Solver's authors lower the order of the last ones, for stability
 
 
 def log_ratio(level: Level) -> Array:
-    """lambda = log(alpha / sigma), half the log-SNR: -inf where there is no signal and inf where no noise."""
+    """lambda = log(alpha / sigma), half the log-SNR: -inf where alpha = 0 and inf where sigma = 0."""
     return jnp.log(level.alpha) - jnp.log(level.sigma)
 
 
 def moment(k: int, h: Array) -> Array:
-    """int_0^1 h e^(h (v - 1)) v^k dv, the weight of (u / h)^k in a step of h in (0, inf].
+    """m_k = int_0^1 h e^(h (v - 1)) v^k dv, the weight of (u / h)^k in a step of length h in (0, inf]; elementwise.
 
-    1 - e^-h for k = 0, then m_k = 1 - k m_{k-1} / h; in the papers' functions k! h phi_{k+1}(-h). Near 0, where the
-    recursion cancels, by the series h k! sum_j (-h)^j / (j + k + 1)!.
+    m_0 = 1 - e^-h and m_k = 1 - k m_{k-1} / h, which is k! h phi_{k+1}(-h) with the papers' functions phi. Near h = 0,
+    where the recursion cancels, it is the series h k! sum_j (-h)^j / (j + k + 1)!.
     """
     small = h < _SERIES_BELOW
     near, far = jnp.where(small, h, 0.0), jnp.where(small, 1.0, h)
@@ -42,11 +42,11 @@ def moment(k: int, h: Array) -> Array:
 
 
 def orders(order: int, schedule: Schedule, times: Array, *, taper: bool | None = None) -> Array:
-    """[N] the order of each step of a multistep method: at most `order`, and one more than the usable past steps.
+    """The order of each step of a multistep method, int [N]: at most `order`, and at most 1 + the usable past steps.
 
-    A past step at which alpha = 0 is unusable: its lambda is -inf. With taper the last step is of order 1, the one
-    before it at most 2 and so on, by default where there are fewer than 15 steps. A step that ends at sigma = 0 has
-    order 1 in any case, for its h is inf.
+    A past step from alpha = 0 is not usable, for its lambda is -inf. With taper the last step is of order 1, the one
+    before it at most of order 2, and so on; the default tapers where there are fewer than 15 steps. A step to sigma = 0
+    is always of order 1, for its h is inf.
     """
     steps = len(times) - 1
     n = jnp.arange(steps)
@@ -58,5 +58,5 @@ def orders(order: int, schedule: Schedule, times: Array, *, taper: bool | None =
 
 
 def earlier(a: Array, steps: int) -> Array:
-    """a[n - steps], and a[0] where there is none: [N]."""
+    """The entry a[n - steps] for each n, and a[0] where n < steps: [N] -> [N]."""
     return a[np.maximum(np.arange(len(a)) - steps, 0)]

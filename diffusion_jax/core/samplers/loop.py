@@ -1,4 +1,4 @@
-"""One `lax.scan` runs any fixed-step sampler, one network evaluation an iteration; sample i depends on seed i alone."""
+"""The loop of all samplers: one `lax.scan` with a network evaluation an iteration. Sample i depends on seed i alone."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,65 +7,78 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from diffusion_jax.core.denoisers import Denoiser
 from diffusion_jax.core.schedules import Level, Schedule
 from diffusion_jax.errors import UserError
 
 Times = Array | np.ndarray
-"""A time grid [N + 1]. As numbers, which a numpy array is in a program that is traced too, rather than as a traced
-array, it tells a sampler whether it ends at the data."""
+"""A time grid [N + 1]. Where its numbers are known as the program is traced, as those of a numpy array are, a sampler
+knows whether the grid ends at the data."""
 
 Noise = Callable[..., Array]
-"""noise(draw=0): standard normal noise of x's shape, the step's independent draw of that number.
+"""noise(draw=0): standard normal noise of x's shape, with an independent draw for each number.
 
-It depends on (key of the example, step, draw) alone. A deterministic sampler never calls it and pays nothing.
+It depends on the example's key, the step and the number alone. A deterministic sampler does not call it.
 """
+
+Coefficients = Any
+"""The coefficients of an evaluation: a pytree of arrays, of a sampler's own type."""
+
+Carry = Any
+"""What a sampler carries from one evaluation to the next: a pytree of arrays that lead with B, of its own type."""
 
 
 class Plan(NamedTuple):
-    """The evaluations that integrate a grid of N steps, in order; every leaf leads with their number E >= N."""
+    """The E >= N evaluations that integrate a grid of N steps, in order. Every array leads with E."""
 
-    coefficients: Any
-    """Whatever each evaluation's update needs, as a pytree."""
+    coefficients: Coefficients
+    """The coefficients of each evaluation."""
     t: Array
-    """[E] the time that the network is told."""
+    """[E] the time at which the denoiser is called."""
     step: np.ndarray
-    """[E] the step that each belongs to, rising from 0 to N - 1."""
+    """[E] the step to which each evaluation belongs, rising from 0 to N - 1."""
 
 
 class Sampler(NamedTuple):
-    """A numerical method for the reverse process, as pure functions.
+    """A numerical method for the reverse process, as four pure functions.
 
-    `plan(schedule, times [N + 1])` says, before the scan, which evaluations there are and computes all their
-    coefficients at once. `update(denoise, carry, t [B], coefficients of this evaluation, noise)` calls `denoise` once
-    and advances the carry, which `init(x)` makes of the start and `finish(carry)` turns into x; both default to
-    carrying x itself.
+    `plan` computes, before the scan, which evaluations there are and the coefficients of all of them. `update` calls
+    the denoiser once and advances the carry. `init` makes the first carry of x at the start, and `finish` gives x back;
+    by default the carry is x itself.
     """
 
     plan: Callable[[Schedule, Array], Plan]
-    update: Callable[[Denoiser, Any, Array, Any, Noise], Any]
-    init: Callable[[Array], Any] = lambda x: x
-    finish: Callable[[Any], Array] = lambda carry: carry
+    """(schedule, times [N + 1]) -> the evaluations."""
+    update: Callable[[Denoiser, Carry, Array, Coefficients, Noise], Carry]
+    """(denoise, carry, t [B], coefficients of this evaluation, noise) -> the next carry."""
+    init: Callable[[Array], Carry] = lambda x: x
+    """x [B, ...] -> the carry."""
+    finish: Callable[[Carry], Array] = lambda carry: carry
+    """carry -> x [B, ...]."""
 
 
 class AdaptiveSampler(NamedTuple):
-    """A method that calls the denoiser as often as each example takes.
-
-    `solve(denoise, schedule, times [N + 1], x, trajectory)` is x at times[-1], or with trajectory at times[1:]:
-    [N, B, ...].
-    """
+    """A method that calls the denoiser as often as each example needs."""
 
     solve: Callable[[Denoiser, Schedule, Array, Array, bool], Array]
+    """(denoise, schedule, times [N + 1], x, trajectory) -> x at times[-1], or with trajectory at times[1:]:
+    [N, B, ...]."""
 
 
-def one_evaluation_a_step(times: Array, coefficients: Any) -> Plan:
-    """The plan whose step n evaluates the network at times[n]; coefficients lead with N."""
+def one_evaluation_a_step(times: Array, coefficients: Coefficients) -> Plan:
+    """The plan of a method with one evaluation a step, at times[n]. The arrays of coefficients lead with N."""
     return Plan(coefficients, times[:-1], np.arange(len(times) - 1))
 
 
-def two_evaluations_a_step(times: Array, t: tuple[Array, Array], coefficients: tuple[Any, Any], *, last: int) -> Plan:
-    """The plan of a two-stage method: t and coefficients [N] of the first and second stage; `last` of the last step."""
+def two_evaluations_a_step(
+    times: Array, t: tuple[Array, Array], coefficients: tuple[Coefficients, Coefficients], *, last: int
+) -> Plan:
+    """The plan of a method with two stages a step, and `last` (1 or 2) stages on the last step.
+
+    t and coefficients are those of the first and of the second stage, whose arrays lead with N.
+    """
 
     def interleave(first: Array, second: Array) -> Array:
         return jnp.stack([first, second], axis=1).reshape(-1)[:count]
@@ -76,32 +89,32 @@ def two_evaluations_a_step(times: Array, t: tuple[Array, Array], coefficients: t
 
 
 def steps_of(schedule: Schedule, times: Array) -> tuple[Level, Level]:
-    """The levels where each step starts (t) and where it ends (s); scalars of the N steps, [N]."""
+    """The levels at which the N steps begin (t) and end (s), each [N]."""
     levels = schedule.level(times)
     return jax.tree.map(lambda a: a[:-1], levels), jax.tree.map(lambda a: a[1:], levels)
 
 
 def ends_at_data(schedule: Schedule, times: Array) -> bool:
-    """Whether sigma is 0 at the last time; taken to be so where it is not known before the program runs."""
+    """Whether sigma is 0 at the last time; True where it is not known as the program is traced."""
     with jax.ensure_compile_time_eval():
         sigma = schedule.sigma(times[-1])
     return not is_concrete(sigma) or float(sigma) == 0
 
 
 def is_concrete(a: Array) -> bool:
-    """Whether the values of a are known while the program is traced."""
+    """Whether the values of a are known as the program is traced."""
     return not isinstance(a, jax.core.Tracer)
 
 
 def evaluations(sampler: Sampler | AdaptiveSampler, schedule: Schedule, times: Times) -> int | None:
-    """How often the sampler calls the denoiser over times, its NFE; None where that depends on the data."""
+    """The number of calls of the denoiser over times (NFE); None for an adaptive sampler, whose calls depend on x."""
     if isinstance(sampler, AdaptiveSampler):
         return None
     return len(sampler.plan(schedule, _as_times(times, jnp.float32)).step)
 
 
 def standard_normal(keys: Array, step: Array | int, draw: Array | int, like: Array) -> Array:
-    """Independent N(0, 1) noise of like's shape [B, ...], a function of (keys[i], step, draw)."""
+    """Standard normal noise of like's shape [B, ...]. That of example i depends on keys[i], step and draw alone."""
 
     def one(key: Array) -> Array:
         key = jax.random.fold_in(jax.random.fold_in(key, step), draw)
@@ -120,10 +133,11 @@ def integrate(
     *,
     trajectory: bool = False,
 ) -> Array:
-    """Carries x [B, ...] from times[0] to times[-1]; times [N + 1] falls but for an inversion.
+    """Integrates x [B, ...] from times[0] to times[-1] with the sampler.
 
-    Returns x, or with trajectory x at every time: [N + 1, B, ...].
-    keys [B] are the examples' random keys: example i's noise depends on keys[i] and the step alone.
+    times [N + 1] falls, but for an inversion. keys [B] are the random keys of the examples: the noise of example i
+    depends on keys[i] and the step alone. Returns x at the end or, with trajectory, at every time: [N + 1, B, ...].
+    Raises UserError for a grid of fewer than 2 times, and for a step of length 0.
     """
     times = _as_times(times, x.dtype)
     if isinstance(sampler, AdaptiveSampler):
@@ -144,8 +158,8 @@ def integrate(
     return jnp.concatenate([x[None], path[step_ends]])
 
 
-def _as_times(times: Times, dtype: Any) -> Array:
-    """times in float32 or better, as a concrete array where it can be."""
+def _as_times(times: Times, dtype: DTypeLike) -> Array:
+    """times in float32, or in dtype where that is more precise, with known values where they can be known."""
     if np.ndim(times) != 1 or len(times) < 2:
         raise UserError(f"a time grid holds at least 2 times; got shape {np.shape(times)}")
     with jax.ensure_compile_time_eval():
@@ -166,12 +180,12 @@ def sample(
     trajectory: bool = False,
     start: Array | None = None,
 ) -> Array:
-    """Draws x ~ N(0, prior_std^2 I) and integrates it along times, from times[0], 1 or near it, to times[-1].
+    """Samples [B, *shape]: x ~ N(0, prior_std^2 I), integrated along times from times[0], at or near 1, to times[-1].
 
-    start [B, *shape], standard normal, stands for the first draw where it is given (`start_noise`).
-    seeds [B] are integers, shape is one example's; sample i depends on seeds[i] alone, not on the batch, its
-    neighbours or the mesh. Returns [B, *shape], or [N + 1, B, *shape] with trajectory. Raises UserError for a grid
-    that starts where x is more signal than noise, as `leading` does with one step.
+    seeds [B] are integers, and shape is that of one example. Sample i depends on seeds[i] alone, not on the batch, the
+    other examples or the mesh. start [B, *shape], standard normal, replaces the noise that the seeds give
+    (`start_noise`). With trajectory, x at every time is returned: [N + 1, B, *shape]. Raises UserError for a grid that
+    starts where x is more signal than noise, as `leading` does with one step, and as `integrate` does.
     """
     _check_start(schedule, times)
     step_keys = _keys(seeds)[1]
@@ -180,12 +194,12 @@ def sample(
 
 
 def start_noise(seeds: Array, shape: tuple[int, ...]) -> Array:
-    """The standard normal noise [B, *shape] that `sample` starts from with these seeds."""
+    """The standard normal noise [B, *shape] from which `sample` starts with these seeds [B]."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(seeds)[0])
 
 
 def _keys(seeds: Array) -> Array:
-    """[2, B]: each seed's keys of the start and of the steps."""
+    """The keys of each seed for the start and for the steps, [2, B]."""
     return jax.vmap(jax.random.split, out_axes=1)(jax.vmap(jax.random.key)(seeds))
 
 

@@ -1,7 +1,7 @@
 """Noise schedules: x_t = alpha(t) x_0 + sigma(t) eps, for t in [0, 1].
 
-`SCHEDULES` is the one list of their names, `MODIFIERS` that of what turns a schedule into a schedule. A learned
-schedule has parameters and therefore no name: `learned.Learned(params)`.
+`SCHEDULES` lists schedules by name, and `MODIFIERS` the functions that turn a schedule into another. A learned schedule
+has parameters and therefore no name: `learned.Learned(params)`.
 """
 
 from collections.abc import Callable

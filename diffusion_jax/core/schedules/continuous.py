@@ -1,4 +1,4 @@
-"""Schedules given by a formula of continuous time."""
+"""Schedules given by a formula in continuous time."""
 
 import dataclasses
 import math
@@ -31,7 +31,7 @@ class LinearVP(LogAlpha):
 
 @dataclasses.dataclass(frozen=True)
 class SubVP(Schedule):
-    """alpha of `LinearVP` and sigma = 1 - alpha^2, the square of that schedule's sigma."""
+    """alpha of a `LinearVP` and sigma = 1 - alpha^2, the square of its sigma."""
 
     base: LinearVP
     variance_preserving = False
@@ -44,7 +44,7 @@ class SubVP(Schedule):
         return self.base.log_alpha2(t) - 2 * safe_log(self.sigma(t))
 
     def time(self, logsnr: Array) -> Array:
-        """Of the positive root of alpha^2 = SNR sigma^2 = SNR (1 - alpha^2)^2: sigma = 2 / (1 + sqrt(1 + 4 SNR))."""
+        """By the positive root of alpha^2 = SNR sigma^2 = SNR (1 - alpha^2)^2, sigma = 2 / (1 + sqrt(1 + 4 SNR))."""
         logsnr = jnp.clip(logsnr, -MAX_LOGSNR, MAX_LOGSNR)
         root = jnp.sqrt(1 + 4 * jnp.exp(logsnr))
         sigma = 2 / (1 + root)
@@ -61,7 +61,7 @@ class ContinuousCosine(Schedule):
     logsnr_min: float
 
     @property
-    def _last(self) -> tuple[float, float]:  # the angle at t = 1, and what it lacks of pi / 2
+    def _last(self) -> tuple[float, float]:  # the angle at t = 1, and pi / 2 minus this angle
         return math.atan(math.exp(-0.5 * self.logsnr_min)), math.atan(math.exp(0.5 * self.logsnr_min))
 
     def level(self, t: Array) -> Level:  # noqa: D102
@@ -78,10 +78,10 @@ class ContinuousCosine(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Sigmoid(Schedule):
-    """alpha^2 falls as a piece of the logistic function does, from u = start / tau to u = end / tau.
+    """alpha^2 is linear in the logistic function of u, which goes from start / tau to end / tau.
 
-    A difference of logistic functions is sinh((u - w) / 2) / (2 cosh(u / 2) cosh(w / 2)), which gives alpha and sigma
-    to rounding at both ends.
+    alpha and sigma are accurate at both ends because S(u) - S(w) = sinh((u - w) / 2) / (2 cosh(u / 2) cosh(w / 2)) for
+    the logistic function S.
     """
 
     start: float
@@ -114,8 +114,8 @@ class Sigmoid(Schedule):
 class VarianceExploding(Schedule):
     """alpha = 1 and sigma^2(t) = s(t)^2 - sigma_min^2, for s from sigma_min to sigma_max.
 
-    s is geometric where rho is None, and else its rho-th root is linear. The subtraction starts the SDE at the image
-    itself; where s is well above sigma_min it changes nothing.
+    s is geometric in t where rho is None; otherwise its rho-th root is linear in t. By the subtraction the SDE starts
+    at the image itself. It makes no difference where s is well above sigma_min.
     """
 
     sigma_min: float
@@ -186,8 +186,8 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
 def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
     """The sub-VP SDE dx = -beta x / 2 dt + sqrt(beta (1 - exp(-2 int_0^t beta))) dw, with `vp`'s beta.
 
-    alpha is `vp`'s, and sigma = 1 - alpha^2 never above its sigma: section 3.4 and appendix B of score-SDE
-    (arXiv:2011.13456), there for better likelihoods.
+    alpha is that of `vp`, and sigma = 1 - alpha^2 is at most that of `vp`: section 3.4 and appendix B of score-SDE
+    (arXiv:2011.13456), which uses it for better likelihoods. Raises UserError unless 0 < beta_min <= beta_max.
     """
     if not 0 < beta_min <= beta_max:
         raise UserError(f"schedule 'sub_vp' needs 0 < beta_min <= beta_max; got {beta_min} and {beta_max}")
@@ -195,9 +195,10 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
 
 
 def continuous_cosine(logsnr_min: float = -15.0) -> Schedule:
-    """logsnr(t) = -2 log tan(a t), ending at logsnr_min; simple diffusion (arXiv:2301.11093, its code).
+    """logsnr(t) = -2 log tan(a t), which ends at logsnr_min: the code of simple diffusion (arXiv:2301.11093).
 
-    The paper cuts the log-SNR at 15 near the data too; here it goes on to the image itself.
+    The paper also limits the log-SNR to 15 near the data; here the schedule starts at the image itself. Raises
+    UserError unless logsnr_min is in (-27, 0).
     """
     if not -MAX_LOGSNR < logsnr_min < 0:
         raise UserError(f"schedule 'continuous_cosine' needs logsnr_min in (-27, 0); got {logsnr_min}")
@@ -207,7 +208,8 @@ def continuous_cosine(logsnr_min: float = -15.0) -> Schedule:
 def sigmoid(start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Schedule:
     """alpha^2 = (S(end) - S(u)) / (S(end) - S(start)), u = start + t (end - start), S(u) = 1 / (1 + exp(-u / tau)).
 
-    Jabri et al. (arXiv:2212.11972); algorithm 1 of Chen (arXiv:2301.10972) writes it out.
+    Jabri et al. (arXiv:2212.11972), written out in algorithm 1 of Chen (arXiv:2301.10972). Raises UserError unless
+    start < end, tau > 0, and both ends are in [-40 tau, 40 tau].
     """
     if not (start < end and tau > 0 and max(abs(start), abs(end)) <= 40 * tau):
         raise UserError(

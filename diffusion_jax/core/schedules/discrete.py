@@ -1,4 +1,4 @@
-"""Schedules of a chain of T steps, given by its betas."""
+"""Schedules of a chain of T steps, given by the betas of the steps."""
 
 import dataclasses
 import itertools
@@ -16,9 +16,9 @@ from diffusion_jax.errors import UserError
 class DiscreteVP(LogAlpha):
     """The variance-preserving chain q(x_i | x_{i-1}) = N(sqrt(1 - beta_i) x_{i-1}, beta_i I).
 
-    Equation 2 of DDPM (arXiv:2006.11239).
-    log alpha^2 is tabulated at t = 0, 1/T, ..., 1 (alpha(0) = 1) and linear between, so that the chain's own
-    times reproduce alpha_bar_i = prod(1 - beta_j) exactly.
+    Eq. 2 of DDPM (arXiv:2006.11239). log alpha^2 is a table at t = 0, 1/T, ..., 1, with alpha(0) = 1, and linear in
+    between. So alpha_bar_i = prod(1 - beta_j) is exact at the chain's own times. Raises UserError for betas that are
+    not in (0, 1).
     """
 
     betas: np.ndarray  # [T] float64, in (0, 1)
@@ -31,7 +31,7 @@ class DiscreteVP(LogAlpha):
 
     @property
     def steps(self) -> int:  # type: ignore[override]
-        """Length T of the chain."""
+        """The length T of the chain."""
         return len(self.betas)
 
     @property
@@ -50,15 +50,16 @@ class DiscreteVP(LogAlpha):
 
 
 def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """Betas rise linearly from beta_start to beta_end; section 4 of DDPM (arXiv:2006.11239)."""
+    """Betas rise linearly from beta_start to beta_end: section 4 of DDPM (arXiv:2006.11239)."""
     _check_steps(steps)
     return DiscreteVP(np.linspace(beta_start, beta_end, steps))
 
 
 def scaled_linear(steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
-    """sqrt(beta) rises linearly: the schedule of latent diffusion (arXiv:2112.10752) and Stable Diffusion.
+    """sqrt(beta) rises linearly: the schedule of latent diffusion (arXiv:2112.10752) and of Stable Diffusion.
 
-    The defaults are Stable Diffusion's; most models of the paper have beta_start 0.0015 and beta_end 0.0195.
+    The defaults are Stable Diffusion's. Most models of the paper have beta_start 0.0015 and beta_end 0.0195. Raises
+    UserError unless 0 < beta_start <= beta_end < 1.
     """
     _check_steps(steps)
     _check_betas(beta_start, beta_end)
@@ -68,7 +69,7 @@ def scaled_linear(steps: int = 1000, beta_start: float = 0.00085, beta_end: floa
 def cosine(steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
     """alpha_bar(t) = f(t) / f(0), f(t) = cos^2((t + s) / (1 + s) pi / 2), betas at most max_beta.
 
-    Equation 17 of improved DDPM (arXiv:2102.09672).
+    Eq. 17 of improved DDPM (arXiv:2102.09672).
     """
     _check_steps(steps)
     f = [math.cos((i / steps + s) / (1 + s) * math.pi / 2) ** 2 for i in range(steps + 1)]

@@ -1,7 +1,7 @@
-"""A log-SNR that is learned with the network: the monotone network of VDM, as init and apply."""
+"""A schedule whose log-SNR is learned with the network: the monotone network of VDM, as `init` and `apply`."""
 
 import dataclasses
-from typing import Any
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +10,33 @@ from jax import Array
 from diffusion_jax.core.schedules.base import MAX_LOGSNR, Level, Schedule
 from diffusion_jax.errors import UserError
 
-Params = dict[str, Any]
-"""A pytree of float32 arrays."""
 
-_BISECTIONS = 24  # halves [0, 1] down to float32's resolution
+class Layer(TypedDict, total=False):
+    """A linear layer; float32."""
 
-_LEAST_RISE = 1e-6  # of the network from t = 0 to 1, and of the log-SNR's slope: 0 where all weights are
+    w: Array
+    b: Array
+
+
+class Params(TypedDict):
+    """The parameters of the network, and the log-SNR at t = 0 and at t = 1; float32."""
+
+    ends: Array  # [2]
+    l1: Layer  # scalars
+    l2: Layer  # [hidden]
+    l3: Layer  # [hidden]
+
+
+_BISECTIONS = 24  # which reach float32's resolution of [0, 1]
+
+_LEAST_RISE = 1e-6  # the least rise of the network from t = 0 to 1, and of the log-SNR's slope: both divide
 
 
 def init(key: Array, hidden: int = 1024, logsnr_max: float = 13.3, logsnr_min: float = -5.0) -> Params:
-    """Parameters of VDM's monotone network (arXiv:2107.00630, appendix H), with its log-SNR at both ends."""
+    """Random parameters of VDM's monotone network (arXiv:2107.00630, appendix H), with the log-SNR at both ends.
+
+    Raises UserError unless -27 < logsnr_min < logsnr_max < 27.
+    """
     if not -MAX_LOGSNR < logsnr_min < logsnr_max < MAX_LOGSNR:
         raise UserError(
             f"a learned schedule needs -27 < logsnr_min < logsnr_max < 27; got {logsnr_min} and {logsnr_max}"
@@ -34,16 +51,16 @@ def init(key: Array, hidden: int = 1024, logsnr_max: float = 13.3, logsnr_min: f
 
 
 def apply(params: Params, t: Array) -> Array:
-    """log-SNR(t) = -gamma(t), from ends[0] at t = 0 to ends[1] at t = 1 and strictly decreasing between.
+    """The log-SNR -gamma(t), elementwise, which falls strictly from ends[0] at t = 0 to ends[1] at t = 1.
 
-    gamma~(t) = l1(t) + l3(sigmoid(l2(l1(t)))) with weights |w|, stretched to the ends (appendix H).
+    gamma is l1(t) + l3(sigmoid(l2(l1(t)))) with weights |w|, scaled to the ends (appendix H).
     """
     logsnr_max, logsnr_min = params["ends"]
     return logsnr_max + (logsnr_min - logsnr_max) * _progress(params, t)
 
 
 def _progress(params: Params, t: Array) -> Array:
-    """How far gamma(t) is on its way from one end, 0, to the other, 1."""
+    """The network of `apply` scaled to rise from 0 at t = 0 to 1 at t = 1."""
     low, high = _monotone(params, jnp.zeros(())), _monotone(params, jnp.ones(()))
     return (_monotone(params, t) - low) / jnp.maximum(high - low, _LEAST_RISE)
 
@@ -56,13 +73,13 @@ def _monotone(params: Params, t: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Learned(Schedule):
-    """The variance-preserving schedule of `apply`; made inside the loss, it passes gradients on to params."""
+    """The variance-preserving schedule of `apply`. Where the loss makes it, gradients reach its parameters."""
 
     params: Params
 
     @property
     def t_min(self) -> float:
-        """0: the first noise level is the model's own, and no likelihood needs to skip it."""
+        """0: the noise at t = 0 belongs to the model, so a likelihood begins there."""
         return 0.0
 
     def level(self, t: Array) -> Level:  # noqa: D102
@@ -73,7 +90,7 @@ class Learned(Schedule):
         return apply(self.params, jnp.asarray(t, jnp.float32))
 
     def time(self, logsnr: Array) -> Array:
-        """The inverse by bisection; one Newton step at its end gives it the gradient of the implicit function."""
+        """The inverse by bisection. A Newton step at the end gives it the gradient of the implicit function."""
         logsnr = jnp.asarray(logsnr, jnp.float32)
 
         def halve(_, ends):
@@ -90,5 +107,5 @@ class Learned(Schedule):
         return jnp.clip(t - (self.logsnr(t) - logsnr) / slope, 0.0, 1.0)
 
     def conditioning(self, t: Array) -> Array:
-        """The log-SNR scaled to [0, 1000] from data to noise: VDM's network input, on DDPM's scale."""
+        """The log-SNR scaled to [0, 1000] from data to noise: VDM's network input on DDPM's scale."""
         return 1000.0 * _progress(self.params, jnp.asarray(t, jnp.float32))

@@ -1,4 +1,4 @@
-"""Schedules made of schedules. `shift(0.25)(cosine())` is a schedule; so is a modifier of that."""
+"""Modifiers: functions from a schedule to a schedule, as in `shift(0.25)(cosine())`."""
 
 import dataclasses
 import math
@@ -12,40 +12,41 @@ from diffusion_jax.core.schedules.base import MIN_VARIANCE, Level, Schedule, saf
 from diffusion_jax.errors import UserError
 
 Modifier = Callable[[Schedule], Schedule]
+"""A schedule -> the modified schedule."""
 
 
 class _Modified(Schedule):
-    """A schedule with its base's steps, prior, end and conditioning."""
+    """A schedule with the steps, prior, t_min and conditioning of its base."""
 
     base: Schedule
 
     @property
     def steps(self) -> int | None:  # type: ignore[override]
-        """As the base's."""
+        """That of the base."""
         return self.base.steps
 
     @property
     def prior_std(self) -> float:  # type: ignore[override]
-        """As the base's."""
+        """That of the base."""
         return self.base.prior_std
 
     @property
     def variance_preserving(self) -> bool:  # type: ignore[override]
-        """As the base's."""
+        """That of the base."""
         return self.base.variance_preserving
 
     @property
     def t_min(self) -> float:
-        """As the base's."""
+        """That of the base."""
         return self.base.t_min
 
     def conditioning(self, t: Array) -> Array:
-        """As the base's."""
+        """That of the base."""
         return self.base.conditioning(t)
 
 
 class _Scaled(_Modified):
-    """A schedule whose log-SNR is its base's plus 2 log(scale)."""
+    """A schedule whose log-SNR is that of its base plus 2 log(scale)."""
 
     scale: float
 
@@ -58,7 +59,7 @@ class _Scaled(_Modified):
 
 @dataclasses.dataclass(frozen=True)
 class Shifted(_Scaled):
-    """The base, its log-SNR moved by 2 log(scale), variance-preserving."""
+    """The variance-preserving schedule with the log-SNR of the base plus 2 log(scale)."""
 
     base: Schedule
     scale: float
@@ -71,7 +72,7 @@ class Shifted(_Scaled):
 
 @dataclasses.dataclass(frozen=True)
 class Rescaled(_Scaled):
-    """The base with sigma / scale for sigma: all of x_t of a base whose image is multiplied by scale, over scale."""
+    """The base with sigma / scale in place of sigma: x_t / scale of the base with images multiplied by scale."""
 
     base: Schedule
     scale: float
@@ -79,7 +80,7 @@ class Rescaled(_Scaled):
 
     @property
     def prior_std(self) -> float:  # type: ignore[override]
-        """The base's over scale."""
+        """That of the base, divided by scale."""
         return self.base.prior_std / self.scale
 
     def level(self, t: Array) -> Level:  # noqa: D102
@@ -89,7 +90,7 @@ class Rescaled(_Scaled):
 
 @dataclasses.dataclass(frozen=True)
 class Retimed(_Modified):
-    """The base at t' = scale t / (1 + (scale - 1) t), which its network is conditioned on too."""
+    """The base at t' = scale t / (1 + (scale - 1) t). The network gets the conditioning of t'."""
 
     base: Schedule
     scale: float
@@ -102,7 +103,7 @@ class Retimed(_Modified):
 
     @property
     def t_min(self) -> float:
-        """The base's, in this schedule's time."""
+        """That of the base, in this schedule's time."""
         return self.base.t_min / (self.scale - (self.scale - 1.0) * self.base.t_min)
 
     def level(self, t: Array) -> Level:  # noqa: D102
@@ -120,9 +121,9 @@ class Retimed(_Modified):
 
 @dataclasses.dataclass(frozen=True)
 class ZeroTerminal(_Modified):
-    """The base with alpha moved and stretched so that alpha(1) = 0 and alpha(first) stays; variance-preserving.
+    """The base with alpha scaled linearly so that alpha(1) = 0 and alpha(first) stays; variance-preserving.
 
-    1 - alpha is carried instead of alpha where alpha is all but 1; first is 1 / T on a chain, 0 else.
+    first is 1 / T on a chain and 0 otherwise. Where alpha is close to 1, 1 - alpha is computed in its place.
     """
 
     base: Schedule
@@ -160,7 +161,8 @@ class ZeroTerminal(_Modified):
 def shift(scale: float = 0.25) -> Modifier:
     """logsnr(t) + 2 log(scale): as much noise at d x d pixels as the base has at 64 x 64, for scale = 64 / d.
 
-    Section 3.1 of simple diffusion (arXiv:2301.11093). scale below 1 moves towards noise.
+    Section 3.1 of simple diffusion (arXiv:2301.11093). A scale below 1 gives more noise. Raises UserError for a
+    schedule that does not preserve variance, and unless scale is in [0.001, 1000].
     """
     _check("shift", scale)
 
@@ -178,7 +180,8 @@ def shift(scale: float = 0.25) -> Modifier:
 def time_shift(scale: float = 3.0) -> Modifier:
     """t' = scale t / (1 + (scale - 1) t): eq. 23 of Stable Diffusion 3 (arXiv:2403.03206), where scale is sqrt(m / n).
 
-    scale above 1 moves towards noise. On rectified flow it is logsnr(t) - 2 log(scale).
+    A scale above 1 gives more noise. On rectified flow it is logsnr(t) - 2 log(scale). Raises UserError unless scale is
+    in [0.001, 1000].
     """
     _check("time_shift", scale)
     return lambda schedule: Retimed(schedule, scale)
@@ -187,7 +190,8 @@ def time_shift(scale: float = 3.0) -> Modifier:
 def zero_snr() -> Modifier:
     """alpha' = (alpha - alpha(1)) alpha(1 / T) / (alpha(1 / T) - alpha(1)); algorithm 1 of arXiv:2305.08891.
 
-    The last step then holds no signal, so that a network has to predict v, x0, edm or flow there: eps says nothing.
+    The last step then has no signal, so a network has to predict v, x0, edm or flow: there eps does not determine x0.
+    Raises UserError for a schedule that does not preserve variance, and for a chain of 1 step.
     """
 
     def modify(schedule: Schedule) -> Schedule:
@@ -201,10 +205,11 @@ def zero_snr() -> Modifier:
 
 
 def input_scale(scale: float = 0.5, renormalize: bool = True) -> Modifier:
-    """x_t = alpha scale x_0 + sigma eps: Chen's input scaling (arXiv:2301.10972), which noises large images enough.
+    """x_t = alpha scale x_0 + sigma eps: Chen's input scaling (arXiv:2301.10972), for enough noise in large images.
 
-    With renormalize, x_t is divided by its standard deviation for data of unit variance, so that a
-    variance-preserving schedule stays one: `shift`. Without, by scale, so that x_0 remains the image: sigma / scale.
+    With renormalize, x_t is divided by its standard deviation for data of unit variance, which is `shift`, so that the
+    schedule preserves variance. Without it, x_t is divided by scale, so that x_0 is the image and sigma / scale the
+    noise level. Raises UserError unless scale is in [0.001, 1000].
     """
     if renormalize:
         return shift(scale)

@@ -65,7 +65,7 @@ class MetricRequest:
                 )
         if not names:
             return
-        sample_metrics.check(names, min(num, real or num), self.options)
+        sample_metrics.check_counts(names, min(num, real or num), self.options)
         if within:
             self.check_features(within[0])
         if self.reference is not None and not any(METRICS[name].moments for name in names):

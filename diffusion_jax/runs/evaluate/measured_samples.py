@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from diffusion_jax.core import autoencoding
+from diffusion_jax.core import similarity
 from diffusion_jax.errors import UserError
 from diffusion_jax.evals import moments, sample_metrics
 from diffusion_jax.evals.gathering import NOTHING, Gathered, Gathering, Wanted
@@ -92,8 +92,8 @@ def check(names: Sequence[str], sample_source: SampleSource) -> None:
             raise UserError(f"{name} compares an image with its caption; this model is told none")
         if needs and not isinstance(sample_source.kind, Image):
             raise UserError(f"{name} is of images, and this model is of {sample_source.kind.noun}")
-        if name == "ssim" and min(sample_source.shape[:2]) < autoencoding.WINDOW:
-            side = autoencoding.WINDOW
+        if name == "ssim" and min(sample_source.shape[:2]) < similarity.WINDOW:
+            side = similarity.WINDOW
             raise UserError(f"ssim looks at {side} x {side} windows; the images are {_size(sample_source.shape[:2])}")
         if sample_source.reconstructs and name in ("memorisation", "inception_score"):
             raise UserError(f"{name} is of samples; an autoencoder draws none")
@@ -243,8 +243,8 @@ def scored(
                 "features": dict(features.record) if features is not None and not metric.needs else None,
                 "notes": list(result.notes),
             }
-            if result.suspects is not None:
-                suspects[score] = result.suspects
+            if result.nearest is not None:
+                suspects[score] = result.nearest
     return found, suspects
 
 
@@ -279,8 +279,8 @@ def _values(x: Array) -> dict[str, Array]:
 def _restoration(pixels: Array, originals: Array) -> dict[str, Array]:
     """PSNR and SSIM [B] of pixels against originals, as these are as pixels."""
     x, y = (a.astype(jnp.float32) / 127.5 - 1.0 for a in (_pixels(originals)["pixels"], pixels))
-    found = {"psnr": autoencoding.psnr(x, y)}
-    return found | ({"ssim": autoencoding.ssim(x, y)} if min(x.shape[1:3]) >= autoencoding.WINDOW else {})
+    found = {"psnr": similarity.psnr(x, y)}
+    return found | ({"ssim": similarity.ssim(x, y)} if min(x.shape[1:3]) >= similarity.WINDOW else {})
 
 
 def _refuse_nan(kept: Mapping[str, np.ndarray]) -> None:

@@ -17,7 +17,7 @@ from diffusion_jax.runs.evaluate.measured_samples import featurise
 from diffusion_jax.runs.evaluate.real_images import RealImages, plain
 from diffusion_jax.runs.workdir.output_folder import check_file
 from diffusion_jax.train import sharding
-from diffusion_jax.train.checkpoint import versions
+from diffusion_jax.train.provenance import versions
 
 
 def reference(

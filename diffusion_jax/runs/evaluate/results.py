@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax.report.atomic import replace_file
-from diffusion_jax.train.checkpoint import versions
+from diffusion_jax.train.provenance import versions
 
 FORMAT = "diffusion_jax evaluation 1"
 

@@ -1,6 +1,7 @@
-"""What can be chosen by name, with arguments and meaning, read from the dicts that do the choosing.
+"""What can be chosen by name, with arguments and meanings, read from the dicts that map the names.
 
-This file imports none of them before they are asked for: a command's --help names the lists and waits for no jax.
+This file imports a dict only when its list is asked for, so that a command's --help, which names the lists, does not
+wait for jax.
 """
 
 import ast
@@ -10,40 +11,40 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from types import ModuleType
 
 from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.runs.help.comments import meanings
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
-    """A dict by name, and the config keys that choose from it."""
+class NamedList:
+    """Where the dict of a list is, and the config keys that choose from it."""
 
     module: str
     table: str
     keys: tuple[str, ...]
-    arguments: bool = True  # whether a user writes arguments behind the name
-    more: Mapping[str, str] = dataclasses.field(default_factory=dict)  # {entry that is not in the dict: its meaning}
+    arguments: bool = True  # whether a user may write arguments after the name
+    more: Mapping[str, str] = dataclasses.field(default_factory=dict)  # {name that is not in the dict: its meaning}
 
 
-LISTS: dict[str, Choice] = {
-    "samplers": Choice("core.samplers", "SAMPLERS", ("sample.sampler",)),
-    "grids": Choice("core.grids", "GRIDS", ("sample.grid",)),
-    "thresholds": Choice("models.sampling", "THRESHOLDS", ("sample.threshold",)),
-    "schedules": Choice("core.schedules", "SCHEDULES", ("schedule",)),
-    "modifiers": Choice("core.schedules", "MODIFIERS", ("schedule",)),
-    "predictions": Choice("core.predictions", "PREDICTIONS", ("prediction",)),
-    "times": Choice("core.times", "TIMES", ("times",)),
-    "adaptive_times": Choice("core.times", "ADAPTIVE_TIMES", ("times",)),
-    "objectives": Choice("core.objectives", "OBJECTIVES", ("objective",)),
-    "weightings": Choice("core.weightings", "WEIGHTINGS", ("weighting",)),
-    "distances": Choice("core.losses", "DISTANCES", ("distance",)),
-    "networks": Choice("nets.families", "NETWORKS", ("model.name",), arguments=False),
-    "texts": Choice("models.text", "TEXTS", ("text",)),
-    "conditions": Choice("models.conditions", "CONDITIONS", ("spatial",)),
-    "optimizers": Choice("train.optimizer", "OPTIMIZERS", ("optimizer.name",), arguments=False),
-    "metrics": Choice(
+LISTS: dict[str, NamedList] = {
+    "samplers": NamedList("core.samplers", "SAMPLERS", ("sample.sampler",)),
+    "grids": NamedList("core.grids", "GRIDS", ("sample.grid",)),
+    "thresholds": NamedList("models.sampling", "THRESHOLDS", ("sample.threshold",)),
+    "schedules": NamedList("core.schedules", "SCHEDULES", ("schedule",)),
+    "modifiers": NamedList("core.schedules", "MODIFIERS", ("schedule",)),
+    "predictions": NamedList("core.predictions", "PREDICTIONS", ("prediction",)),
+    "times": NamedList("core.times", "TIMES", ("times",)),
+    "adaptive_times": NamedList("core.times", "ADAPTIVE_TIMES", ("times",)),
+    "objectives": NamedList("core.objectives", "OBJECTIVES", ("objective",)),
+    "weightings": NamedList("core.weightings", "WEIGHTINGS", ("weighting",)),
+    "distances": NamedList("core.losses", "DISTANCES", ("distance",)),
+    "networks": NamedList("nets.families", "NETWORKS", ("model.name",), arguments=False),
+    "texts": NamedList("models.text", "TEXTS", ("text",)),
+    "conditions": NamedList("models.conditions", "CONDITIONS", ("spatial",)),
+    "optimizers": NamedList("train.optimizers", "OPTIMIZERS", ("optimizer.name",), arguments=False),
+    "metrics": NamedList(
         "evals.sample_metrics",
         "METRICS",
         ("evaluate.metrics",),
@@ -57,44 +58,45 @@ _SENTENCE = re.compile(r"(?<!\beq)(?<!\bal)(?<!\bsec)\.(?= [A-Z])")
 
 def lists_for(key: str) -> list[str]:
     """The lists that a config key chooses from."""
-    return [name for name, choice in LISTS.items() if key in choice.keys]
+    return [name for name, entry in LISTS.items() if key in entry.keys]
 
 
 def lines_of(name: str) -> Iterator[str]:
-    """The entries of a list: each as it is written, with the defaults of its arguments, and its first sentence.
+    """The lines of a list: each entry as a user writes it, with default arguments, and its first sentence.
 
     Raises UserError where there is no such list.
     """
     if name not in LISTS:
         raise UserError(f"there is no list {name!r}; choose from {', '.join(LISTS)}{did_you_mean(name, LISTS)}")
-    choice = LISTS[name]
-    module = importlib.import_module(f"diffusion_jax.{choice.module}")
-    table = getattr(module, choice.table)
-    comments = {**choice.more, **comments_in(module, choice.table)}
-    yield f"{name}, chosen by config.{' and config.'.join(choice.keys)}:"
-    for entry in (*table, *choice.more):
+    each = LISTS[name]
+    module = importlib.import_module(f"diffusion_jax.{each.module}")
+    table = getattr(module, each.table)
+    comments = {**each.more, **comments_in(module, each.table)}
+    yield f"{name}, chosen by config.{' and config.'.join(each.keys)}:"
+    for entry in (*table, *each.more):
         made = table.get(entry)
-        written = choice.arguments and (inspect.isfunction(made) or inspect.isclass(made))
+        written = each.arguments and (inspect.isfunction(made) or inspect.isclass(made))
         yield f"  {entry}{_arguments(made) if written else ''}"
         if meaning := comments.get(entry) or _sentence(made):
             yield textwrap.fill(meaning, 116, initial_indent="      ", subsequent_indent="      ")
 
 
-def _arguments(made: Callable[..., Any]) -> str:
+def _arguments(made: Callable[..., object]) -> str:
+    """The arguments of an entry with their defaults, as a user writes them."""
     parameters = inspect.signature(made).parameters.values()
     shown = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters]
     return f"({', '.join(shown)})" if shown else ""
 
 
-def _sentence(made: Any) -> str:
-    """The first sentence of its docstring."""
+def _sentence(made: object) -> str:
+    """The first sentence of the docstring of an entry."""
     text = " ".join((inspect.getdoc(made) or "").partition("\n\n")[0].split()) if callable(made) else ""
     end = _SENTENCE.search(text)
     return text if end is None else text[: end.end()]
 
 
-def comments_in(module: Any, table: str) -> dict[str, str]:
-    """{entry: the comment behind it} of a dict in a module's source, for entries that are no documented function."""
+def comments_in(module: ModuleType, table: str) -> dict[str, str]:
+    """{entry: its comment} of a dict in the source of a module, for entries that are no documented functions."""
     source = inspect.getsource(module)
     for node in ast.parse(source).body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == table:

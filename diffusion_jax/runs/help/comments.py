@@ -1,6 +1,6 @@
-"""What a source file says of the entries of a dict, or of the fields of a class, in comments and docstrings.
+"""The meanings of the entries of a dict, or of the fields of a class, from comments and docstrings in its source.
 
-So a meaning is written once, where a programmer reads it, and a user is shown the same words.
+So a meaning is written once, and programmers and users read the same words.
 """
 
 import ast
@@ -11,10 +11,10 @@ import tokenize
 
 
 def meanings(node: ast.Dict, source: str, prefix: str = "") -> dict[str, str]:
-    """{dotted key: comment} of a dict display in source, of the dicts in it too.
+    """{dotted key: comment} of a dict display in source, and of the dicts in it.
 
-    The comment of a key is the one behind its value or, where there is none, those on the lines before it; that of a
-    key whose value is a dict is not taken.
+    The comment of a key is the one after its value or, if there is none, those on the lines before it. A key whose
+    value is a dict has none.
     """
     behind, alone = _comments(source)
     found: dict[str, str] = {}
@@ -36,9 +36,9 @@ def meanings(node: ast.Dict, source: str, prefix: str = "") -> dict[str, str]:
 
 
 def of_fields(cls: type) -> dict[str, str]:
-    """{field: meaning} of a dataclass and those it inherits from: its docstring, or the comment behind it.
+    """{field: its docstring, or the comment after it} of a dataclass and of those from which it inherits.
 
-    Classes whose source cannot be read are left out.
+    A class whose source cannot be read is left out.
     """
     found: dict[str, str] = {}
     for each in reversed(cls.__mro__):
@@ -60,7 +60,7 @@ def of_fields(cls: type) -> dict[str, str]:
 
 
 def _comments(source: str) -> tuple[dict[int, str], dict[int, str]]:
-    """{line: comment} of those behind code, and of those on lines of their own."""
+    """{line: comment} of the comments after code, and of those on lines of their own."""
     behind: dict[int, str] = {}
     alone: dict[int, str] = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):

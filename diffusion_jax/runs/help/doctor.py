@@ -1,4 +1,4 @@
-"""`diffusion-jax doctor`: what of this machine decides how a run goes, for a bug report."""
+"""`diffusion-jax doctor`: the facts about this machine that a bug report needs."""
 
 import importlib.metadata
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from diffusion_jax import __version__
 from diffusion_jax.train import memory
-from diffusion_jax.train.checkpoint import source_commit
+from diffusion_jax.train.provenance import source_commit
 
 PACKAGES = (
     "jax",
@@ -31,7 +31,7 @@ PACKAGES = (
     "tokenizers",
     "optuna",
 )
-"""Those whose versions are told, as far as they are installed."""
+"""Packages whose versions are printed, if they are installed."""
 
 _SETTINGS = (
     "XLA_",
@@ -46,11 +46,11 @@ _SETTINGS = (
     "GLIBC_TUNABLES",
     "OMP_NUM_THREADS",
 )
-"""Beginnings of the environment variables that are told."""
+"""Beginnings of the names of environment variables that are printed."""
 
 
 def report(environment: Mapping[str, str] = os.environ) -> Iterator[str]:
-    """The lines. The user's home is written ~; nothing raises where a part cannot be found out, which is told."""
+    """The lines of the report. The user's home is written ~. What cannot be found out is said, and nothing raises."""
     commit = source_commit()
     yield f"diffusion-jax   {__version__}" + (f", commit {commit}" if commit else "")
     yield f"python          {platform.python_version()}, {_home(sys.executable)}"

@@ -1,4 +1,4 @@
-"""`diffusion-jax keys`: every key of a config, with its type, default, range and meaning."""
+"""`diffusion-jax keys`: the keys of a config, with type, default, range and meaning."""
 
 import ast
 import dataclasses
@@ -6,7 +6,6 @@ import fnmatch
 import inspect
 import textwrap
 from collections.abc import Iterator
-from typing import Any
 
 from diffusion_jax import config as configs
 from diffusion_jax import ranges
@@ -18,39 +17,39 @@ from diffusion_jax.runs.help.comments import meanings, of_fields
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One key of a config."""
+    """A key of a config."""
 
     name: str  # dotted
-    default: Any
-    allowed: str  # its type and, of a number, its range
+    default: object
+    allowed: str  # its type, and the range of a number
     meaning: str
-    lists: list[str]  # names of `choices.LISTS` that it chooses from
+    lists: list[str]  # the names in `choices.LISTS` from which it chooses
 
     @property
     def text(self) -> str:
-        """As a user reads it."""
+        """The lines that a user reads."""
         more = "".join(f"; diffusion-jax keys --of={name} lists them" for name in self.lists)
         body = textwrap.fill(self.meaning + more, 116, initial_indent="    ", subsequent_indent="    ")
         return f"{self.name} = {self.default!r}  ({self.allowed})\n{body}"
 
 
-def keys(network: str = "unet") -> list[Key]:
-    """Every key of a config with that network, sorted."""
+def config_keys(network: str = "unet") -> list[Key]:
+    """The keys of a config with that network, sorted."""
     chosen = family(network)
-    said = _of_base() | {f"model.{name}": text for name, text in of_fields(chosen).items()} | _of_model()
+    meaning = _of_base() | {f"model.{name}": text for name, text in of_fields(chosen).items()} | _of_model()
     allowed = ranges.CONFIG | {f"model.{name}": each for name, each in chosen.ranges.items()}
     return [
-        Key(name, default, _allowed(default, allowed.get(name)), said.get(name, ""), lists_for(name))
+        Key(name, default, _allowed(default, allowed.get(name)), meaning.get(name, ""), lists_for(name))
         for name, default in configs.flat(configs.base(network).to_dict()).items()
     ]
 
 
 def matching(pattern: str, network: str = "unet") -> list[Key]:
-    """The keys whose name fits a pattern such as "sample.*" or "steps", else those whose meaning has it.
+    """The keys whose names match a pattern such as "sample.*" or "steps", or else whose meanings contain it.
 
-    Raises UserError where none does.
+    Raises UserError where there is none.
     """
-    every = keys(network)
+    every = config_keys(network)
     named = [key for key in every if pattern in key.name or fnmatch.fnmatchcase(key.name, pattern)]
     found = named or [key for key in every if pattern.lower() in key.meaning.lower()]
     if not found:
@@ -62,8 +61,8 @@ def matching(pattern: str, network: str = "unet") -> list[Key]:
 
 
 def lines(pattern: str, network: str) -> Iterator[str]:
-    """What the command prints."""
-    for key in matching(pattern, network) if pattern else keys(network):
+    """The lines that the command prints."""
+    for key in matching(pattern, network) if pattern else config_keys(network):
         yield key.text
 
 
@@ -80,11 +79,11 @@ def _of_base() -> dict[str, str]:
 
 
 def _of_model() -> dict[str, str]:
-    """What `config.base` itself says of model: of what the task gives every family."""
+    """The meanings in `config.base` of the keys of model that every family has."""
     return {name: text for name, text in _of_base().items() if name.startswith("model.")}
 
 
-def _allowed(default: Any, allowed: ranges.Range | None) -> str:
+def _allowed(default: object, allowed: ranges.Range | None) -> str:
     kind = {bool: "True or False", int: "integer", float: "number", str: "text", tuple: "tuple"}[type(default)]
     if allowed is None:
         return kind

@@ -26,7 +26,8 @@ from diffusion_jax.runs.workdir import classes
 from diffusion_jax.runs.workdir.output_folder import OutputFolder, check_writable
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.runs.workdir.pretrained import TOKENIZER_FILES
-from diffusion_jax.train.checkpoint import Checkpoints, versions
+from diffusion_jax.train.checkpoint import Checkpoints
+from diffusion_jax.train.provenance import versions
 from diffusion_jax.train.state import Params, TrainState
 
 PARTS = ("autoencoder",)

@@ -70,7 +70,7 @@ def _bytes_a_device(tree: Any) -> int:
 
 def _guidance(config: ConfigDict, model: experiment.Model) -> Check:
     own = [condition.dropout for condition in model.conditions if condition.dropout is not None]
-    left_out = config.condition_dropout if model.together else max(own, default=0.0)
+    left_out = config.condition_dropout if model.dropped_together else max(own, default=0.0)
     says = f"guidance {config.sample.guidance:g}; conditions are left out of {left_out:.0%} of the training examples"
     return _check("guidance", left_out > 0, says if left_out else f"{says}: the model never learns what it leads from")
 

@@ -23,7 +23,7 @@ from diffusion_jax.runs.sample.edit import EditRequest, PreparedEdit, prepare
 from diffusion_jax.runs.sample.starting_noise import DRAWN, FILE, NoiseRequest, starting_noise
 from diffusion_jax.runs.workdir.output_folder import OutputFolder
 from diffusion_jax.runs.workdir.restored import NO_GUIDES, GuideRequest, Trained, restore, seeds_from
-from diffusion_jax.train.checkpoint import versions
+from diffusion_jax.train.provenance import versions
 
 _MANIFEST = "manifest.json"
 

@@ -1,4 +1,4 @@
-"""What remains of a sweep: report.html, report.png and results.json, from the trials' workdirs."""
+"""The report of a sweep: report.html, report.png and results.json, from the workdirs of its trials."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ def write(
     overrides: Changes,
     sweep_file: Path,
 ) -> list[Row]:
-    """Ranks the trials in root/report.html, report.png and results.json, prints the table, and returns it."""
+    """Writes the ranked trials to report.html, report.png and results.json in root, prints them, and returns them."""
     objective = definition.objective
     rows = ranked([row(trial, objective) for trial in trials], objective.direction)
     best = next((trial for trial in trials if trial.number == rows[0].number and rows[0].state == DONE), None)
@@ -65,10 +65,10 @@ def write(
 
 
 def row(trial: Trial, objective: Objective) -> Row:
-    """A trial as it is shown.
+    """A trial as a row of the report.
 
-    The objective of one that is done is read anew, for it may have been changed; one whose objective is not finite
-    failed, by the objective as it is now.
+    The objective of a trial that is done is read again from its metrics, for the sweep's objective may have changed
+    since. Where it is not finite the row says that the trial failed.
     """
     outcome = trial.outcome or Outcome(UNFINISHED)
     course = tuple(objective.course(trial.records()))
@@ -81,7 +81,7 @@ def row(trial: Trial, objective: Objective) -> Row:
 
 
 def not_finite(objective: Objective) -> str:
-    """Why a trial failed that was trained to its end."""
+    """The reason of a trial that failed although it was trained to its end."""
     return f"its {objective.metric} was not finite at the end"
 
 

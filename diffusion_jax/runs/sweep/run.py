@@ -1,127 +1,167 @@
-"""`diffusion-jax sweep`: a config, a sweep file and a workdir to trials and a report that ranks them."""
+"""`diffusion-jax sweep`: runs the trials that a sweep file describes, and writes a report that ranks them."""
 
 import dataclasses
 import importlib.util
-import json
 import runpy
 import sys
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax import config as configs
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.report.sweep_figures import Row
 from diffusion_jax.runs.sweep import local as sweep_local
 from diffusion_jax.runs.sweep import reporting as sweep_report
 from diffusion_jax.runs.sweep import slurm as sweep_slurm
-from diffusion_jax.runs.sweep.trial_source import Source, listed, studied
-from diffusion_jax.runs.sweep.trials import FAILED, Lock, Trial, as_typed, changed, command, locked
-from diffusion_jax.runs.workdir.paths import Workdir, read_json
+from diffusion_jax.runs.sweep.record import Record, check_root, earlier_defaults, write_record
+from diffusion_jax.runs.sweep.trial_source import TrialSource, listed, studied
+from diffusion_jax.runs.sweep.trials import FAILED, Lock, Trial, as_typed, changed
+from diffusion_jax.runs.sweep.trials import command as train_command
+from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.sweeps.definition import Changes, Sweep
 from diffusion_jax.sweeps.spaces import Choice
 from diffusion_jax.sweeps.study import Study
-from diffusion_jax.train.faults import stop_on_signal
+from diffusion_jax.train.faults import Stop, stop_on_signal
 
 LAUNCHERS = ("local", "slurm", "manifest")
 
 
 @dataclasses.dataclass(frozen=True)
-class How:
-    """How the trials are run."""
+class LaunchOptions:
+    """How the trials of a sweep are run."""
 
-    launcher: str = "local"
-    jobs: int = 1
-    vectorised: bool = False
+    launcher: str = "local"  # one of `LAUNCHERS`
+    jobs: int = 1  # trials at once
+    vectorised: bool = False  # all trials as one program
     storage: str = ""  # URL of a database; "": a journal file in the workdir
     retry: bool = False  # failed trials are run again
     worker: int | None = None  # this process is one of a SLURM job; of listed trials it runs only this one
     slurm: str = ""  # submitit's parameters, as in "cluster=local,timeout_min=10"
 
 
+@dataclasses.dataclass(frozen=True)
+class _Command:
+    """What a user typed, and what follows from it for every trial."""
+
+    config_file: str
+    sweep_file: Path
+    root: Path
+    given: Changes  # keys of the config that the command changes
+    overrides: Changes  # keys that are changed in every trial: those given, those that the sweep fixes
+    base: ConfigDict  # the config with the overrides
+
+    def trial(self, number: int, changes: Changes) -> Trial:
+        """Trial `number` with its changes of the base config."""
+        workdir = Workdir(self.root / "trials" / f"{number:03d}")
+        return Trial(number, changes, changed(self.base, changes), workdir)
+
+
 def sweep(
-    config: ConfigDict, config_file: str, given: Changes, sweep_file: Path, root: Path, how: How = How()
+    config: ConfigDict,
+    config_file: str,
+    given: Changes,
+    sweep_file: Path,
+    root: Path,
+    options: LaunchOptions = LaunchOptions(),
 ) -> list[int]:
-    """Runs the trials of sweep_file in root that have no outcome yet, and reports on all of them.
+    """Runs the trials of sweep_file in the folder root that have no outcome yet, and reports on all of them.
 
-    Returns the numbers of the trials that failed, of a sweep that has come to its end; one that was stopped, a manifest
-    and a worker of a job return none.
+    given are the keys that the command line changes, which win over keys that the sweep fixes. Returns the numbers of
+    the failed trials of a sweep that is complete; a sweep that was stopped, a manifest and a worker of a SLURM job
+    return none.
 
-    given are the keys that were changed on the command line; they win over what the sweep fixes. What a user can get
-    wrong raises UserError before root is touched, but for an objective that is never logged, and for trials that all
-    fail: these after the report.
+    Raises UserError, before root is touched, for mistakes of the user. Two are found later, and raised after the
+    report: an objective that is never logged, and trials that all fail.
     """
     definition = load(sweep_file)
+    command = _command(config, config_file, given, sweep_file, root, definition)
+    _check_options(definition, options)
+    if options.vectorised:
+        from diffusion_jax import experiment  # which imports jax, as the next does
+        from diffusion_jax.runs.sweep import vectorised as sweep_vectorised
+
+        command = dataclasses.replace(command, base=experiment.resolved(command.base))
+        sweep_vectorised.check_trials(
+            [command.trial(number, changes) for number, changes in enumerate(definition.listed())]
+        )
+    definition.check_steps(command.base.train.steps)
+    source = _open(definition, command, options)
+    if options.launcher == "manifest":
+        _write_manifest(source, command)
+        return []
+    if options.retry:
+        for trial in source.trials():
+            if trial.outcome is not None and trial.outcome.state == FAILED:
+                trial.forget()
+    with stop_on_signal() as stop:
+        _run_trials(definition, source, command, options, stop)
+    if options.worker is not None:
+        return []
+    return _finish(source, definition, command, stopped=stop.signal is not None)
+
+
+def _command(
+    config: ConfigDict, config_file: str, given: Changes, sweep_file: Path, root: Path, definition: Sweep
+) -> _Command:
+    """The command, checked: every key and every type of the space fits the config. Raises UserError otherwise."""
     overrides = {key: value for key, value in definition.fixed.items() if key not in given} | given
     if swept := sorted(set(given) & set(definition.space)):
         raise UserError(f"--config.{swept[0]} is swept by {sweep_file}; leave the flag out, or the key of the space")
-    overrides = _earlier(root) | overrides
+    overrides = earlier_defaults(root) | overrides
     base = changed(config, overrides)
     if base.checkpoint.mirror:
         raise UserError(
             f"checkpoint.mirror={base.checkpoint.mirror!r} is the copy of one run, which no two trials can share; "
             "leave it out of a sweep"
         )
-    if how.vectorised:
-        from diffusion_jax import experiment  # imports jax
+    for changes in _ends(definition):
+        changed(base, changes)
+    return _Command(config_file, sweep_file, root, given, overrides, base)
 
-        base = experiment.resolved(base)
-    for space in _ends(definition):
-        changed(base, space)
-    _check_how(definition, how)
 
-    def make(number: int, changes: Changes) -> Trial:
-        return Trial(number, changes, changed(base, changes), Workdir(root / "trials" / f"{number:03d}"))
+def _open(definition: Sweep, command: _Command, options: LaunchOptions) -> TrialSource:
+    """Where the trials come from, with root's record of the sweep written.
 
-    if how.vectorised:
-        from diffusion_jax.runs.sweep import vectorised as sweep_vectorised  # imports flax
+    Raises UserError, before anything is written, where root holds another sweep or the storage cannot be opened.
+    """
+    record: Record = {"config": command.base.to_dict(), "sweep": definition.identity()}
+    check_root(command.root, record)
+    source = _source(definition, command, options) if options.storage else None
+    write_record(command.root, record, command.sweep_file)
+    return source or _source(definition, command, options)
 
-        sweep_vectorised.check([make(number, changes) for number, changes in enumerate(definition.listed())])
-    definition.check_steps(base.train.steps)
-    held = {"config": base.to_dict(), "sweep": definition.identity()}
-    _check_root(root, held)
-    source = _source(definition, make, root, base, how) if how.storage else None  # before anything is written
-    _keep(root, held, sweep_file)
-    source = source or _source(definition, make, root, base, how)
-    if how.launcher == "manifest":
-        _write_manifest(root, source, config_file, overrides)
-        return []
-    if how.retry:
-        for trial in source.trials():
-            if trial.outcome is not None and trial.outcome.state == FAILED:
-                trial.forget()
-    with stop_on_signal() as stop:
-        if how.launcher == "slurm":
-            options = sweep_slurm.parameters(how.slurm)
-            words = _worker_words(config_file, given, sweep_file, root, how)
-            numbers = None if definition.adaptive else [trial.number for trial in source.unfinished()]
-            sweep_slurm.run(words, numbers, workers=how.jobs, folder=root / "slurm", options=options, stop=stop)
-        elif how.vectorised:
-            _vectorised(source, definition, stop)
-        else:
-            others = {trial.number for trial in source.trials()} - {how.worker} if how.worker is not None else set()
-            sweep_local.run(
-                source,
-                objective=definition.objective,
-                config_file=config_file,
-                overrides=overrides,
-                jobs=how.jobs,
-                stop=stop,
-                passed_over=frozenset() if definition.adaptive else frozenset(others),
-            )
-    if how.worker is not None:
-        return []
-    return _finish(root, source, definition, config_file, overrides, sweep_file, stopped=stop.signal is not None)
+
+def _run_trials(definition: Sweep, source: TrialSource, command: _Command, options: LaunchOptions, stop: Stop) -> None:
+    if options.launcher == "slurm":
+        parameters = sweep_slurm.parameters(options.slurm)
+        words = _worker_words(command, options)
+        numbers = None if definition.adaptive else [trial.number for trial in source.unfinished()]
+        folder = command.root / "slurm"
+        sweep_slurm.run(words, numbers, workers=options.jobs, folder=folder, options=parameters, stop=stop)
+    elif options.vectorised:
+        _train_vectorised(source, definition, stop)
+    else:
+        passed_over: frozenset[int] = frozenset()
+        if options.worker is not None and not definition.adaptive:
+            passed_over = frozenset({trial.number for trial in source.trials()} - {options.worker})
+        sweep_local.run(
+            source,
+            objective=definition.objective,
+            config_file=command.config_file,
+            overrides=command.overrides,
+            jobs=options.jobs,
+            stop=stop,
+            passed_over=passed_over,
+        )
 
 
 def load(path: Path) -> Sweep:
-    """What get_sweep() of a Python file returns; raises UserError where it is none."""
+    """The sweep that get_sweep() of a Python file returns. Raises UserError where the file has none."""
     if not path.is_file():
         raise UserError(f"no sweep file {path}; give the path of one, as in --sweep=configs/sweeps/digits_lr.py")
     try:
-        # Not imported: kept bytecode would run in place of a file that was changed within a second, at equal length.
+        # Not imported: bytecode from a cache would run where the file was changed within a second, to equal length.
         found = runpy.run_path(str(path), run_name="sweep_file")
         if "get_sweep" not in found:
             raise UserError("a sweep file has a get_sweep()")
@@ -136,31 +176,37 @@ def load(path: Path) -> Sweep:
 
 
 def _ends(definition: Sweep) -> list[Changes]:
-    """Changes at which every key and every type of the space is met."""
+    """Changes that together have every key of the space, with every type of its values."""
     ends = []
     for key, space in definition.space.items():
         ends += [{key: value} for value in (space.values if isinstance(space, Choice) else (space.low, space.high))]
     return ends
 
 
-def _check_how(definition: Sweep, how: How) -> None:
-    if how.launcher not in LAUNCHERS:
-        raise UserError(f"unknown launcher {how.launcher!r}; choose from {', '.join(LAUNCHERS)}")
-    sweep_local.shares(how.jobs) if how.launcher == "local" else None
-    needs = {"--launcher=manifest": how.launcher == "manifest", "--vectorised": how.vectorised, "--retry": how.retry}
+def _check_options(definition: Sweep, options: LaunchOptions) -> None:
+    """Raises UserError for options that exclude each other, or that the sweep does not allow."""
+    if options.launcher not in LAUNCHERS:
+        raise UserError(f"unknown launcher {options.launcher!r}; choose from {', '.join(LAUNCHERS)}")
+    if options.launcher == "local":
+        sweep_local.shares(options.jobs)  # raises where there are fewer devices
+    needs = {
+        "--launcher=manifest": options.launcher == "manifest",
+        "--vectorised": options.vectorised,
+        "--retry": options.retry,
+    }
     for flag in (flag for flag, given in needs.items() if given and definition.adaptive):
         raise UserError(
             f"{flag} takes a sweep whose trials are known from the start: method grid or random, and no pruner; "
             f"got method={definition.method!r} and pruner={definition.pruner!r}"
         )
-    if how.vectorised and (how.launcher != "local" or how.jobs > 1):
+    if options.vectorised and (options.launcher != "local" or options.jobs > 1):
         raise UserError("--vectorised is one program on this machine; leave --launcher and --jobs out")
-    if how.storage and not definition.adaptive:
+    if options.storage and not definition.adaptive:
         raise UserError("--storage is of sweeps that learn from results: method tpe, or a pruner")
-    if how.slurm and how.launcher != "slurm":
+    if options.slurm and options.launcher != "slurm":
         raise UserError("--slurm says what --launcher=slurm asks for; give that too")
-    if how.launcher == "slurm":
-        sweep_slurm.parameters(how.slurm)
+    if options.launcher == "slurm":
+        sweep_slurm.parameters(options.slurm)
     if definition.adaptive and importlib.util.find_spec("optuna") is None:
         raise UserError(
             f"method={definition.method!r} with pruner={definition.pruner!r} needs Optuna; "
@@ -168,86 +214,48 @@ def _check_how(definition: Sweep, how: How) -> None:
         )
 
 
-def _earlier(root: Path) -> dict[str, Any]:
-    """What an earlier version, if one started the sweep in root, did otherwise than today's defaults."""
-    try:
-        return configs.earlier(json.dumps(json.loads((root / "sweep.json").read_text(encoding="utf-8"))["config"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # `_check_root` says what is wrong
-
-
-def _check_root(root: Path, held: dict[str, Any]) -> list[str]:
-    """The config keys, added since, that sweep.json in root lacks; their defaults complete it.
-
-    Raises UserError where root holds another sweep than held, or something else.
-    """
-    path = root / "sweep.json"
-    if not path.is_file():
-        if root.exists() and (not root.is_dir() or {file.name for file in root.iterdir()} - {"lock"}):
-            raise UserError(f"{root} has files and no sweep; give a new --workdir")
-        return []
-    kept = read_json(path)
-    try:
-        text = json.dumps(kept["config"])
-        added, completed = configs.newer(text), configs.from_json(text)
-    except (UserError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not what this version of sweep wrote ({error}); give a new --workdir") from None
-    before = configs.flat(kept | {"config": _plain(completed.to_dict())})
-    now = configs.flat(_plain(held))
-    if before != now:
-        key = next(key for key in sorted(before | now) if before.get(key) != now.get(key))
-        raise UserError(
-            f"{root} holds another sweep: {key} is {before.get(key)!r} there and {now.get(key)!r} here; "
-            "give a new --workdir, or the sweep file and config that it was started with"
-        )
-    return added
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it, whose tuples are lists."""
-    return json.loads(json.dumps(value))
-
-
-def _keep(root: Path, held: dict[str, Any], sweep_file: Path) -> None:
-    """Records what the sweep is, and a copy of its file; one process does, of those that start together."""
-    with locked(root / "lock"):
-        added = _check_root(root, held)
-        if added:
-            says = f"an earlier version wrote {root / 'sweep.json'}: the defaults of {', '.join(added)} complete it"
-            print(f"diffusion-jax: {says}", file=sys.stderr)
-        if added or not (root / "sweep.json").is_file():
-            replace_file(root / "sweep.json", (json.dumps(held, indent=2) + "\n").encode())
-        if not (root / "sweep.py").is_file():
-            replace_file(root / "sweep.py", sweep_file.read_bytes())
-
-
-def _source(definition: Sweep, make: Any, root: Path, base: ConfigDict, how: How) -> Source:
+def _source(definition: Sweep, command: _Command, options: LaunchOptions) -> TrialSource:
     if not definition.adaptive:
-        return listed(make, definition.listed())
-    journal = root / "optuna.journal"
-    study = Study(definition, steps=base.train.steps, journal=journal, url=how.storage, name=root.absolute().name)
-    return studied(make, study, root / "lock")
+        return listed(command.trial, definition.listed())
+    root = command.root
+    study = Study(
+        definition,
+        steps=command.base.train.steps,
+        journal=root / "optuna.journal",
+        url=options.storage,
+        name=root.absolute().name,
+    )
+    return studied(command.trial, study, root / "lock")
 
 
-def _write_manifest(root: Path, source: Source, config_file: str, overrides: Changes) -> None:
-    """One command line for each trial without an outcome."""
-    program = ("diffusion-jax",)
+def _write_manifest(source: TrialSource, command: _Command) -> None:
+    """Writes manifest.sh, with the command line of each trial that has no outcome."""
     lines = [
-        as_typed(command(config_file, str(trial.workdir.root), overrides | trial.changes, program))
+        as_typed(
+            train_command(
+                command.config_file,
+                str(trial.workdir.root),
+                command.overrides | trial.changes,
+                ("diffusion-jax",),
+            )
+        )
         for trial in source.unfinished()
     ]
-    path = root / "manifest.sh"
+    path = command.root / "manifest.sh"
     replace_file(path, "".join(f"{line}\n" for line in lines).encode())
     print(f"{len(lines)} commands in {path}; run them anywhere, then the same sweep with --launcher=local reports")
 
 
-def _worker_words(config_file: str, given: Changes, sweep_file: Path, root: Path, how: How) -> list[str]:
-    words = command(config_file, str(root), given)
+def _worker_words(command: _Command, options: LaunchOptions) -> list[str]:
+    """The command line of a worker of a SLURM job, without its --worker."""
+    words = train_command(command.config_file, str(command.root), command.given)
     words[words.index("train")] = "sweep"
-    return [*words, f"--sweep={sweep_file}", *([f"--storage={how.storage}"] if how.storage else [])]
+    storage = [f"--storage={options.storage}"] if options.storage else []
+    return [*words, f"--sweep={command.sweep_file}", *storage]
 
 
-def _vectorised(source: Source, definition: Sweep, stop: Any) -> None:
+def _train_vectorised(source: TrialSource, definition: Sweep, stop: Stop) -> None:
+    """Trains all trials without an outcome as one program."""
     from diffusion_jax.runs.sweep import vectorised as sweep_vectorised
 
     claimed: list[tuple[Trial, Lock]] = []
@@ -259,27 +267,20 @@ def _vectorised(source: Source, definition: Sweep, stop: Any) -> None:
             sweep_vectorised.train(waiting, stop, source.tell)
         for trial, _ in claimed:
             if trial.trained:
-                source.tell(trial, sweep_local.judge(trial, definition.objective))
+                source.tell(trial, sweep_local.outcome_of(trial, definition.objective))
     finally:
         for _, lock in claimed:
             lock.release()
 
 
-def _finish(
-    root: Path,
-    source: Source,
-    definition: Sweep,
-    config_file: str,
-    overrides: Changes,
-    sweep_file: Path,
-    *,
-    stopped: bool,
-) -> list[int]:
-    """Reports, and returns the trials that failed of a sweep at its end; raises UserError where all did."""
+def _finish(source: TrialSource, definition: Sweep, command: _Command, *, stopped: bool) -> list[int]:
+    """Writes the report. Returns the failed trials of a sweep that is complete; raises UserError where all failed."""
     trials = source.trials()
     rows: list[Row] = []
     if any(trial.outcome is not None for trial in trials):
-        rows = sweep_report.write(root, trials, definition, config_file, overrides, sweep_file)
+        rows = sweep_report.write(
+            command.root, trials, definition, command.config_file, command.overrides, command.sweep_file
+        )
     ended = [row for row in rows if row.state != sweep_report.UNFINISHED]
     if missing := definition.trials - len(ended):
         why = "stopped" if stopped else "some trials were stopped"

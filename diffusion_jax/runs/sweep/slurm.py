@@ -5,17 +5,23 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.train.faults import Stop
 
 _POLL = 1.0  # seconds
 
+Parameters = dict[str, object]
+"""{name of a parameter of submitit: value}."""
 
-def parameters(text: str) -> dict[str, Any]:
-    """Of "partition=gpu,timeout_min=60": {"partition": "gpu", "timeout_min": 60}; raises UserError for other text."""
-    found: dict[str, Any] = {}
+
+def parameters(text: str) -> Parameters:
+    """{"partition": "gpu", "timeout_min": 60} from "partition=gpu,timeout_min=60".
+
+    Raises UserError for other text, where submitit is not installed, and where this machine has no SLURM.
+    """
+    found: Parameters = {}
     for part in filter(None, text.split(",")):
         name, equals, value = part.partition("=")
         if not equals or not name.strip().isidentifier():
@@ -33,8 +39,9 @@ def parameters(text: str) -> dict[str, Any]:
     return found
 
 
-def _submitit() -> Any:
-    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")  # else importing it closes the handlers of all loggers
+def _submitit() -> ModuleType:
+    """The package submitit. Raises UserError where it is not installed."""
+    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")  # otherwise its import closes the handlers of all loggers
     try:
         import submitit
     except ImportError:
@@ -48,13 +55,14 @@ def run(
     *,
     workers: int,
     folder: Path,
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
     stop: Stop,
 ) -> None:
-    """Submits a job for each trial number or, where trials depend on results, workers jobs; waits for all of them.
+    """Submits a job for each of the trial numbers, or `workers` jobs for None, and waits for all of them.
 
-    A job whose trial another process runs, or has run, ends at once: to submit a trial twice does no harm. On a signal
-    the jobs are cancelled, which saves.
+    words are the command line of a worker without its --worker, folder is for submitit's files, and options are those
+    of `parameters`. numbers is None where trials depend on results. A job ends at once where another process runs its
+    trial or has run it, so a trial may be submitted twice. On a signal the jobs are cancelled, which makes them save.
     """
     submitit = _submitit()
     options = dict(options)

@@ -1,4 +1,4 @@
-"""Where the trials of a sweep come from: a list, or a study that learns from results; shared by many processes."""
+"""Where the trials of a sweep come from: a list, or a study that learns from results. Many processes share it."""
 
 import abc
 from collections.abc import Callable, Collection
@@ -9,14 +9,18 @@ from diffusion_jax.sweeps.definition import Changes
 from diffusion_jax.sweeps.study import Study
 
 MakeTrial = Callable[[int, Changes], Trial]
+"""(number, changes) -> trial."""
 
 
-class Source(abc.ABC):
-    """Deals out the trials of a sweep, each to one process at a time."""
+class TrialSource(abc.ABC):
+    """The trials of a sweep, each of which one process at a time can claim."""
 
     @abc.abstractmethod
     def claim(self, passed_over: Collection[int] = ()) -> tuple[Trial, Lock] | None:
-        """A trial without an outcome that no process runs, and the lock on it; None if there is none."""
+        """A trial without an outcome that no process runs, with its lock; None if there is none.
+
+        Trials whose numbers are passed_over are left out.
+        """
 
     @abc.abstractmethod
     def trials(self) -> list[Trial]:
@@ -27,11 +31,11 @@ class Source(abc.ABC):
         return [trial for trial in self.trials() if trial.outcome is None]
 
     def seen(self, trial: Trial) -> int:
-        """The last step of which `report` was called; -1 if none."""
+        """The last step that was reported for the trial; -1 if none was."""
         return -1
 
     def report(self, trial: Trial, step: int, value: float) -> bool:
-        """Notes the objective as of step; returns whether to end the trial here."""
+        """Reports the objective of the trial at a step. Returns whether the trial is pruned there."""
         return False
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:
@@ -40,19 +44,21 @@ class Source(abc.ABC):
 
 
 def _lock(trial: Trial) -> Lock | None:
-    """The lock of a trial that has no outcome; None if it has one, or is run elsewhere."""
+    """The lock of a trial; None where the trial has an outcome or another process runs it."""
     if trial.outcome is not None:
         return None
     lock = claim(trial.workdir.root)
-    if lock is not None and trial.outcome is not None:  # it ended in between
+    if lock is not None and trial.outcome is not None:  # another process has ended it in between
         lock.release()
         return None
     return lock
 
 
-class _Listed(Source):
-    def __init__(self, make: MakeTrial, listed: list[Changes]):
-        self._trials = [make(number, changes) for number, changes in enumerate(listed)]
+class _Listed(TrialSource):
+    """Trials that are known from the start."""
+
+    def __init__(self, make: MakeTrial, changes: list[Changes]):
+        self._trials = [make(number, each) for number, each in enumerate(changes)]
 
     def claim(self, passed_over: Collection[int] = ()) -> tuple[Trial, Lock] | None:
         for trial in self._trials:
@@ -64,7 +70,9 @@ class _Listed(Source):
         return self._trials
 
 
-class _Studied(Source):
+class _Studied(TrialSource):
+    """Trials that a study makes one by one; `guard` is the file whose lock lets one process at a time ask it."""
+
     def __init__(self, make: MakeTrial, study: Study, guard: Path):
         self._make, self._study, self._guard = make, study, guard
 
@@ -75,7 +83,7 @@ class _Studied(Source):
                 if number in passed_over:
                     continue
                 trial = self._make(number, changes)
-                if trial.outcome is not None:  # a kill came between its record and the study's
+                if trial.outcome is not None:  # a kill came after its record and before the study knew
                     self.tell(trial, trial.outcome)
                 elif lock := _lock(trial):
                     return trial, lock
@@ -102,7 +110,7 @@ class _Studied(Source):
         self._study.tell(trial.number, outcome.value if outcome.state == DONE else None)
 
     def _write_finished(self) -> None:
-        """Writes the records of what the study knows to have ended, where a kill came before."""
+        """Writes the missing records of trials whose end the study knows: a process was killed before it wrote them."""
         for number, (state, changes, value) in self._study.finished().items():
             trial = self._make(number, changes)
             if trial.outcome is None and (lock := claim(trial.workdir.root)):
@@ -111,11 +119,11 @@ class _Studied(Source):
                 lock.release()
 
 
-def listed(make: MakeTrial, changes: list[Changes]) -> Source:
+def listed(make: MakeTrial, changes: list[Changes]) -> TrialSource:
     """Trials that are known from the start."""
     return _Listed(make, changes)
 
 
-def studied(make: MakeTrial, study: Study, guard: Path) -> Source:
-    """Trials that a study asks for one by one; guard is the file by whose lock one process asks at a time."""
+def studied(make: MakeTrial, study: Study, guard: Path) -> TrialSource:
+    """Trials that a study makes one by one. One process at a time asks it, the one that locks the file guard."""
     return _Studied(make, study, guard)

@@ -1,11 +1,11 @@
-"""The trials of a sweep on disk: each an ordinary workdir, with a record of how it ended and a lock on who runs it.
+"""The trials of a sweep on disk. Each is an ordinary workdir with a record of its outcome and two locks.
 
-sweep.json            what the sweep is: another one is refused
+sweep.json            config and identity of the sweep; the folder takes no other sweep
 trials/000/           a workdir
-trials/000/trial.json how it ended: state, value, reason, seconds
-trials/000/log.txt    what its process said
-trials/000/owner      locked as long as a sweep process sees to the trial
-trials/000/lock       locked as long as its own process runs, even where the sweep's was killed
+trials/000/trial.json its outcome: state, value, reason, seconds
+trials/000/log.txt    the output of its process
+trials/000/owner      locked while a sweep process is responsible for the trial
+trials/000/lock       locked while the trial's own process runs, even where the sweep's process was killed
 """
 
 import contextlib
@@ -19,7 +19,6 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -27,29 +26,29 @@ from diffusion_jax import config as configs
 from diffusion_jax import extensions
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.atomic import replace_file
-from diffusion_jax.report.metrics import read_metrics
+from diffusion_jax.report.metrics import MetricRecord, read_metrics
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.sweeps.definition import Changes, Objective
 from diffusion_jax.train import manifest
 
 DONE, PRUNED, FAILED = "done", "pruned", "failed"
-"""How a trial ended."""
+"""The states of a trial that has ended."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: its objective if it has one, why it failed, seconds of its last process, step of pruning."""
+    """How a trial ended."""
 
-    state: str
-    value: float | None = None
-    reason: str = ""
-    seconds: float | None = None
-    step: int | None = None
+    state: str  # `DONE`, `PRUNED` or `FAILED`
+    value: float | None = None  # of the objective
+    reason: str = ""  # of a trial that failed
+    seconds: float | None = None  # that its last process ran
+    step: int | None = None  # of a pruned trial
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One point of the space and its workdir."""
+    """A point of the sweep's space, and its workdir."""
 
     number: int
     changes: Changes
@@ -58,7 +57,7 @@ class Trial:
 
     @property
     def log(self) -> Path:
-        """What its processes said."""
+        """The file with the output of its processes."""
         return self.workdir.root / "log.txt"
 
     @property
@@ -68,29 +67,29 @@ class Trial:
 
     @property
     def outcome(self) -> Outcome | None:
-        """How it ended, if it has."""
+        """How it ended; None while it has not."""
         path = self.workdir.root / "trial.json"
         if not path.is_file():
             return None
         record = json.loads(path.read_text(encoding="utf-8"))
-        fields = [field.name for field in dataclasses.fields(Outcome)]  # an earlier version may have had fewer
+        fields = [field.name for field in dataclasses.fields(Outcome)]  # an earlier version may have written fewer
         return Outcome(**{name: record[name] for name in fields if name in record})
 
     def write(self, outcome: Outcome) -> None:
-        """Records how it ended."""
+        """Writes the record of how it ended."""
         record = {"number": self.number, "changes": self.changes} | dataclasses.asdict(outcome)
         replace_file(self.workdir.root / "trial.json", (json.dumps(record, indent=2) + "\n").encode())
 
     def forget(self) -> None:
-        """Takes its record away, so that it is run again."""
+        """Deletes the record of its end, so that it is run again."""
         (self.workdir.root / "trial.json").unlink(missing_ok=True)
 
-    def records(self) -> list[dict[str, Any]]:
-        """What it has logged."""
+    def records(self) -> list[MetricRecord]:
+        """Its metrics so far."""
         return read_metrics(self.workdir.metrics) if self.workdir.metrics.is_file() else []
 
     def result(self, objective: Objective) -> float:
-        """The objective of a trial that is trained; NaN where it diverged.
+        """The objective of a trial that was trained to its end; NaN where it diverged.
 
         Raises UserError where the metric was never logged.
         """
@@ -105,8 +104,8 @@ class Trial:
         return course[-1][1]
 
 
-def changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
-    """config with dotted keys changed; raises UserError for a key that it has not, or a value of another type."""
+def changed(config: ConfigDict, changes: Changes) -> ConfigDict:
+    """The config with dotted keys changed. Raises UserError for an unknown key, and for a value of another type."""
     values = config.to_dict()
     for key, value in changes.items():
         *sections, last = key.split(".")
@@ -120,12 +119,12 @@ def changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     return configs.check(values)
 
 
-def _sections(part: Mapping[str, Any]) -> str:
+def _sections(part: Mapping[str, object]) -> str:
     return ", ".join(name for name, value in part.items() if isinstance(value, dict)) or "(none)"
 
 
-def command(config_file: str, workdir: str, changes: Mapping[str, Any], program: tuple[str, ...] = ()) -> list[str]:
-    """The command line that trains config_file with changes, as words."""
+def command(config_file: str, workdir: str, changes: Changes, program: tuple[str, ...] = ()) -> list[str]:
+    """The words of the command line that trains config_file with these changes in a workdir."""
     program = program or (sys.executable, "-m", "diffusion_jax")
     flags = [f"--config.{key}={value if isinstance(value, str) else repr(value)}" for key, value in changes.items()]
     trusted = [f"--extension={package}" for package in extensions.given()]
@@ -133,31 +132,31 @@ def command(config_file: str, workdir: str, changes: Mapping[str, Any], program:
 
 
 def as_typed(words: list[str]) -> str:
-    """A command as one types it in a shell."""
+    """A command as a line for a shell."""
     return shlex.join(words)
 
 
 class Lock:
-    """A trial that is ours: the lock that its process inherits, and the one that we alone hold."""
+    """The two locks of a claimed trial: `child`, which its process inherits, and one that stays with this process."""
 
     def __init__(self, folder: Path, child: int, owner: int):
         self._folder, self.child, self._owner = folder, child, owner
 
     def note(self, pid: int) -> None:
-        """Writes down who inherited the lock, for whoever comes after a kill of ours."""
+        """Records the process that inherited the lock, for a sweep that starts after this one was killed."""
         replace_file(self._folder / "process.json", json.dumps({"host": socket.gethostname(), "pid": pid}).encode())
 
     def release(self) -> None:
-        """Lets go; a child that inherited its lock holds that until it ends."""
+        """Releases both. A process that inherited a lock holds it until the process ends."""
         os.close(self.child)
         os.close(self._owner)
 
 
 def claim(folder: Path) -> Lock | None:
-    """The lock of a trial's folder, or None where another sweep process has it.
+    """The locks of a trial's folder; None where another sweep process has claimed the trial.
 
-    A trial whose sweep process was killed may still run: it is asked to save and end, and waited for. What comes next
-    may depend on it.
+    A trial whose sweep process was killed may still run. It is asked to save and end, and waited for, because the next
+    trial may depend on its result.
     """
     owner = _try_lock(folder / "owner")
     if owner is None:
@@ -177,7 +176,7 @@ def claim(folder: Path) -> Lock | None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """While entered, no other process is."""
+    """While entered, no other process has entered with the same file."""
     descriptor = _try_lock(path, wait=True)
     assert descriptor is not None
     try:
@@ -187,7 +186,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _try_lock(path: Path, *, wait: bool = False) -> int | None:
-    """A descriptor that holds the lock of path until all its copies are closed; None where another holds it."""
+    """A descriptor that locks a file until all its copies are closed; None where another process has the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:

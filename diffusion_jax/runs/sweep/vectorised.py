@@ -1,23 +1,29 @@
-"""Trials that change no shape as one program on one device; each ends as a workdir like any other."""
+"""Trials that change no shape, trained as one program on one device. Each ends as an ordinary workdir."""
 
 import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as configs
 from diffusion_jax import experiment
+from diffusion_jax.data.classes import Classes
+from diffusion_jax.data.pipeline import TrainBatches
+from diffusion_jax.data.sources import Source
+from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
 from diffusion_jax.experiment import vectorised
 from diffusion_jax.report import pictures
 from diffusion_jax.report.metrics import MetricWriter, read_metrics
-from diffusion_jax.report.progress import progress
+from diffusion_jax.report.progress import Progress, progress
 from diffusion_jax.runs.sweep.trials import FAILED, Outcome, Trial
 from diffusion_jax.runs.train import preview_pictures as preview
 from diffusion_jax.runs.train import training_data
@@ -25,121 +31,150 @@ from diffusion_jax.runs.train.metric_log import MetricLog
 from diffusion_jax.runs.workdir import classes, pretrained
 from diffusion_jax.runs.workdir.lock import training_in
 from diffusion_jax.train import feed, loop, sharding
-from diffusion_jax.train.checkpoint import Checkpoints, abstract_like
+from diffusion_jax.train.arrays import abstract_like
+from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.faults import Stop
 from diffusion_jax.train.guard import NonFiniteLossError
 from diffusion_jax.train.hooks import Hook, Moment
 from diffusion_jax.train.interruptible import compiled_first
-from diffusion_jax.train.state import TrainState
+from diffusion_jax.train.state import Params, Position, TrainState
+from diffusion_jax.train.step import Batch, Metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+    """What all trials of one program have in common."""
+
+    config: ConfigDict  # of the first trial; the others differ in `vectorised.KEYS` alone
+    model: experiment.Model
+    mesh: Mesh  # of one device
+    source: Source
+    tokenizer: Tokenizer | None
+    weights: Mapping[str, Params]  # those that are not trained, on the device
+    resumed: int | None  # the step that all trials go on from; None: they are new
+    own_batches: bool  # whether each trial has batches of its own, by its own seed
 
 
 class _Batches:
     """The batches of trials that have seeds of their own, as arrays [K, B, ...]."""
 
-    def __init__(self, each: Sequence[Any]):
-        self._each = each
+    def __init__(self, pipelines: Sequence[TrainBatches]):
+        self._pipelines = pipelines
 
     def __next__(self) -> Mapping[str, np.ndarray]:
-        return jax.tree.map(lambda *arrays: np.stack(arrays), *(dict(next(batches)) for batches in self._each))
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *(dict(next(batches)) for batches in self._pipelines))
 
-    def get_state(self) -> list[Any]:
-        return [batches.get_state() for batches in self._each]
+    def get_state(self) -> list[Position]:
+        return [batches.get_state() for batches in self._pipelines]
 
 
-def check(trials: Sequence[Trial]) -> None:
-    """Raises UserError where the trials cannot be one program, before anything is written."""
+class _Outputs:
+    """What each trial writes: metrics, checkpoints and sample grids. A trial that diverged writes nothing more."""
+
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        checkpoints: Sequence[Checkpoints],
+        writers: Sequence[MetricWriter],
+        shared: _Shared,
+        bar: Progress,
+        on_diverged: Callable[[Trial, Outcome], None],
+    ):
+        self._trials, self._checkpoints, self._writers = trials, checkpoints, writers
+        self._own_batches, self._bar, self._on_diverged = shared.own_batches, bar, on_diverged
+        self._draw = preview.samples(
+            shared.config, shared.model, shared.mesh, shared.source, shared.tokenizer, shared.weights
+        )
+        self._alive = set(range(len(trials)))
+        self._logged = shared.resumed or 0  # step of the last log
+
+    def log(self, step: int, means: Mapping[str, float]) -> None:
+        """Writes the means of each trial since the last log. A trial without a finite step since then has diverged.
+
+        Raises NonFiniteLossError once all trials have diverged.
+        """
+        for k in sorted(self._alive):
+            finite = means[f"{k}/finite"]
+            if finite == 0:
+                self._alive.discard(k)
+                self._bar.note(
+                    f"trial {self._trials[k].number:03d} failed: its loss is not finite since step {self._logged + 1}"
+                )
+                reason = f"its loss was not finite since step {self._logged + 1}"
+                self._on_diverged(self._trials[k], Outcome(FAILED, reason=reason))
+                continue
+            self._writers[k].scalars(step, _record(means, k, finite, step - self._logged))
+        self._logged = step
+        if not self._alive:
+            raise NonFiniteLossError(f"the loss of every trial is not finite after {step} steps")
+
+    def save(self, moment: Moment) -> None:
+        """Starts to save a checkpoint of each trial."""
+        for k in sorted(self._alive):
+            text = configs.to_json(self._trials[k].config)
+            position = moment.position[k] if self._own_batches else moment.position
+            self._checkpoints[k].save(vectorised.one(moment.state, k), position=position, config=text)
+
+    def sample(self, moment: Moment) -> None:
+        """Draws a grid of samples of each trial."""
+        for k in sorted(self._alive):
+            image = self._draw(vectorised.one(moment.state, k).ema)
+            pictures.save_png(self._trials[k].workdir.sample_grid(moment.step), image)
+            self._writers[k].images(moment.step, {"samples": image})
+
+
+def check_trials(trials: Sequence[Trial]) -> None:
+    """Raises UserError where the trials cannot be one program. Nothing is written."""
     first = trials[0].config
     if first.task != "diffusion":
         raise UserError(f"--vectorised trains diffusion models; task={first.task!r} is swept without it")
     vectorised.values([trial.config for trial in trials], list(trials[0].changes))
     if first.init_from:
         raise UserError("--vectorised starts from random parameters; leave init_from out, or --vectorised")
-    experiment.model(first) if not first.latent else None
+    if not first.latent:
+        experiment.model(first)  # raises where the sizes do not fit together
 
 
 def train(trials: Sequence[Trial], stop: Stop, on_diverged: Callable[[Trial, Outcome], None]) -> None:
-    """Trains the trials together until all are done, or stop says so.
+    """Trains the trials together until all are done, or until stop asks to end.
 
-    They go on from the newest checkpoint that all of them have. A trial of which no step of a log interval was finite
-    is left behind with on_diverged, and the others go on.
+    They go on from the newest checkpoint that all of them have. on_diverged is called with a trial of which no step of
+    a log interval was finite; the other trials go on.
     """
-    config, keys = trials[0].config, list(trials[0].changes)
-    device = jax.devices()[0]
-    mesh = sharding.mesh(devices=[device])
-    resumed = _common_step(trials)
-    origin = None if resumed is None else trials[0].workdir
-    source, known = training_data.opened(config, trials[0].workdir)
-    model = dataclasses.replace(pretrained.model(config, origin), classes=known)
-    tokenizer = pretrained.tokenizer(model, source, origin)
-    weights = jax.device_put(model.pretrained, sharding.replicated(mesh))
-    values = vectorised.values([trial.config for trial in trials], keys)
+    shared, known = _shared(trials)
+    config, resumed = shared.config, shared.resumed
+    values = vectorised.values([trial.config for trial in trials], list(trials[0].changes))
     seeds = jnp.asarray([trial.config.seed for trial in trials], jnp.int32)
-    own = "seed" in keys
     with contextlib.ExitStack() as stack:
         for trial in trials:
             stack.enter_context(training_in(trial.workdir.root)).begun = True
+        with_batches = trials if shared.own_batches else trials[:1]
         pipelines = [
-            experiment.batches(trial.config, source, model, tokenizer) for trial in trials[: None if own else 1]
+            stack.enter_context(
+                contextlib.closing(experiment.batches(trial.config, shared.source, shared.model, shared.tokenizer))
+            )
+            for trial in with_batches
         ]
-        for each in pipelines:
-            stack.callback(each.close)
         checkpoints = [stack.enter_context(contextlib.closing(_checkpoints(trial))) for trial in trials]
-        if resumed is None:
-            states = vectorised.initial_states(config, model, mesh, seeds)
-        else:
-            states = _restore(config, model, mesh, checkpoints, pipelines, resumed)
-            print(f"all {len(trials)} trials go on from step {resumed}", flush=True)
+        states = _first_states(shared, seeds, checkpoints, pipelines)
         for trial in trials:
-            trial.workdir.write_config(trial.config)
-            pretrained.keep(trial.config, trial.workdir, None if resumed is None else trial.workdir, model, tokenizer)
-            classes.keep(trial.workdir, known)
+            _write_model(trial, shared, known)
         writers = [stack.enter_context(MetricWriter(trial.workdir.root, resumed_step=resumed)) for trial in trials]
         bar = stack.enter_context(progress(config.train.steps, resumed or 0, units_per_step=config.train.batch_size))
-        draw = preview.samples(config, model, mesh, source, tokenizer, weights)
-        step = compiled_first(_compiled(config, model, mesh, own=own, at_once=device.platform != "cpu"))
-        randomness = jax.vmap(jax.random.key)(seeds)
-        alive, logged = set(range(len(trials))), resumed or 0
-
-        def on_log(at: int, means: Mapping[str, float]) -> None:
-            nonlocal logged
-            for k in sorted(alive):
-                finite = means[f"{k}/finite"]
-                if finite == 0:
-                    alive.discard(k)
-                    bar.note(f"trial {trials[k].number:03d} failed: its loss is not finite since step {logged + 1}")
-                    on_diverged(trials[k], Outcome(FAILED, reason=f"its loss was not finite since step {logged + 1}"))
-                    continue
-                writers[k].scalars(at, _record(means, k, finite, at - logged))
-            logged = at
-            if not alive:
-                raise NonFiniteLossError(f"the loss of every trial is not finite after {at} steps")
-
-        def save(moment: Moment) -> None:
-            for k in sorted(alive):
-                text = configs.to_json(trials[k].config)
-                at = moment.position[k] if own else moment.position
-                checkpoints[k].save(vectorised.one(moment.state, k), position=at, config=text)
-
-        def sample(moment: Moment) -> None:
-            for k in sorted(alive):
-                image = draw(vectorised.one(moment.state, k).ema)
-                pictures.save_png(trials[k].workdir.sample_grid(moment.step), image)
-                writers[k].images(moment.step, {"samples": image})
-
-        log = MetricLog(on_log, config.train.batch_size)
-        with contextlib.suppress(NonFiniteLossError):  # of every trial: each says so in its outcome
+        outputs = _Outputs(trials, checkpoints, writers, shared, bar, on_diverged)
+        log = MetricLog(outputs.log, config.train.batch_size)
+        step = compiled_first(_compiled(shared))
+        keys = jax.vmap(jax.random.key)(seeds)
+        batches = _Batches(pipelines) if shared.own_batches else pipelines[0]
+        with contextlib.suppress(NonFiniteLossError):  # of all trials, whose outcomes say so
             loop.fit(
                 states,
-                lambda states, batch: step(states, batch, randomness, values, weights),
-                feed.device_batches(
-                    _Batches(pipelines) if own else pipelines[0],
-                    mesh,
-                    steps_per_dispatch=config.train.steps_per_dispatch,
-                ),
+                lambda states, batch: step(states, batch, keys, values, shared.weights),
+                feed.device_batches(batches, shared.mesh, steps_per_dispatch=config.train.steps_per_dispatch),
                 [
                     Hook(config.log_every, log.run, at_end=True, phase="save"),
-                    Hook(config.checkpoint.every, save, at_end=True, phase="save"),
-                    Hook(config.sample.every, sample),
+                    Hook(config.checkpoint.every, outputs.save, at_end=True, phase="save"),
+                    Hook(config.sample.every, outputs.sample),
                 ],
                 steps=config.train.steps,
                 stop=stop,
@@ -151,28 +186,89 @@ def train(trials: Sequence[Trial], stop: Stop, on_diverged: Callable[[Trial, Out
             pictures.curve_png(trial.workdir.loss_curve, records)
 
 
-def _compiled(config: ConfigDict, model: experiment.Model, mesh: Any, *, own: bool, at_once: bool) -> Any:
-    """The step of all trials; its metrics are those of each under "k/", finite always, and the mean "loss"."""
+def _shared(trials: Sequence[Trial]) -> tuple[_Shared, Classes | None]:
+    """What the trials have in common, and their classes. Checkpoints that not all trials have are deleted."""
+    first = trials[0]
+    mesh = sharding.mesh(devices=jax.devices()[:1])
+    resumed = _common_step(trials)
+    origin = None if resumed is None else first.workdir
+    source, known = training_data.opened(first.config, first.workdir)
+    model = dataclasses.replace(pretrained.model(first.config, origin), classes=known)
+    tokenizer = pretrained.tokenizer(model, source, origin)
+    weights = jax.device_put(model.pretrained, sharding.replicated(mesh))
+    return _Shared(first.config, model, mesh, source, tokenizer, weights, resumed, "seed" in first.changes), known
 
-    def step(states: TrainState, batch: Any, seeds: Any, values: Any, weights: Any) -> tuple[TrainState, Any]:
-        steps = vectorised.train_steps(config, model, mesh, weights, own_batches=own, at_once=at_once)
+
+def _first_states(
+    shared: _Shared, seeds: Array, checkpoints: Sequence[Checkpoints], pipelines: Sequence[TrainBatches]
+) -> TrainState:
+    """The first states: those of the common checkpoint, to which the pipelines are set too, or random ones."""
+    config, mesh = shared.config, shared.mesh
+    if shared.resumed is None:
+        return vectorised.initial_states(config, shared.model, mesh, seeds)
+    trainee = experiment.trainee(config, shared.model)
+    layout = abstract_like(experiment.abstract_state(config, trainee), experiment.layout(config, trainee, mesh))
+    states = []
+    for i, each in enumerate(checkpoints):
+        state, position = each.restore(layout, shared.resumed)
+        states.append(state)
+        if i < len(pipelines):
+            pipelines[i].set_state(position)
+    print(f"all {len(checkpoints)} trials go on from step {shared.resumed}", flush=True)
+    return vectorised.together(states, mesh)
+
+
+def _write_model(trial: Trial, shared: _Shared, known: Classes | None) -> None:
+    """Writes into the workdir of a trial its config and all that its model needs beside its parameters."""
+    trial.workdir.write_config(trial.config)
+    origin = None if shared.resumed is None else trial.workdir
+    pretrained.keep(trial.config, trial.workdir, origin, shared.model, shared.tokenizer)
+    classes.keep(trial.workdir, known)
+
+
+Step = Callable[[TrainState, Batch, Array, Mapping[str, Array], Mapping[str, Params]], tuple[TrainState, Metrics]]
+"""(states, batch, seed keys [K], {key: [K]}, weights that are not trained) -> (states, metrics)."""
+
+
+def _compiled(shared: _Shared) -> Step:
+    """The step of all trials, compiled.
+
+    Its metrics are those of each trial k under "k/", always finite, with the share "k/finite" of its finite steps, and
+    the mean "loss" of all trials.
+    """
+    at_once = shared.mesh.devices.flat[0].platform != "cpu"
+
+    def step(
+        states: TrainState,
+        batch: Batch,
+        seeds: Array,
+        values: Mapping[str, Array],
+        weights: Mapping[str, Params],
+    ) -> tuple[TrainState, Metrics]:
+        steps = vectorised.train_steps(
+            shared.config, shared.model, shared.mesh, weights, own_batches=shared.own_batches, at_once=at_once
+        )
         states, metrics = steps(states, batch, seeds, values)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])  # [K] or [K, n]
+        scalars = {name: cast(Array, metrics[name]) for name in ("loss", "grad_norm")}  # [K] or [K, n]
+        loss, norm = scalars.values()
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         count = finite.sum(axis=0)
-        told = {"loss": jnp.where(finite, metrics["loss"], 0).sum(axis=0) / jnp.maximum(count, 1)}
+        named: Metrics = {"loss": jnp.where(finite, loss, 0).sum(axis=0) / jnp.maximum(count, 1)}
         for k in range(len(seeds)):
-            for name in ("loss", "grad_norm"):
-                told[f"{k}/{name}"] = jnp.where(finite[k], metrics[name][k], 0)
-            told[f"{k}/finite"] = finite[k].astype(jnp.float32)
-            told[f"{k}/loss_by_time"] = jax.tree.map(lambda a, k=k: a[k], metrics["loss_by_time"])
-        return states, told
+            for name, values_of in scalars.items():
+                named[f"{k}/{name}"] = jnp.where(finite[k], values_of[k], 0)
+            named[f"{k}/finite"] = finite[k].astype(jnp.float32)
+            named[f"{k}/loss_by_time"] = jax.tree.map(lambda a, k=k: a[k], metrics["loss_by_time"])
+        return states, named
 
-    # Replicated as the first states were: else the second step compiles anew.
-    return jax.jit(sharding.on_mesh(mesh, step), donate_argnums=0, out_shardings=sharding.replicated(mesh))
+    # Replicated as the first states were, or the second step would compile again.
+    return jax.jit(
+        sharding.on_mesh(shared.mesh, step), donate_argnums=0, out_shardings=sharding.replicated(shared.mesh)
+    )
 
 
 def _record(means: Mapping[str, float], k: int, finite: float, steps: int) -> dict[str, float]:
-    """What trial k would have logged by itself: finite is the share of its steps that were."""
+    """The metrics of trial k as it would have logged them alone. finite is the share of its finite steps."""
     own = {name.removeprefix(f"{k}/"): value for name, value in means.items() if name.startswith(f"{k}/")}
     del own["finite"]
     own |= {name: own[name] / finite for name in ("loss", "grad_norm")}
@@ -186,7 +282,7 @@ def _checkpoints(trial: Trial) -> Checkpoints:
 
 
 def _common_step(trials: Sequence[Trial]) -> int | None:
-    """The newest step that all trials have a checkpoint of; later ones, whole or not, are taken away."""
+    """The newest step of which all trials have a checkpoint; None if there is none. Later ones are deleted."""
     each = []
     for trial in trials:
         steps: set[int] = set()
@@ -201,22 +297,3 @@ def _common_step(trials: Sequence[Trial]) -> int | None:
             if common is None or int(folder.name) > common:
                 shutil.rmtree(folder)
     return common
-
-
-def _restore(
-    config: ConfigDict,
-    model: experiment.Model,
-    mesh: Any,
-    checkpoints: Sequence[Checkpoints],
-    pipelines: Sequence[Any],
-    step: int,
-) -> TrainState:
-    trainee = experiment.trainee(config, model)
-    layout = abstract_like(experiment.abstract_state(config, trainee), experiment.layout(config, trainee, mesh))
-    states = []
-    for i, each in enumerate(checkpoints):
-        state, position = each.restore(layout, step)
-        states.append(state)
-        if i < len(pipelines):
-            pipelines[i].set_state(position)
-    return vectorised.together(states, mesh)

@@ -73,7 +73,7 @@ def fit(run: Run, state: TrainState, resumed: int | None) -> TrainState:
 def _begun(run: Run) -> None:
     """After a step: what the run writes stays from now on. Raises what made the last save fail, if it has."""
     run.training.begun = True
-    run.checkpoints.check()
+    run.checkpoints.raise_failed_save()
 
 
 def _corrupt(run: Run) -> dict[str, float]:

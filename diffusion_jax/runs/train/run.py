@@ -23,10 +23,11 @@ from diffusion_jax.runs.workdir.lock import Training, training_in
 from diffusion_jax.runs.workdir.mirror import Mirror
 from diffusion_jax.runs.workdir.paths import Workdir, as_trained
 from diffusion_jax.train import agreement, processes
-from diffusion_jax.train.checkpoint import Checkpoints, source_commit, versions
+from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.faults import Stop, Watchdog, stop_on_signal
 from diffusion_jax.train.guard import DivergedError
 from diffusion_jax.train.interruptible import Abandoned, interruptible
+from diffusion_jax.train.provenance import source_commit, versions
 from diffusion_jax.train.state import TrainState
 
 _OF_THE_MACHINE = ("data.threads", "data.workers", "data.data_dir")
@@ -97,7 +98,7 @@ def _start(run: Run) -> tuple[TrainState, int | None]:
     """(the state to train from, the step of the checkpoint that it is of); (a new state, None) without a checkpoint."""
     source = run.task.source
     data = {"data": source.fingerprint, "examples": len(source)}
-    agreement.check(data | {"global batch": run.config.train.batch_size, "workdir": str(run.workdir.root)})
+    agreement.check_agreement(data | {"global batch": run.config.train.batch_size, "workdir": str(run.workdir.root)})
     resumed = run.checkpoints.latest()
     if resumed is None:
         return interruptible(lambda: _initial_state(run.config, run.task)), None
@@ -137,7 +138,7 @@ def _agree_on_config(config: ConfigDict) -> None:
     """Raises UserError unless all processes of the run have the same config, code and versions."""
     code = {"code": " ".join(f"{name} {version}" for name, version in versions().items())}
     same = {key: value for key, value in configs.flat(config.to_dict()).items() if key not in _OF_THE_MACHINE}
-    agreement.check({"commit": source_commit(), **code, **same})
+    agreement.check_agreement({"commit": source_commit(), **code, **same})
 
 
 def _closing(checkpoints: Checkpoints | None) -> contextlib.AbstractContextManager[Checkpoints | None]:
@@ -168,7 +169,7 @@ def _check_intervals(config: ConfigDict) -> None:
         "ema.every": config.ema.every,
     }
     training_evaluation.check_intervals(config)
-    snapshots.check(config)
+    snapshots.check_profiles(config)
     for name, value in intervals.items():
         if value % n:
             raise UserError(f"{name}={value} is not a multiple of train.steps_per_dispatch={n}")

@@ -24,7 +24,7 @@ class Saving:
 
     def run(self, moment: Moment) -> None:
         """Starts a save, which ends in the background."""
-        if self._guard.suspect and not moment.ending:
+        if self._guard.diverging and not moment.ending:
             return
         began = time.perf_counter()
         measured = self._measure(moment.state.ema)

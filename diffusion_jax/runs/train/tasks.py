@@ -19,7 +19,7 @@ from diffusion_jax.runs.train.training_evaluation import Evaluate
 from diffusion_jax.runs.workdir import classes, pretrained
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import sharding
-from diffusion_jax.train.checkpoint import abstract_like
+from diffusion_jax.train.arrays import abstract_like
 from diffusion_jax.train.interruptible import compiled_first
 from diffusion_jax.train.state import Params, TrainState
 

@@ -1,8 +1,9 @@
-"""The classes of a run: the number of each, kept in the workdir by name.
+"""The classes of a run: the number of each class, recorded in the workdir by name.
 
-Of a run that goes on they are its workdir's; of one that starts with another's parameters (`init_from`), the other's;
-of a new run, the training data's in natural order. A workdir of an earlier version has none: its run numbered the
-classes of a folder in the order of their code points, which is recorded when it goes on.
+A run that goes on has the classes of its workdir. A run that starts with the parameters of another (`init_from`) has
+the classes of the other, and a new run those of the training data in natural order. The workdir of an earlier version
+has no record. Its run numbered the classes of a folder in the order of their code points, which is recorded when it
+goes on.
 """
 
 import json
@@ -23,9 +24,9 @@ FORMAT = "diffusion_jax classes 1"
 
 
 def of_workdir(config: ConfigDict, workdir: Workdir) -> Classes | None:
-    """The classes that the checkpoints of a workdir know; None of a model without classes.
+    """The classes of the model in a workdir; None for a model without classes.
 
-    Where the workdir does not keep them, its training data is opened once somebody asks for names.
+    Where the workdir has no record of them, the training data is opened once names are asked for.
     """
     count = config.model.num_classes
     if not count:
@@ -36,20 +37,20 @@ def of_workdir(config: ConfigDict, workdir: Workdir) -> Classes | None:
 
 
 def of_training(config: ConfigDict, workdir: Workdir, source: Source) -> Classes | None:
-    """The classes that a run of config in the workdir learns from the training data source; None without any."""
+    """The classes that a run of config in the workdir learns from the training data source; None for no classes."""
     count = config.model.num_classes
     if not count:
         return None
     if _has_checkpoint(workdir):
-        kept = _read(workdir) if workdir.classes.is_file() else _in_earlier_order(source)
-        return classes.known(kept, count)
+        recorded = _read(workdir) if workdir.classes.is_file() else _in_earlier_order(source)
+        return classes.known(recorded, count)
     if config.init_from and source.class_names is not None:
         return classes.known(_of_other(Path(config.init_from), source.class_names), count)
     return classes.known(source.class_names, count)
 
 
 def keep(workdir: Workdir, found: Classes | None) -> None:
-    """Records the classes in the workdir of a run that starts or goes on."""
+    """Records the classes of a run in its workdir."""
     if found is None:
         return
     text = json.dumps({"format": FORMAT, "names": found.names}, indent=2, ensure_ascii=False)
@@ -58,12 +59,12 @@ def keep(workdir: Workdir, found: Classes | None) -> None:
 
 
 def same_order(first: Classes | None, second: Classes | None) -> tuple[int, ...] | None:
-    """The number in second of each class of first; None where every number means the same class in both.
+    """The number in second of each class of first; None where all numbers are the same.
 
-    Raises UserError, without saying whose they are, where the classes are not the same.
+    Raises UserError, with the names of both, where the classes differ.
     """
     if first is None or second is None or not (first.recorded or second.recorded):
-        return None  # both numbered their classes in the order of earlier versions
+        return None  # both are numbered in the order of earlier versions
     ours, theirs = first.names, second.names
     if ours == theirs or ours is None or theirs is None:
         return None
@@ -78,31 +79,31 @@ def _has_checkpoint(workdir: Workdir) -> bool:
 
 
 def _in_earlier_order(source: Source) -> tuple[str, ...] | None:
-    """The classes of training data in the order of version 0.1, which sorted the names of folders as text."""
+    """The classes of training data in the order of version 0.1, which sorted the names of folders by code points."""
     inner = source.source if isinstance(source, classes.Renumbered) else source
     names = inner.class_names
     return tuple(sorted(names)) if names is not None and isinstance(inner, ImageFolder) else names
 
 
-def _of_other(root: Path, own: tuple[str, ...]) -> tuple[str, ...]:
-    """own classes at the numbers that the run in root has for them; new ones take the places of those left out."""
+def _of_other(root: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names at the numbers that they have in the run in root. New names take the numbers of those left out."""
     other = Workdir(root)
     found = of_workdir(other.read_config(), other)
     try:
         theirs = None if found is None else found.names
     except UserError as error:
-        print(f"the classes in {root} are not known by name ({error}): they are taken to be {classes.shown(own)}")
-        return own
+        print(f"the classes in {root} are not known by name ({error}): they are taken to be {classes.shown(names)}")
+        return names
     if theirs is None:
-        return own
-    new = [name for name in own if classes.find(name, theirs) is None]
+        return names
+    new = [name for name in names if classes.find(name, theirs) is None]
     if not new:
         return theirs
     print(f"init_from: the model in {root} was not trained on {classes.shown(new)}", flush=True)
-    if len(own) != len(theirs):
-        return own  # of another shape than the other's parameters, which restoring them says
+    if len(names) != len(theirs):
+        return names  # restoring the parameters raises, for their shapes differ
     left = iter(new)
-    return tuple(name if classes.find(name, own) is not None else next(left) for name in theirs)
+    return tuple(name if classes.find(name, names) is not None else next(left) for name in theirs)
 
 
 def _read(workdir: Workdir) -> tuple[str, ...] | None:

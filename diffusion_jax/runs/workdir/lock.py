@@ -1,4 +1,4 @@
-"""Who trains in a workdir: one run at a time, which leaves nothing behind where it ends before its first step."""
+"""The lock by which one run at a time trains in a workdir. A run that ends before its first step leaves no files."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train.interruptible import uninterrupted
 
 NAME = ".training.json"
-"""Of the file in the workdir that is locked; it says which process has the lock. Hidden files are not mirrored."""
+"""The file in the workdir that is locked. It names the process that has the lock. Hidden files are not mirrored."""
 
 
 @dataclasses.dataclass
@@ -28,23 +28,22 @@ class Training:
     """The run that has the lock."""
 
     begun: bool = False
-    """Whether a step is done; the caller says so. From then on all that the run has written stays."""
+    """Whether a step is done, which the caller sets. From then on, what the run has written stays."""
 
 
 @contextlib.contextmanager
 def training_in(root: Path) -> Iterator[Training]:
-    """While entered, no other run trains in the workdir root; reading, as `sample` and `evaluate` do, is free.
+    """While entered, no other run trains in the workdir root. Reading it, as `sample` and `evaluate` do, needs no lock.
 
-    Raises UserError with the host, process and time of the run that has the lock. The kernel holds the lock (flock) and
-    releases it with the process, however that ends; the file itself means nothing. On NFS, Linux turns it into a lock
-    of the server, so that it holds between hosts, unless the mount says nolock or local_lock; after a crash of the
-    client it is free once the server has noticed. Buckets that are mounted (gcsfuse) and some parallel file systems
-    know no locks between hosts: one that refuses to lock is told on stderr and trusted, one that locks on each host
-    alone cannot be told.
+    Raises UserError, with the host, process and start of the run that has the lock, where there is one. The kernel
+    holds the lock (flock) and releases it when the process ends, in whatever way. On NFS, Linux makes it a lock of the
+    server, which holds between hosts, unless the mount has nolock or local_lock; after a crash of the client it is free
+    once the server has noticed. Mounted buckets (gcsfuse) and some parallel file systems have no locks between hosts.
+    Where a file system refuses to lock, stderr says so and training goes on. One that locks on each host alone is not
+    detected.
 
-    Where the block raises an error before `Training.begun`, the workdir is left as it was found: what was not there
-    goes, and its config and table of parameters are those of before. Of several processes of a run the first alone has
-    the lock and cleans up.
+    Where the block raises before `Training.begun`, the workdir is as it was before: new files are deleted, and the old
+    config and table of parameters are back. Of the processes of a run, the first has the lock and cleans up.
     """
     if jax.process_index() > 0:
         yield Training()
@@ -65,11 +64,12 @@ def training_in(root: Path) -> Iterator[Training]:
                 raise
     finally:
         for folder in missing:
-            with contextlib.suppress(OSError):  # it holds what the run has written
+            with contextlib.suppress(OSError):  # the folder holds what the run has written
                 folder.rmdir()
 
 
 def _restore(root: Path, stays: set[str], texts: dict[Path, bytes]) -> None:
+    """Deletes the entries of root that are not in stays, and gives files their texts back."""
     for entry in root.iterdir():
         if entry.name in stays:
             continue
@@ -89,12 +89,12 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
-            path.unlink(missing_ok=True)  # while it is locked: nobody can have taken it in between
+            path.unlink(missing_ok=True)  # while it is locked, so that no other process can have it
             os.close(descriptor)
 
 
 def _lock(path: Path) -> int | None:
-    """A descriptor that holds the lock; None where the file system has none to give."""
+    """A descriptor that holds the lock; None where the file system does not lock."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -115,10 +115,11 @@ def _lock(path: Path) -> int | None:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(record).encode(), 0)
             return descriptor
-        os.close(descriptor)  # the run before has just ended and taken its file away: lock the one that is there now
+        os.close(descriptor)  # the run before has just ended and deleted its file: lock the file that is there now
 
 
 def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether the file of the descriptor is still at path."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
@@ -126,11 +127,11 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 
 def _holder(path: Path) -> str:
-    """Who has the lock, as a sentence goes on."""
+    """The run that has the lock, as the end of a sentence."""
     try:
         record = json.loads(path.read_text())
         return f"process {record['pid']} on {record['host']} since {record['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has the lock, and is about to write its name
+    except (OSError, ValueError, KeyError, TypeError):  # it has the lock, and has not written its name yet
         return "another run that has just begun"
 
 

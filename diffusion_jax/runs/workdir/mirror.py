@@ -1,7 +1,8 @@
-"""A copy of a workdir at an address that fsspec knows, such as gs://bucket/run: what is left when the machine is gone.
+"""The mirror: a copy of a workdir at an address of fsspec, such as gs://bucket/run, which outlives the machine.
 
-A folder of a step, under checkpoints/ or snapshots/, is copied once its manifest is there, and its manifest last: in
-the mirror too, a step without one does not exist. One that the workdir no longer has is taken away, its manifest first.
+A step under checkpoints/ or snapshots/ is copied once it has a manifest, and its manifest is copied last, so that a
+step without one does not exist in the mirror either. A step that the workdir no longer has is deleted, its manifest
+first.
 """
 
 import json
@@ -9,9 +10,9 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import fsspec
 
@@ -21,33 +22,40 @@ from diffusion_jax.train import manifest
 from diffusion_jax.train.checkpoint import SaveError
 
 NAME = "mirror.json"
-"""Which run it is, in the workdir and in the mirror: no run overwrites another's mirror."""
+"""The file that identifies the run, in the workdir and in its mirror. No run overwrites the mirror of another."""
 
 CHECKPOINTS = "checkpoints"
 
 STEPS = (CHECKPOINTS, "snapshots")
-"""Folders of one folder a step."""
+"""Folders that have a folder for each step."""
 
 COPIES = ("autoencoder", "text_encoder", "tokenizer.json")
-"""What a workdir keeps of what its model needs beside its parameters: of one run alone, here and in the mirror."""
+"""Copies in a workdir of what its model needs beside its parameters. They belong to one run, here and in the mirror."""
 
 WAITS = (1.0, 5.0, 25.0)
-"""Seconds before each further attempt to copy a file."""
+"""Seconds before the second, third and fourth attempt to copy a file."""
+
+
+class Identity(TypedDict):
+    """What `NAME` says of a run."""
+
+    run: str  # random
 
 
 class MirrorError(SaveError):
-    """The mirror could not be read or written; the workdir is whole, and the mirror has the steps before."""
+    """The mirror could not be read or written. The workdir is intact, and the mirror has the earlier steps."""
 
 
 class Mirror:
-    """The mirror of the workdir root at address, used by one process of a run.
+    """The mirror of the workdir root at an address, which one process of a run uses.
 
-    Raises UserError where fsspec does not know the address, or its package for it is not installed.
+    Raises UserError for an address that fsspec does not know, or whose package is not installed, and for one inside the
+    workdir.
     """
 
     def __init__(self, address: str, root: Path):
         self.address, self.root = address.rstrip("/"), root
-        self._copied: dict[str, tuple[int, int]] = {}  # path: size and time of change when it was copied
+        self._copied: dict[str, tuple[int, int]] = {}  # path: its size and time of change when it was copied
         if "://" not in address:
             raise UserError(f"a mirror is an address such as gs://bucket/run or file:///folder; got {address!r}")
         try:
@@ -58,33 +66,36 @@ class Mirror:
             raise UserError(f"the mirror {address} lies in the workdir {root}, and would hold itself; give another")
 
     def catch_up(self) -> None:
-        """Brings the workdir to the mirror's newest step, if that is newer than its own.
+        """Fetches the mirror's newest step into the workdir, if the workdir has no step as new.
 
-        Raises UserError where the mirror is of another run, or all that it has is damaged.
+        Raises UserError where the mirror is of another run, and where all its checkpoints are damaged.
         """
         here, there = self._identity(), self._read(NAME)
-        own, theirs = (_newest(steps) for steps in (self._steps_here(), self._steps_there()))
-        if there is not None and json.loads(there) != here and (here is not None or own >= 0):
+        newest_here, newest_there = (_newest(steps) for steps in (self._steps_here(), self._steps_there()))
+        if there is not None and json.loads(there) != here and (here is not None or newest_here >= 0):
             raise UserError(
                 f"the mirror {self.address} is of another run than {self.root}; give another, or an empty --workdir "
                 "to go on with the mirror's run"
             )
-        if theirs > own:
+        if newest_there > newest_here:
             print(f"step {self.fetch()} of the mirror {self.address} is now in {self.root}", flush=True)
 
     def begin(self) -> None:
-        """Makes the two one run's, and the first copy: a mirror that cannot be written says so before training."""
+        """Gives workdir and mirror one identity and copies the workdir, so that an error comes before training.
+
+        Raises MirrorError where the mirror cannot be written.
+        """
         if self._identity() is None:
             replace_file(self.root / NAME, json.dumps({"run": secrets.token_hex(16)}).encode())
         self.push()
         for path in set(self._listed()) - set(self._loose()):
-            if path.partition("/")[0] in COPIES:  # of a run that was killed before its first checkpoint
+            if path.partition("/")[0] in COPIES:  # left by a run that was killed before its first checkpoint
                 self._attempt(self._remove_file, path)
 
     def fetch(self) -> int:
-        """Copies the mirror into the workdir: its newest step that verifies, which is returned, and all but others.
+        """Copies the mirror into the workdir without its older checkpoints, and returns its newest verified step.
 
-        Raises UserError where none verifies; what is not a checkpoint may then have been copied.
+        Raises UserError where no step verifies.
         """
         reasons = []
         for step in sorted(self._steps_there(), key=_number, reverse=True):
@@ -97,22 +108,22 @@ class Mirror:
                 for path in self._listed(step):
                     self._download(path, whole / Path(path).relative_to(step))
                 _make_folders(whole)
-                status, reason = manifest.check(whole)
+                status, reason = manifest.verify(whole)
                 if status == manifest.VERIFIED:
-                    for copy in COPIES:  # of a run that never saved a checkpoint
+                    for copy in COPIES:  # left by a run that never saved a checkpoint
                         _delete(self.root / copy)
                     for path in self._listed():
                         if not path.startswith(f"{CHECKPOINTS}/"):
                             self._download(path, self.root / path)
                     shutil.rmtree(target, ignore_errors=True)
-                    whole.rename(target)  # last: what is cut short is fetched anew
+                    whole.rename(target)  # last, so that an interrupted fetch starts again
                     return _number(step)
             reasons.append(f"step {_number(step)}: {reason}")
         found = f"every checkpoint there is damaged ({'; '.join(reasons)})" if reasons else "it has no checkpoint"
         raise UserError(f"nothing to fetch from {self.address}: {found}")
 
     def push(self) -> None:
-        """Copies what is new or changed; returns when it is all there. Raises MirrorError where that failed."""
+        """Copies what is new or changed, and returns when all is copied. Raises MirrorError where that failed."""
         steps, there = self._steps_here(), set(self._steps_there())
         for path in self._loose():
             self._attempt(self._upload, path)
@@ -127,28 +138,30 @@ class Mirror:
         for step in sorted(there - set(steps)):
             self._attempt(self._remove, step)
 
-    def _identity(self) -> dict[str, Any] | None:
+    def _identity(self) -> Identity | None:
+        """The identity of the workdir's run; None where it has none yet."""
         file = self.root / NAME
         return json.loads(file.read_text()) if file.is_file() else None
 
     def _steps_here(self) -> list[str]:
-        """Those with a manifest: checkpoints/100, ..."""
+        """The steps of the workdir that have a manifest, as checkpoints/100, ..."""
         folders = [folder for kind in STEPS for folder in (self.root / kind).glob("*") if folder.name.isdecimal()]
         return sorted(f.relative_to(self.root).as_posix() for f in folders if (f / manifest.NAME).is_file())
 
     def _steps_there(self) -> list[str]:
+        """The steps of the mirror that have a manifest."""
         found = (Path(path) for path in self._listed() if path.count("/") == 2 and path.startswith(STEPS))
         return [path.parent.as_posix() for path in found if path.name == manifest.NAME and path.parent.name.isdecimal()]
 
     def _loose(self) -> list[str]:
-        """Every file that is in no folder of `STEPS`; hidden ones and parts of files are none."""
+        """Every file of the workdir in no folder of `STEPS`, except hidden files and parts of files."""
         files = (path.relative_to(self.root) for path in self.root.rglob("*") if path.is_file())
         loose = [path for path in files if path.parts[0] not in STEPS or len(path.parts) == 1]
         shown = [path.as_posix() for path in loose if not any(part.startswith(".") for part in path.parts)]
-        return sorted(shown, key=lambda path: (path != NAME, path))  # whose it is comes first
+        return sorted(shown, key=lambda path: (path != NAME, path))  # the identity comes first
 
     def _listed(self, under: str = "") -> list[str]:
-        """The paths of all files in the mirror, or under one of its folders."""
+        """The paths of all files in the mirror, or in one of its folders."""
         base = self._path.rstrip("/")
         try:
             self._files.invalidate_cache()
@@ -178,7 +191,7 @@ class Mirror:
         file, there = self.root / path, f"{self._path}/{path}"
         try:
             found = file.stat()
-        except FileNotFoundError:  # of an evaluation that has ended meanwhile
+        except FileNotFoundError:  # it belonged to an evaluation that has ended meanwhile
             return
         if self._copied.get(path) == (found.st_size, found.st_mtime_ns):
             return
@@ -187,7 +200,7 @@ class Mirror:
         self._copied[path] = found.st_size, found.st_mtime_ns
 
     def _remove(self, step: str) -> None:
-        """The manifest first: what is left of a folder by an end amid this is no step."""
+        """Deletes a step of the mirror, its manifest first, so that a part of it is no step."""
         folder = f"{self._path}/{step}"
         for path in list(self._copied):
             if path.startswith(f"{step}/"):
@@ -201,10 +214,12 @@ class Mirror:
         self._copied.pop(path, None)
         self._files.rm_file(f"{self._path}/{path}")
 
-    def _attempt(self, action: Any, path: str) -> None:
+    def _attempt(self, action: Callable[[str], None], path: str) -> None:
+        """action(path), several times where it fails; raises MirrorError where it always fails."""
         for wait in (*WAITS, None):
             try:
-                return action(path)
+                action(path)
+                return
             except Exception as error:  # each backend has its own
                 if wait is None:
                     raise MirrorError(
@@ -223,7 +238,7 @@ def _number(step: str) -> int:
 
 
 def _newest(steps: Sequence[str]) -> int:
-    """The last checkpoint; -1 for none. Snapshots may be ahead of it: the run that goes on drops those."""
+    """The newest checkpoint; -1 for none. Newer snapshots do not count: a run that goes on deletes them."""
     return max((_number(step) for step in steps if step.startswith(f"{CHECKPOINTS}/")), default=-1)
 
 
@@ -232,13 +247,13 @@ def _said(error: Exception) -> str:
 
 
 def _make_folders(folder: Path) -> None:
-    """The empty folders of a step: an object store keeps none, and the manifest lists them."""
+    """Makes the empty folders of a step, which the manifest lists and an object store does not keep."""
     listed = folder / manifest.NAME
     if listed.is_file():
         try:
             names = json.loads(listed.read_text())["files"]
         except (ValueError, KeyError, UnicodeDecodeError):
-            return  # which the check will say
+            return  # verifying the step reports it
         for name in names:
             if name.endswith("/") and ".." not in Path(name).parts:
                 (folder / name).mkdir(parents=True, exist_ok=True)

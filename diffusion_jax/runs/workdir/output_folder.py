@@ -1,4 +1,4 @@
-"""The folder that a command writes: tried before the work begins, then complete or as it was."""
+"""The folder that a command writes: checked before the work begins, and then complete or as it was before."""
 
 import contextlib
 import dataclasses
@@ -12,35 +12,35 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.train.interruptible import uninterrupted
 
 _UNFINISHED = ".unfinished-"
-"""How the names of folders begin that hold what is not complete yet."""
+"""Beginning of the names of folders whose content is not complete yet."""
 
 _SMALLEST = 4
-"""How many times smaller than its pixels we take a file of pictures to be at most, where it is said not to fit."""
+"""The greatest compression that `check_room` expects of a file of pictures."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OutputFolder:
-    """A folder, given as --out, to which a command brings all its files at once.
+    """A folder, given as --out, in which all files of a command appear at once.
 
-    A folder that exists stays the same folder: its entries are replaced, not the folder itself. So it may be the
-    current folder, a symbolic link, a mount, or a folder whose parent cannot be written. Old entries are moved aside,
-    new ones are moved in, and only then the old ones are deleted. An error in between puts everything back.
+    Where the folder exists, its entries are replaced and not the folder itself. So it may be the current folder, a
+    symbolic link, a mount, or a folder whose parent cannot be written. Old entries are moved aside, new entries are
+    moved in, and then the old ones are deleted. After an error everything is as it was before.
     """
 
     path: Path
     replaces: Callable[[str], bool] = lambda name: True
-    """Whether an old entry of this name makes way for the new ones."""
+    """Whether an old entry of this name is replaced by the new ones."""
     marker: str = ""
-    """The file that marks a complete folder: of the old entries it is the first to go, of the new ones the last."""
+    """The file that marks a complete folder. It is the first old entry to go and the last new entry to come."""
 
     def entries(self) -> list[str]:
-        """The names of what is there now; what a killed command left unfinished does not count."""
+        """The names of the present entries, without unfinished ones that a killed command has left."""
         if not self.path.is_dir():
             return []
         return sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(_UNFINISHED))
 
     def check(self) -> None:
-        """Raises UserError unless the folder can be written, which is tried."""
+        """Raises UserError unless the folder can be written, which is tried out."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out={self.path} is a file; give a folder")
         check_writable(self.path)
@@ -51,7 +51,7 @@ class OutputFolder:
             )
 
     def check_room(self, pixels: int) -> None:
-        """Raises UserError where so many bytes of pixels cannot fit on the disk, however well they are compressed."""
+        """Raises UserError where the disk has no room for `pixels` bytes of pictures, even if they are compressed."""
         free = shutil.disk_usage(_existing(self.path)).free
         if pixels > _SMALLEST * free:
             raise UserError(
@@ -61,10 +61,10 @@ class OutputFolder:
 
     @contextlib.contextmanager
     def written(self) -> Iterator[Path]:
-        """An empty folder to write to, on the same disk; where the block ends its entries are brought into place.
+        """Yields an empty folder on the same disk. At the end of the block its entries are moved into place.
 
-        An error within the block leaves everything as it was. Where the finished entries cannot be brought into place
-        they are kept: UserError says where.
+        An error within the block leaves everything as it was. Where the entries cannot be moved into place, UserError
+        says in which folder they are.
         """
         target = Path(os.path.realpath(self.path))
         made = _make_folders(target.parent)
@@ -72,7 +72,7 @@ class OutputFolder:
         work = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=target if exists else target.parent))
         new = work / "new"
         try:
-            new.mkdir()  # with the permissions that the user's umask gives, which mkdtemp ignores
+            new.mkdir()  # with the permissions of the user's umask, which mkdtemp ignores
             yield new
         except BaseException:
             with uninterrupted():
@@ -89,10 +89,11 @@ class OutputFolder:
             shutil.rmtree(work, ignore_errors=True)
 
     def _replace(self, new: Path, target: Path, aside: Path) -> None:
+        """Moves old entries of target aside and the entries of new into it; after an OSError moves all of them back."""
         aside.mkdir()
         old = sorted((name for name in self.entries() if self.replaces(name)), key=lambda name: name != self.marker)
-        come = sorted(os.listdir(new), key=lambda name: name == self.marker)
-        moves = [(target / name, aside / name) for name in old] + [(new / name, target / name) for name in come]
+        incoming = sorted(os.listdir(new), key=lambda name: name == self.marker)
+        moves = [(target / name, aside / name) for name in old] + [(new / name, target / name) for name in incoming]
         done: list[tuple[Path, Path]] = []
         try:
             for source, to in moves:
@@ -107,7 +108,7 @@ class OutputFolder:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises UserError unless files can be made in folder, or folder itself where it does not exist yet."""
+    """Raises UserError unless files can be written in the folder, or the folder can be made."""
     base = _existing(folder)
     try:
         os.rmdir(tempfile.mkdtemp(prefix=_UNFINISHED, dir=base))
@@ -117,20 +118,20 @@ def check_writable(folder: Path) -> None:
 
 
 def check_file(file: Path) -> None:
-    """Raises UserError unless file can be written; it is not touched."""
+    """Raises UserError unless the file can be written. The file is not changed."""
     if file.is_dir():
         raise UserError(f"{file} is a folder; give a file")
     check_writable(file.parent)
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest of those above it that exists; a symbolic link counts as what it leads to."""
+    """The folder, or the nearest existing folder above it, behind symbolic links."""
     path = Path(os.path.realpath(folder))
     return next(each for each in (path, *path.parents) if os.path.lexists(each))
 
 
 def _make_folders(folder: Path) -> list[Path]:
-    """Makes folder and those above it; returns those that were not there, the innermost first."""
+    """Makes the folder and those above it. Returns those that are new, the innermost first."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing
@@ -138,7 +139,7 @@ def _make_folders(folder: Path) -> list[Path]:
 
 def _remove_folders(folders: Sequence[Path]) -> None:
     for folder in folders:
-        with contextlib.suppress(OSError):  # somebody else has put something there
+        with contextlib.suppress(OSError):  # another process has put something there
             folder.rmdir()
 
 

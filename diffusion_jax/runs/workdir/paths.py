@@ -1,28 +1,27 @@
-"""A workdir: where a run keeps everything, and enough by itself to resume, sample, evaluate or export it.
+"""A workdir: the folder of a run, which alone is enough to resume, sample, evaluate and export it.
 
 config.json      the resolved config
-parameters.txt   every array's shape, type and layout on the mesh
-checkpoints/     one directory a step; one that does not verify is moved to STEP.damaged
-snapshots/       one directory a step: profiles of the parameters' average, of a run that keeps some
-metrics.jsonl    one line a log interval; the same in tensorboard/
-samples/         a grid of samples a sample interval
+parameters.txt   shape, type and layout on the mesh of every array
+checkpoints/     a directory for each step; one that does not verify is moved to STEP.damaged
+snapshots/       a directory for each step, with profiles of the parameters' average, if the run has some
+metrics.jsonl    a line for each log interval; the same in tensorboard/
+samples/         a grid of samples for each sample interval
 loss.png         the loss curve
-classes.json     of a model that is told classes: their names, in the order of their numbers
-tokenizer.json   of a model that is told captions
-autoencoder/     of a model of latents: the config and checkpoint of the autoencoder it was trained with
-examples/        with data.log_examples: which examples each step was given, a file a process
-nonfinite.jsonl  the steps whose loss was not finite, with what it takes to repeat them
-stacks.txt       of a run that hung: what every thread was at
-text_encoder/    of a model with a published text encoder: a copy of it
-mirror.json      of a run that is mirrored elsewhere: by which it knows its mirror
-imported.json    of a workdir that `import` made: where its weights come from, with their SHA-256s
+classes.json     for a model with classes: their names in the order of their numbers
+tokenizer.json   for a model with captions
+autoencoder/     for a model of latents: config and checkpoint of the autoencoder with which it was trained
+examples/        with data.log_examples: the examples of each step, in a file for each process
+nonfinite.jsonl  the steps whose loss was not finite, with what is needed to repeat them
+stacks.txt       for a run that hung: the stacks of all threads
+text_encoder/    for a model with a published text encoder: a copy of it
+mirror.json      for a run with a mirror: the identity of the run
+imported.json    for a workdir that `import` made: the origin of its weights, with their SHA-256s
 """
 
 import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -31,8 +30,8 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.report.atomic import replace_file
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file that a command wrote; raises UserError where it is damaged."""
+def read_json(file: Path) -> dict[str, object]:
+    """The object in a JSON file that a command wrote. Raises UserError where the file is damaged."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # also of bytes that are no text
@@ -55,71 +54,71 @@ class Workdir:
 
     @property
     def parameters(self) -> Path:
-        """Every array's shape, type and layout."""
+        """The table of all arrays with shape, type and layout."""
         return self.root / "parameters.txt"
 
     @property
     def checkpoints(self) -> Path:
-        """One directory a step."""
+        """The folder with a directory for each step."""
         return self.root / "checkpoints"
 
     @property
     def snapshots(self) -> Path:
-        """Of the averages that `sample --ema=LENGTH` reconstructs others from; one directory a step."""
+        """The folder with a directory of averages for each step, from which `sample --ema=LENGTH` makes others."""
         return self.root / "snapshots"
 
     @property
     def metrics(self) -> Path:
-        """One line a log interval."""
+        """The file with a line for each log interval."""
         return self.root / "metrics.jsonl"
 
     @property
     def loss_curve(self) -> Path:
-        """The loss curve."""
+        """The picture of the loss curve."""
         return self.root / "loss.png"
 
     @property
     def classes(self) -> Path:
-        """The names of the classes, in the order of their numbers."""
+        """The file with the names of the classes in the order of their numbers."""
         return self.root / "classes.json"
 
     @property
     def tokenizer(self) -> Path:
-        """The tokenizer of a model that is told captions."""
+        """The tokenizer of a model with captions."""
         return self.root / "tokenizer.json"
 
     @property
     def autoencoder(self) -> Path:
-        """A workdir of its own, with one checkpoint."""
+        """The workdir of the autoencoder, with one checkpoint."""
         return self.root / "autoencoder"
 
     @property
     def text_encoder(self) -> Path:
-        """A copy of a published text encoder."""
+        """The folder with a copy of a published text encoder."""
         return self.root / "text_encoder"
 
     @property
     def imported(self) -> Path:
-        """Where imported weights come from."""
+        """The file that names the origin of imported weights."""
         return self.root / "imported.json"
 
     @property
     def examples(self) -> Path:
-        """Which examples each step was given."""
+        """The folder with the examples of each step."""
         return self.root / "examples"
 
     def sample_grid(self, step: int) -> Path:
-        """The grid of samples drawn after `step` steps."""
+        """The picture of samples after `step` steps."""
         return self.root / "samples" / f"{step:08d}.png"
 
     def read_config(self, *, quiet: bool = False) -> ConfigDict:
-        """The config of the run that was started here; raises UserError where there is none.
+        """The config of the run in this workdir. Raises UserError where there is none, and where it is damaged.
 
-        Unless quiet, it says which keys of an earlier version's config are completed.
+        Keys that an earlier version did not have are added. Unless quiet, stderr names them.
         """
         if not self.config.is_file():
             raise UserError(f"{self.root} is not a workdir: it has no {self.config.name}; check --workdir")
-        read_json(self.config)  # raises where it is damaged
+        read_json(self.config)  # raises where the file is damaged
         text = self.config.read_text(encoding="utf-8")
         try:
             config, newer = configs.from_json(text), configs.newer(text)
@@ -132,20 +131,20 @@ class Workdir:
 
     @property
     def has_checkpoints(self) -> bool:
-        """Whether there is one of any step, damaged or not."""
+        """Whether there is a checkpoint of any step, damaged or not."""
         return self.checkpoints.is_dir() and any(path.name.isdecimal() for path in self.checkpoints.iterdir())
 
     def write_config(self, config: ConfigDict) -> None:
-        """Records the config, all of it or nothing."""
+        """Writes the config, whole or not at all."""
         self.root.mkdir(parents=True, exist_ok=True)
         replace_file(self.config, configs.to_json(config).encode())
 
 
 def as_trained(config: ConfigDict, workdir: Workdir) -> ConfigDict:
-    """config with what an earlier version did, where that trained the parameters which a run in workdir starts with.
+    """config with the behaviour of the earlier version that trained the parameters from which a run in workdir starts.
 
-    They are those of its checkpoints or, where it has none, of the run that config.init_from names. An open
-    `data.shape` is that of the run in workdir.
+    They are those of its checkpoints or, where it has none, those of the run that config.init_from names. Where this
+    version trained them, it is config itself. An open `data.shape` is that of the run in workdir.
     """
     if workdir.has_checkpoints and workdir.config.is_file() and not config.data.shape:
         config = config.copy_and_resolve_references()

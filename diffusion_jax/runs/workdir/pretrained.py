@@ -1,8 +1,8 @@
-"""What a model needs beside its own parameters comes from where these come from: a run stands on its own.
+"""What a model needs beside its parameters: a tokenizer, an autoencoder and a published text encoder.
 
-That is the tokenizer, a copy of the autoencoder and one of a published text encoder. Of a run that goes on they are its
-workdir's; of one that starts with another's parameters (`init_from`), the other's; of a new run, the data's and the
-config's. What a run that never saved a checkpoint left in a workdir is not used, and is replaced.
+A workdir has copies of them, so that it needs no other folder. They come from the workdir from which the parameters
+come: a run that goes on uses its own copies, and a run that starts with the parameters of another (`init_from`) uses
+those of the other. A new run uses its data and its config. Copies of a run that never saved a checkpoint are replaced.
 """
 
 import contextlib
@@ -25,7 +25,8 @@ from diffusion_jax.models.text import published_folder
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import sharding
-from diffusion_jax.train.checkpoint import Checkpoints, holds_checkpoint, whole
+from diffusion_jax.train.arrays import replicated_like
+from diffusion_jax.train.checkpoint import Checkpoints, holds_checkpoint
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -39,9 +40,10 @@ TOKENIZER_FILES = (
 
 
 def origin(config: ConfigDict, workdir: Workdir) -> Workdir | None:
-    """The workdir that the first parameters of a run in workdir come from; None where they are drawn at random.
+    """The workdir from which the first parameters of a run in workdir come; None where they are random.
 
-    Raises UserError where init_from names no workdir, or another one than this run started with.
+    Raises UserError where init_from names no workdir, where it names another one than the run started with, and for an
+    imported workdir, which cannot be trained itself.
     """
     if workdir.imported.is_file():
         raise UserError(
@@ -65,10 +67,10 @@ def origin(config: ConfigDict, workdir: Workdir) -> Workdir | None:
 
 
 def model(config: ConfigDict, origin: Workdir | None) -> experiment.Model:
-    """The model of config, its autoencoder and published text encoder of the workdir that its parameters come from or,
-    where they come from none, of where config says.
+    """The model of config, with the autoencoder and published text encoder of the workdir origin.
 
-    Raises UserError where config says another autoencoder or text encoder than that workdir's.
+    Where origin is None they are those that config names. Raises UserError where config names an autoencoder or a text
+    encoder that is not equal to the one in origin.
     """
     if origin is None:
         return experiment.model(config, read_autoencoder(Path(config.latent)) if config.latent else None)
@@ -76,7 +78,7 @@ def model(config: ConfigDict, origin: Workdir | None) -> experiment.Model:
     autoencoder = _autoencoder_of(origin, before.latent, config.latent)
     old, new = published_folder(before.text), published_folder(config.text)
     if new:
-        _check_kept(origin, origin.text_encoder)
+        _check_copied(origin, origin.text_encoder)
     if new and new != old:
         instead = f"text=\"huggingface(folder='{_given(old, origin.text_encoder)}')\""
         _check_same(origin, f"text={config.text}", lambda: _holds_same(origin.text_encoder, Path(new)), instead)
@@ -84,8 +86,9 @@ def model(config: ConfigDict, origin: Workdir | None) -> experiment.Model:
 
 
 def tokenizer(model: experiment.Model, source: Source, origin: Workdir | None) -> Tokenizer | None:
-    """The tokenizer of the workdir that the model's parameters come from or, where they come from none, the published
-    one or one learned from the captions; None for a model without text.
+    """The tokenizer of the workdir origin; None for a model without text.
+
+    Where origin is None it is the published tokenizer, or one learned from the captions of the source.
     """
     if model.text is None or origin is None:
         return experiment.tokenizer(model, source)
@@ -95,9 +98,9 @@ def tokenizer(model: experiment.Model, source: Source, origin: Workdir | None) -
 def keep(
     config: ConfigDict, workdir: Workdir, origin: Workdir | None, model: experiment.Model, tokenizer: Tokenizer | None
 ) -> None:
-    """Copies into the workdir of a run that starts what its model needs, in place of what was there.
+    """Copies what the model needs into the workdir of a run that starts, and replaces what was there.
 
-    A run that goes on, whose origin is the workdir, has its copies.
+    A run that goes on, whose origin is the workdir itself, has its copies already.
     """
     if origin is not None and origin.root == workdir.root:
         return
@@ -116,14 +119,17 @@ def keep(
 
 
 def read_tokenizer(workdir: Workdir) -> Tokenizer:
-    """The tokenizer that `keep` left there."""
+    """The tokenizer in a workdir. Raises UserError where it has none."""
     if not workdir.tokenizer.is_file():
         raise UserError(f"{workdir.root} has no {workdir.tokenizer.name}, which a model that is told captions needs")
     return Tokenizer.from_json(workdir.tokenizer.read_text(encoding="utf-8"))
 
 
 def read_autoencoder(root: Path) -> experiment.Autoencoder:
-    """The autoencoder of a workdir, its averaged parameters on the host, at its newest checkpoint."""
+    """The autoencoder of a workdir at its newest checkpoint, with averaged parameters on the host.
+
+    Raises UserError for a run of another task, and where there is no checkpoint.
+    """
     workdir = Workdir(root)
     config = workdir.read_config()
     if config.task != "autoencoder":
@@ -132,21 +138,24 @@ def read_autoencoder(root: Path) -> experiment.Autoencoder:
     mesh = sharding.mesh(devices=jax.local_devices()[:1])
     with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
         abstract = experiment.autoencoder.trainee(config).abstract
-        average = checkpoints.restore_tree("ema", whole(abstract, mesh), step)
+        average = checkpoints.restore_tree("ema", replicated_like(abstract, mesh), step)
         std = checkpoints.meta(step)["measured"]["latent_std"]
     params = jax.tree.map(np.asarray, average["autoencoder"])
     return experiment.Autoencoder(experiment.autoencoder.network(config), params, 1 / std)
 
 
 def same_autoencoder(a: experiment.Autoencoder | None, b: experiment.Autoencoder | None) -> bool:
-    """Whether the latents of both are the same."""
+    """Whether both give the same latents."""
     if a is None or b is None:
         return a is b
     return (a.network, a.scale) == (b.network, b.scale) and experiment.digest(a.params) == experiment.digest(b.params)
 
 
 def read_classifier(root: Path, schedule: str, scale: float) -> experiment.Classifier:
-    """The classifier of a workdir, to guide a model of this schedule; its averaged parameters on the host."""
+    """The classifier of a workdir, to guide a model of this schedule, with averaged parameters on the host.
+
+    Raises UserError for a run of another task, and for one of another schedule.
+    """
     workdir = Workdir(root)
     config = workdir.read_config()
     if config.task != "classifier":
@@ -159,31 +168,34 @@ def read_classifier(root: Path, schedule: str, scale: float) -> experiment.Class
     mesh = sharding.mesh(devices=jax.local_devices()[:1])
     step = _newest(workdir)
     with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
-        average = checkpoints.restore_tree("ema", whole(experiment.classifier.trainee(config).abstract, mesh), step)
+        average = checkpoints.restore_tree(
+            "ema", replicated_like(experiment.classifier.trainee(config).abstract, mesh), step
+        )
     return experiment.classifier.trained(config, jax.tree.map(np.asarray, average), scale)
 
 
 def _autoencoder_of(origin: Workdir, old: str, new: str) -> experiment.Autoencoder | None:
-    """The autoencoder that a workdir keeps; old is the key `latent` of its config, new that of the config asked for."""
+    """The autoencoder in the workdir origin. old is `latent` of its config, new that of the config of the run."""
     if not new and not old:
         return None
     if not new or not old:
         kind = "in latents" if old else "in pixels"
         raise UserError(f"the model in {origin.root} works {kind}; give latent={old!r}, or train a new model")
-    _check_kept(origin, origin.autoencoder)
-    kept = read_autoencoder(origin.autoencoder)
+    _check_copied(origin, origin.autoencoder)
+    copy = read_autoencoder(origin.autoencoder)
     if new != old:
-        same = lambda: same_autoencoder(kept, read_autoencoder(Path(new)))  # noqa: E731
+        same = lambda: same_autoencoder(copy, read_autoencoder(Path(new)))  # noqa: E731
         _check_same(origin, f"latent={new}", same, f"latent={_given(old, origin.autoencoder)}")
-    return kept
+    return copy
 
 
 def _given(old: str, copy: Path) -> Path | str:
-    """What to write in a config for what a workdir keeps: as before where that is still there, else the copy."""
+    """The path to write in a config: the old one where it still exists, otherwise the copy in the workdir."""
     return old if Path(old).is_dir() else copy
 
 
-def _check_kept(origin: Workdir, copy: Path) -> None:
+def _check_copied(origin: Workdir, copy: Path) -> None:
+    """Raises UserError unless the workdir has the folder copy."""
     if not copy.is_dir():
         raise UserError(
             f"{origin.root} has no {copy.name}, which its model needs beside its parameters; restore the workdir"
@@ -191,7 +203,7 @@ def _check_kept(origin: Workdir, copy: Path) -> None:
 
 
 def _check_same(origin: Workdir, key: str, same: Callable[[], bool], instead: str) -> None:
-    """Raises UserError unless what a key of a config names is the same as the copy that a workdir keeps of it."""
+    """Raises UserError unless same() is true: the key of a config names what equals the copy in the workdir origin."""
     try:
         if same():
             return
@@ -205,7 +217,7 @@ def _check_same(origin: Workdir, key: str, same: Callable[[], bool], instead: st
 
 
 def _holds_same(copy: Path, folder: Path) -> bool:
-    """Whether a workdir's copy of a published text encoder is one of the encoder in folder."""
+    """Whether the folder copy has the files of the published text encoder in folder."""
     files = _published_files(folder, Path(huggingface_text.load(str(folder)).tokenizer))
     if sorted(files.values()) != sorted(file.name for file in copy.iterdir()):
         return False
@@ -213,13 +225,14 @@ def _holds_same(copy: Path, folder: Path) -> bool:
 
 
 def _published_files(weights: Path, words: Path) -> dict[Path, str]:
-    """{file of a published text encoder: its name in a copy}, of the folders of its weights and of its tokenizer."""
+    """{file: name in a copy} of a published text encoder, by the folders of its weights and of its tokenizer."""
     files = [weights / "config.json", weights / "model.safetensors"]
     files += [words / name for name in TOKENIZER_FILES if (words / name).is_file()]
     return {file: file.name for file in files}
 
 
 def _newest(workdir: Workdir) -> int:
+    """The newest step of the checkpoints. Raises UserError where there is none."""
     with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
         step = checkpoints.latest()
     if step is None:
@@ -228,7 +241,7 @@ def _newest(workdir: Workdir) -> int:
 
 
 def _copy(files: Mapping[Path, str], folder: Path) -> None:
-    """Copies files and folders to their names in a new folder, all of it or nothing."""
+    """Copies {file or folder: its name} into a new folder, which appears whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

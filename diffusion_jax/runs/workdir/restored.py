@@ -1,4 +1,4 @@
-"""A trained model from a workdir, and whom to sample: what every command that draws from a checkpoint shares."""
+"""A trained model from a workdir, with the networks that guide it, for every command that samples."""
 
 import contextlib
 import dataclasses
@@ -18,18 +18,19 @@ from diffusion_jax.runs.workdir import classes, snapshots
 from diffusion_jax.runs.workdir import pretrained as found
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import sharding
-from diffusion_jax.train.checkpoint import Checkpoints, whole
+from diffusion_jax.train.arrays import replicated_like
+from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.state import Params
 
 
 @dataclasses.dataclass(frozen=True)
 class GuideRequest:
-    """Workdirs of networks that guide a model, as the command's flags say it."""
+    """The workdirs of networks that guide a model, as the flags of a command give them."""
 
     classifier: Path | None = None
     classifier_scale: float = 1.0
-    weak: Path | None = None  # guidance leads away from it
-    weak_step: int | None = None
+    weak: Path | None = None  # of a weaker model, from which guidance leads away
+    weak_step: int | None = None  # its step; None: the newest
 
 
 NO_GUIDES = GuideRequest()
@@ -37,7 +38,7 @@ NO_GUIDES = GuideRequest()
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A model with the parameters of one checkpoint, on every device of this machine."""
+    """A model with the parameters of a checkpoint, on all devices of this machine."""
 
     model: experiment.Model
     how: experiment.Sampling
@@ -52,23 +53,23 @@ class Trained:
 
     @property
     def share(self) -> int:
-        """What the size of a batch of samples must be a multiple of."""
+        """The number of which the size of a batch of samples must be a multiple."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     @property
     def num_classes(self) -> int:
-        """How many classes can be asked for: the model's or, where it has none, the classifier's."""
+        """The number of classes that a sample can have: those of the model or, if it has none, of the classifier."""
         classifier = self.guides.classifier
         return self.model.num_classes or (classifier.num_classes if classifier else 0)
 
     @property
     def classes(self) -> Classes | None:
-        """Those that can be asked for; None where there are none."""
+        """The classes that a sample can have; None for none."""
         classifier = self.guides.classifier
         return self.model.classes if self.model.num_classes else classifier.classes if classifier else None
 
     def label_names(self, labels: np.ndarray) -> list[str]:
-        """The name of each of labels [N], its number where names are not known."""
+        """The name of each of labels [N], or its number where names are not known."""
         of = self.classes or known(None, self.num_classes)
         return [of.name(int(label)) for label in labels]
 
@@ -81,17 +82,17 @@ def restore(
     overrides: Mapping[str, object],
     guided_by: GuideRequest = NO_GUIDES,
 ) -> Trained:
-    """The model of the workdir root at step (None: the newest), averaged or not, and the networks that guide it.
+    """The model of the workdir root at a step (None: the newest), with the networks that guide it.
 
-    overrides replace fields of the config's `Sampling` where not None. Raises UserError where there is no such
-    workdir or checkpoint, and before reading arrays where the model cannot be sampled like that.
+    average is False for the parameters as they are, True for their average, or the length sigma_rel of an average.
+    overrides replace fields of the config's `Sampling` where they are not None. Raises UserError where there is no such
+    workdir or checkpoint and, before arrays are read, for a sampling that does not fit the model.
     """
     workdir = Workdir(root)
     config = workdir.read_config()
     if config.task != "diffusion":
         raise UserError(f"{root} has a run of task {config.task}; samples are drawn from one of task diffusion")
     mesh = sharding.mesh()
-    # Of its own copies.
     model = dataclasses.replace(found.model(config, workdir), classes=classes.of_workdir(config, workdir))
     chosen = {name: value for name, value in overrides.items() if value is not None}
     how = experiment.sampling(config, chosen)
@@ -102,9 +103,9 @@ def restore(
         classifier = _with_classes(classifier, guided_by.classifier, model)
     if guided_by.weak is not None:
         weak = _weak(guided_by.weak, guided_by.weak_step, config, model, average=bool(average))
-        _check_told_alike(guided_by.weak, weak, model, tokenizer)
+        _check_same_encoders(guided_by.weak, weak, model, tokenizer)
     guides = experiment.Guides(classifier, weak.model if weak else None)
-    experiment.sample_program(model, how, mesh, guides)  # raises for what cannot be sampled
+    experiment.sample_program(model, how, mesh, guides)  # raises where the sampling does not fit
     with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
         step = choose_step(checkpoints, step)
         params = restore_weights(checkpoints, config, model.abstract, mesh, average, step)
@@ -115,7 +116,7 @@ def restore(
 
 
 def _with_classes(classifier: experiment.Classifier, root: Path, model: experiment.Model) -> experiment.Classifier:
-    """The classifier of the workdir root with its classes, and the model's numbers for them."""
+    """The classifier of the workdir root with its classes, and its numbers of the model's classes."""
     workdir = Workdir(root)
     own = classes.of_workdir(workdir.read_config(), workdir)
     try:
@@ -126,25 +127,25 @@ def _with_classes(classifier: experiment.Classifier, root: Path, model: experime
 
 
 def weights_name(average: bool | float) -> str:
-    """What --ema says: ema, params, or the length of an average that snapshots give."""
+    """The name of an average, as --ema gives it: ema, params, or ema(sigma_rel=LENGTH)."""
     return ("ema" if average else "params") if isinstance(average, bool) else f"ema(sigma_rel={average:g})"
 
 
 def restore_weights(
     checkpoints: Checkpoints, config: ConfigDict, abstract: Params, mesh: Mesh, average: bool | float, step: int
 ) -> Params:
-    """The parameters at step as they are, averaged, or averaged over a length sigma_rel, on every device.
+    """The parameters at a step on every device: as they are, their average, or the average of a length sigma_rel.
 
-    abstract is their shapes.
+    abstract has their shapes, and average is as in `restore`.
     """
     name = "ema" if average else "params"
     if isinstance(average, bool):
-        return checkpoints.restore_tree(name, whole(abstract, mesh), step)
+        return checkpoints.restore_tree(name, replicated_like(abstract, mesh), step)
     return snapshots.reconstruct(checkpoints.directory.parent, config, abstract, mesh, average, step)
 
 
 def _weak(root: Path, step: int | None, config: ConfigDict, model: experiment.Model, *, average: bool) -> Trained:
-    """The weaker model of autoguidance; raises UserError unless it is told and draws the same as model, of config."""
+    """The weaker model of autoguidance. Raises UserError unless it has the conditions and the data of the model."""
     other = Workdir(root).read_config()
     same = ("schedule", "text", "spatial")
     differ = [name for name in same if other[name] != config[name]]
@@ -162,14 +163,15 @@ def _weak(root: Path, step: int | None, config: ConfigDict, model: experiment.Mo
     return restore(root, step=step, average=average, overrides=alone)
 
 
-def _check_told_alike(root: Path, weak: Trained, model: experiment.Model, tokenizer: Tokenizer | None) -> None:
-    """Raises UserError where the weaker model of root has another tokenizer, text encoder or autoencoder than model:
-    both are handed the same tokens, features and latents.
+def _check_same_encoders(root: Path, weak: Trained, model: experiment.Model, tokenizer: Tokenizer | None) -> None:
+    """Raises UserError where the weaker model of root has another tokenizer, text encoder or autoencoder than model.
+
+    Both get the same tokens, features and latents.
     """
-    own, others = ("" if each is None else each.to_json() for each in (tokenizer, weak.tokenizer))
+    first, second = ("" if each is None else each.to_json() for each in (tokenizer, weak.tokenizer))
     texts = [m.pretrained.get("text") for m in (model, weak.model)]
     differ = {
-        "tokenizer": own != others,
+        "tokenizer": first != second,
         "text encoder": None not in texts and experiment.digest(texts[0]) != experiment.digest(texts[1]),
         "autoencoder": not found.same_autoencoder(model.autoencoder, weak.model.autoencoder),
     }
@@ -180,7 +182,7 @@ def _check_told_alike(root: Path, weak: Trained, model: experiment.Model, tokeni
 
 
 def seeds_from(seed: int, num: int) -> np.ndarray:
-    """int32 [num]: seed, seed + 1, ..."""
+    """The seeds seed, seed + 1, ..., int32 [num]. Raises UserError for less than 1, and beyond 2^31."""
     if num < 1:
         raise UserError(f"--num is at least 1; got {num}")
     if not 0 <= seed <= 2**31 - num:
@@ -189,7 +191,7 @@ def seeds_from(seed: int, num: int) -> np.ndarray:
 
 
 def choose_step(checkpoints: Checkpoints, step: int | None) -> int:
-    """step, or the newest for None; raises UserError where there is no such checkpoint."""
+    """The step, or the newest step for None. Raises UserError where there is no such checkpoint."""
     steps = checkpoints.steps()
     if not steps:
         raise UserError(f"no checkpoint in {checkpoints.directory}; train first, or check --workdir")

@@ -1,8 +1,7 @@
-"""Snapshots of profiles of the parameters' average, and the averages that they give: arXiv:2312.02696, section 3.2."""
+"""Snapshots of profiles of the parameters' average, and averages made of them: section 3.2 of arXiv:2312.02696."""
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,22 +11,23 @@ from ml_collections import ConfigDict
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import ema
-from diffusion_jax.train.checkpoint import Checkpoints, whole
+from diffusion_jax.train.arrays import replicated_like
+from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.state import Params, TrainState
 
 WITHIN = 0.05
-"""The greatest error of a profile that is reconstructed, of its norm; the parameters' is far below."""
+"""The greatest error of a reconstructed profile, relative to its norm. The error of parameters is far smaller."""
 
 
 def writable(workdir: Workdir, config: ConfigDict) -> Checkpoints | None:
-    """Where a run saves its snapshots, all of which are kept; None where it keeps no profiles."""
+    """The snapshots of a run, all of which are kept; None for a run without profiles."""
     if not config.ema.profiles:
         return None
     return Checkpoints(workdir.snapshots, keep=None)
 
 
-def check(config: ConfigDict) -> None:
-    """Raises UserError for profiles that there are not, or that are never saved."""
+def check_profiles(config: ConfigDict) -> None:
+    """Raises UserError for lengths of profiles that do not exist, and for profiles that are never saved."""
     options = config.ema
     for sigma in options.profiles:
         ema.gamma_of(sigma)
@@ -40,15 +40,16 @@ def check(config: ConfigDict) -> None:
 
 
 def save(snapshots: Checkpoints, state: TrainState, config: str) -> None:
-    """Starts saving the profiles of state; config is JSON."""
+    """Starts to save the profiles of a state; config is JSON text."""
     alone = TrainState(state.step, params=(), ema=(), opt_state=(), history=(), profiles=state.profiles)
     snapshots.save(alone, position=None, config=config)
 
 
 def reconstruct(root: Path, config: ConfigDict, abstract: Params, mesh: Mesh, sigma: float, step: int) -> Params:
-    """The average of length sigma_rel after step steps, on every device: a least-squares sum of snapshots, float64.
+    """The average of length sigma (sigma_rel) after `step` steps, on every device, as a weighted sum of snapshots.
 
-    Raises UserError where the workdir has no snapshots, or these are too few to tell that average.
+    The weights are least squares, and the sum is in float64. Raises UserError where the workdir has no snapshots, and
+    where they do not determine that average.
     """
     gamma = ema.gamma_of(sigma)
     workdir = Workdir(root)
@@ -61,27 +62,27 @@ def reconstruct(root: Path, config: ConfigDict, abstract: Params, mesh: Mesh, si
         steps = [each for each in snapshots.steps() if each <= step]
         if not steps:
             raise UserError(f"--ema={sigma:g}: {workdir.snapshots} has no snapshot of the first {step} steps")
-        kept = [ema.gamma_of(each) for each in config.ema.profiles]
-        ends = np.repeat(steps, len(kept))
-        weights, error = ema.reconstruction(np.tile(kept, len(steps)), ends, gamma, step)
+        gammas = [ema.gamma_of(each) for each in config.ema.profiles]
+        ends = np.repeat(steps, len(gammas))
+        weights, error = ema.reconstruction(np.tile(gammas, len(steps)), ends, gamma, step)
         if error > WITHIN:
             raise UserError(
                 f"--ema={sigma:g} at step {step} is told by the snapshots of steps {_range(steps)} to within "
                 f"{error:.0%} alone, {WITHIN:.0%} at most is needed: lengths near {_lengths(config)} are told "
                 "best, at a step that has a snapshot; or train with a smaller ema.every"
             )
-        total: Any = None
-        like = whole((abstract,) * len(kept), mesh)
+        total: Params = None
+        like = replicated_like((abstract,) * len(gammas), mesh)
         for i, each in enumerate(steps):
             profiles = snapshots.restore_tree("profiles", like, each)
             for k, profile in enumerate(profiles):
-                total = _plus(total, float(weights[i * len(kept) + k]), profile)
-    placed = whole(abstract, mesh)
+                total = _plus(total, float(weights[i * len(gammas) + k]), profile)
+    placed = replicated_like(abstract, mesh)
     return jax.tree.map(lambda a, to: jax.device_put(a.astype(to.dtype), to.sharding), total, placed)
 
 
-def _plus(total: Any, weight: float, profile: Params) -> Any:
-    """Total, None for 0, + weight profile, on the host."""
+def _plus(total: Params, weight: float, profile: Params) -> Params:
+    """total + weight * profile on the host, in float64. A total of None counts as 0."""
     scaled = jax.tree.map(lambda a: weight * np.asarray(a, np.float64), profile)
     return scaled if total is None else jax.tree.map(np.add, total, scaled)
 

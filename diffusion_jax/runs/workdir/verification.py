@@ -1,4 +1,4 @@
-"""`diffusion-jax checkpoint verify`: which checkpoints of a workdir can be trusted."""
+"""`diffusion-jax checkpoint verify`: whether the checkpoints of a workdir are intact."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from diffusion_jax.train.manifest import Verdict
 
 
 def verify(root: Path, *, step: int | None = None) -> dict[int, Verdict]:
-    """Reads every file of every step (or of the one given) and prints, oldest first, what its manifest says of it.
+    """Verifies every file of all steps, or of one step, and prints the verdicts, the oldest step first.
 
-    Raises UserError after the list where one is damaged, and where there is no such step.
+    Raises UserError where there is no such step and, after the list, where a step is damaged.
     """
     folder = Workdir(root).checkpoints
     steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
@@ -21,7 +21,7 @@ def verify(root: Path, *, step: int | None = None) -> dict[int, Verdict]:
         raise UserError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, steps))}")
     verdicts = {}
     for number in steps if step is None else [step]:
-        status, reason = verdicts[number] = manifest.check(folder / str(number))
+        status, reason = verdicts[number] = manifest.verify(folder / str(number))
         print(f"{number:>10}  {status}" + (f": {reason}" if status == manifest.DAMAGED else ""), flush=True)
     damaged = [number for number, verdict in verdicts.items() if verdict.status == manifest.DAMAGED]
     if damaged:

@@ -1,8 +1,7 @@
-"""How a config asks for samples."""
+"""The sampling of a config."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -11,10 +10,10 @@ from diffusion_jax.models.sampling import Sampling
 from diffusion_jax.spec import from_spec
 
 
-def sampling(config: ConfigDict, overrides: Mapping[str, Any] | None = None) -> Sampling:
-    """The sampling that config asks for in training, the default of the sample command; overrides replace fields.
+def sampling(config: ConfigDict, overrides: Mapping[str, object] | None = None) -> Sampling:
+    """The sampling of config.sample, which training and the sample command use. overrides replace its fields.
 
-    Plain ddpm takes the variance that the network has learned, where the prediction learns one.
+    The sampler "ddpm" without arguments uses the learned variance where the prediction has one.
     """
     fields = {field.name: config.sample[field.name] for field in dataclasses.fields(Sampling)} | dict(overrides or {})
     if fields["sampler"].replace(" ", "") in ("ddpm", "ddpm()"):

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.train import ema, optimizer
+from diffusion_jax.train import ema
+from diffusion_jax.train.optimizers import AdamOptions, LayerNames, learning_rate, optimizer
 
 
 def test_warmup_rises_linearly_to_the_peak():
-    rate = optimizer.learning_rate(0.5, warmup=10, decay="constant", steps=100)
+    rate = learning_rate(0.5, warmup=10, decay="constant", steps=100)
     np.testing.assert_allclose([rate(n) for n in range(12)], 0.5 * np.minimum(np.arange(1, 13) / 10, 1), rtol=1e-6)
 
 
 def test_cosine_ends_at_zero_after_the_warmup():
-    rate = optimizer.learning_rate(0.5, warmup=10, decay="cosine", steps=110)
+    rate = learning_rate(0.5, warmup=10, decay="cosine", steps=110)
     after = np.arange(0, 101)
     expected = 0.5 * 0.5 * (1 + np.cos(np.pi * after / 100))
     np.testing.assert_allclose([rate(10 + n) for n in after], expected, atol=1e-6)
@@ -24,7 +25,7 @@ def test_cosine_ends_at_zero_after_the_warmup():
 def test_adamw_step_is_the_papers():
     """Decoupled weight decay, arXiv:1711.05101, algorithm 2, re-derived for the first step."""
     p, g, rate, decay, eps = np.array([2.0, -3.0]), np.array([0.3, -0.1]), 0.1, 0.01, 1e-8
-    tx = optimizer.optimizer("adamw", lambda _: rate, b1=0.9, b2=0.99, eps=eps, weight_decay=decay, clip=0)
+    tx = optimizer("adamw", AdamOptions(lambda _: rate, 0.9, 0.99, eps, weight_decay=decay), clip=0)
     updates, _ = tx.update(jnp.array(g), tx.init(jnp.array(p)), jnp.array(p))
     np.testing.assert_allclose(updates, -rate * (g / (np.abs(g) + eps) + decay * p), rtol=1e-5)
 
@@ -36,9 +37,8 @@ def test_muon_orthogonalizes_inner_matrices_and_leaves_the_rest_to_nadam():
     grads = jax.tree.map(
         lambda shape: jnp.array(rng.normal(size=shape)), shapes, is_leaf=lambda x: isinstance(x, tuple)
     )
-    tx = optimizer.optimizer(
-        "muon", lambda _: rate, b1=0.9, b2=0.99, eps=eps, weight_decay=0.0, clip=0, outer=("conv_in",)
-    )
+    options = AdamOptions(lambda _: rate, 0.9, 0.99, eps, weight_decay=0.0)
+    tx = optimizer("muon", options, clip=0, layers=LayerNames(outer=("conv_in",)))
     updates, _ = tx.update(grads, tx.init(grads), grads)
     values = np.linalg.svd(updates["mid"]["kernel"].reshape(36, 8), compute_uv=False) / (0.2 * rate * np.sqrt(36))
     assert 0.6 < values.min() < values.max() < 1.3  # what five of its Newton-Schulz iterations give
@@ -50,8 +50,8 @@ def test_muon_orthogonalizes_inner_matrices_and_leaves_the_rest_to_nadam():
 
 
 def test_muon_takes_each_layer_of_a_stack_as_if_it_stood_alone():
-    rng, options = np.random.default_rng(0), dict(b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, clip=0)
-    tx = optimizer.optimizer("muon", lambda _: 0.1, outer=("conv_in",), stacked=("layers",), **options)
+    rng, options = np.random.default_rng(0), AdamOptions(lambda _: 0.1, 0.9, 0.99, 1e-8, weight_decay=0.1)
+    tx = optimizer("muon", options, clip=0, layers=LayerNames(outer=("conv_in",), stacked=("layers",)))
 
     def step(params):
         return tx.update(params, tx.init(params), params)[0]
@@ -64,7 +64,7 @@ def test_muon_takes_each_layer_of_a_stack_as_if_it_stood_alone():
 
 
 def test_clipping_scales_the_global_norm():
-    tx = optimizer.optimizer("adam", lambda _: 1.0, b1=0.0, b2=0.0, eps=1e9, weight_decay=0.0, clip=1.0)
+    tx = optimizer("adam", AdamOptions(lambda _: 1.0, 0.0, 0.0, 1e9, weight_decay=0.0), clip=1.0)
     grads = {"a": jnp.array([30.0]), "b": jnp.array([40.0])}
     updates, _ = tx.update(
         grads, tx.init(grads), grads
@@ -80,9 +80,10 @@ def test_clipping_scales_the_global_norm():
     ],
 )
 def test_wrong_optimizers_are_named(wrong, message):
-    options = {"name": "adam", "b1": 0.9, "b2": 0.99, "eps": 1e-8, "weight_decay": 0.0, "clip": 0.0} | wrong
+    chosen = {"name": "adam", "weight_decay": 0.0} | wrong
+    options = AdamOptions(lambda _: 0.1, 0.9, 0.99, 1e-8, chosen["weight_decay"])
     with pytest.raises(UserError, match=message):
-        optimizer.optimizer(options.pop("name"), lambda _: 0.1, **options)
+        optimizer(chosen["name"], options, clip=0.0)
 
 
 def test_average_is_the_weighted_sum_of_its_history():

@@ -1,4 +1,4 @@
-"""The variational bound in continuous time: the chain's L_vlb in the limit of infinitely many steps."""
+"""VDM's variational bound in continuous time: L_vlb of a chain in the limit of infinitely many steps."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ class ContinuousBound(NamedTuple):
 
     @property
     def total(self) -> Array:
-        """Their sum [B]."""
+        """The sum of the three terms, [B]."""
         return self.prior + self.diffusion + self.reconstruction
 
 
@@ -36,12 +36,14 @@ def continuous_bound(
     *,
     start: float | None = None,
 ) -> ContinuousBound:
-    """One unbiased draw of VDM's bound for each 8-bit image x0 [B, ...] in [-1, 1], by one denoiser call.
+    """An unbiased draw of VDM's bound for each 8-bit image x0 [B, ...] in [-1, 1], with one denoiser call.
 
-    u [B] in (0, 1] is uniform, best of low discrepancy; eps and eps_start [B, ...] are standard normal. The diffusion
-    loss integrates over [start, 1] and the reconstruction decodes x_start, so that start, the schedule's t_min unless
-    given, needs noise (UserError otherwise). Differentiable in the parameters of a learned schedule, which it trains;
-    to evaluate, `diffusion_term` deviates less and `reconstruction` decodes better.
+    u [B] in (0, 1] is uniform, at best of low discrepancy, and eps and eps_start [B, ...] are standard normal. The
+    diffusion loss is the integral over times [start, 1], and the reconstruction decodes x_start. start is by default
+    the schedule's t_min. Raises UserError where the schedule has no noise at start.
+
+    The bound is differentiable in the parameters of a learned schedule and trains them. For an evaluation,
+    `diffusion_term` has a smaller variance and `core.reconstruction.reconstruction_term` a better decoder.
     """
     start = schedule.t_min if start is None else start
     if start <= 0 and schedule.t_min > 0:
@@ -49,7 +51,7 @@ def continuous_bound(
     t = start + (1.0 - start) * u
     slope = jax.jvp(schedule.logsnr, (t,), (jnp.ones_like(t),))[1]
     x = diffuse(x0, eps, schedule.level(t))
-    # Its section 4: -SNR'(t) / 2 times the error of x0, which is -logsnr'(t) / 2 times that of eps.
+    # Section 4 of VDM: -SNR'(t) / 2 times the error of x0 is -logsnr'(t) / 2 times the error of eps.
     error = (eps - denoise(x, t).eps) ** 2
     diffusion = -0.5 * (1.0 - start) * slope * bits_per_dim(error)
     first = schedule.level(jnp.full_like(t, start))
@@ -60,13 +62,13 @@ def continuous_bound(
 def diffusion_term(
     denoise: Denoiser, schedule: Schedule, x0: Array, u: Array, eps: Array, *, start: float | Array
 ) -> Array:
-    """One unbiased draw [B] of the integral over log-SNR of half the squared error of eps, from t = start to 1.
+    """An unbiased draw of the integral over log-SNR of half the squared error of eps, from t = start to 1; [B].
 
-    In bits per dimension. u [B] in [0, 1] is uniform, and the log-SNR is that far on its way from its value at start to
-    that at t = 1: VDM's weight -logsnr'(t) dt (section 4) is then one constant. The error lies between 0 and about 1 at
-    every log-SNR, so that stratified u leave it little to vary by, whereas uniform times meet weights of up to
-    1 / start: of 64 stratified draws at 64 pixels, on `vp` from t = 1e-3, the mean deviates by 0.2 bits and not by 2;
-    from 1e-5 by 0.3 and not by 32.
+    It is in bits per dimension, for x0 and standard normal eps [B, ...]. u [B] is uniform in [0, 1] and chooses the
+    log-SNR, linearly between its values at start and at t = 1, so that VDM's weight -logsnr'(t) dt (section 4) is
+    constant. The error lies between 0 and about 1 at every log-SNR, which leaves a small variance with stratified u.
+    Uniform times would have weights of up to 1 / start: with 64 stratified draws of images of 64 pixels, on `vp` from
+    t = 1e-3, the mean deviates by 0.2 bits and would deviate by 2; from 1e-5, by 0.3 and by 32.
     """
     first, last = schedule.logsnr(jnp.asarray(start, jnp.float32)), schedule.logsnr(jnp.float32(1.0))
     t = schedule.time(first + (last - first) * u)
@@ -75,7 +77,7 @@ def diffusion_term(
 
 
 def decoder_log_likelihood(x0: Array, x: Array, level: Level) -> Array:
-    """log p(x0 | x) elementwise in nats: p is proportional to q(x | x0) over the 256 values, as in VDM."""
+    """log p(x0 | x) in nats, elementwise: p is proportional to q(x | x0) over the 256 values of x0, as in VDM."""
     alpha, sigma = level.like(x)
 
     def logit(value):
@@ -84,7 +86,7 @@ def decoder_log_likelihood(x0: Array, x: Array, level: Level) -> Array:
     def add(total, value):
         return jnp.logaddexp(total, logit(value)), None
 
-    # One value at a time: all 256 at once would hold 256 images.
+    # One value after another: all at once would hold 256 copies of the images in memory.
     values = 2 * jnp.arange(256) / 255 - 1
     total = jax.lax.scan(add, jnp.full_like(x, -jnp.inf), values)[0]
     return logit(x0) - total

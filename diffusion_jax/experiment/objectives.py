@@ -1,7 +1,6 @@
-"""The objective of a diffusion model's config."""
+"""The objective of a config, and how it draws its times."""
 
 from collections.abc import Callable
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -15,13 +14,13 @@ from diffusion_jax.spec import from_spec
 
 
 def time_sampling(text: str) -> TimeSampler | AdaptiveTimes:
-    """How training draws its times; an `AdaptiveTimes` keeps a history in the state."""
-    table: dict[str, Callable[..., Any]] = {**TIMES, **ADAPTIVE_TIMES}
+    """The times of training by a spec such as "uniform". An `AdaptiveTimes` has a history in the training state."""
+    table: dict[str, Callable[..., TimeSampler | AdaptiveTimes]] = {**TIMES, **ADAPTIVE_TIMES}
     return from_spec(text, table, "time sampling")
 
 
 def objective(config: ConfigDict, schedule: Schedule, parameterization: Parameterization) -> Objective:
-    """The objective that config chooses, for a model of this schedule and prediction."""
+    """The objective of config, for a model with this schedule and prediction."""
     setting = Setting(
         schedule,
         parameterization,
