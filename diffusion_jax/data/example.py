@@ -2,14 +2,17 @@
 
 from typing import NotRequired, Protocol, TypedDict
 
+import numpy as np
+
 
 class Example(TypedDict):
-    """One image, still encoded (PNG, JPEG, ...), with what is known of it.
+    """One image, still encoded (PNG, JPEG, ...), or an array, with what is known of it.
 
     A source may add fields of its own (a number, a text, an array of one shape), which a `data.readers.Reader` reads.
     """
 
-    image: bytes
+    image: NotRequired[bytes]
+    array: NotRequired[np.ndarray]  # [*S, C]
     name: str  # the file or record, for errors
     label: NotRequired[int]  # in [0, num_classes)
     caption: NotRequired[str]

@@ -1,4 +1,4 @@
-"""The ways to name a data set: `digits`, `shapes`, `shapes:SIZE,COUNT`, `tfds:NAME`, `folder:PATH`."""
+"""Ways to name a data set: `digits`, `shapes:SIZE,COUNT`, `notes:RATE,SECONDS,COUNT`, `tfds:NAME`, `folder:PATH`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from diffusion_jax import extensions
 from diffusion_jax.data.example import Source
 from diffusion_jax.data.image_folder import image_folder
+from diffusion_jax.data.notes import notes_source
 from diffusion_jax.data.tfds_source import digits, drawn_shapes, tfds_source
 from diffusion_jax.errors import UserError
 from diffusion_jax.spec import from_spec
@@ -32,6 +33,7 @@ SOURCES: dict[str, Callable[[str, Opening], Source]] = {
         name, how.split, data_dir=how.data_dir, caption_key=None if how.caption == CAPTION else how.caption
     ),
     "folder": lambda path, how: image_folder(path, how.split, caption=how.caption, needs=how.needs),
+    "notes": lambda numbers, how: notes_source(numbers, how.split),
 }
 
 
@@ -54,12 +56,12 @@ def open_source(
         return from_spec(
             spec, {}, "data source", {"split": split, "data_dir": data_dir, "caption": caption, "needs": needs}
         )
-    if name not in SOURCES or (name != "shapes" and bool(argument) == (name == "digits")):
+    if name not in SOURCES or (name not in ("shapes", "notes") and bool(argument) == (name == "digits")):
         raise UserError(
-            f"unknown data source {spec!r}; write digits, shapes:SIZE,COUNT, tfds:NAME or folder:PATH "
-            "(a folder or a zip of one)"
+            f"unknown data source {spec!r}; write digits, shapes:SIZE,COUNT, notes:RATE,SECONDS,COUNT, tfds:NAME or "
+            "folder:PATH (a folder or a zip of one)"
         )
-    if caption != CAPTION and name in ("digits", "shapes"):
+    if caption != CAPTION and name in ("digits", "shapes", "notes"):
         raise UserError(
             f"data.caption={caption!r} is of data from folder: or tfds:; leave it at {CAPTION!r} for {name}"
         )
