@@ -12,7 +12,8 @@ class Example(TypedDict):
     """
 
     image: NotRequired[bytes]
-    array: NotRequired[np.ndarray]  # [*S, C]
+    array: NotRequired[np.ndarray]  # [*S, C], of any real type
+    audio: NotRequired[bytes]  # a file of sound, encoded (WAV, FLAC, OGG)
     name: str  # the file or record, for errors
     label: NotRequired[int]  # in [0, num_classes)
     caption: NotRequired[str]
