@@ -20,6 +20,7 @@ ROOMS = {
     "nets": {"core", "spec", "ranges"},
     "data": {"spec", "extensions"},
     "report": set(),
+    "modalities": {"spec", "data", "report"},
     "sweeps": {"spec"},
     "train": {"core"},
     "evals": {"core"},
@@ -54,6 +55,8 @@ LIBRARIES = {
     "sklearn": {"data"},
     "ml_collections": {"config", "functions", "experiment", "runs", "cli"},  # who reads a config
     "absl": {"cli", "data"},
+    "soundfile": {"data"},
+    "soxr": {"data"},
     "matplotlib": {"report"},
     "tensorboardX": {"report"},
     "rich": {"report"},

@@ -1,9 +1,10 @@
-"""Ways to name a data set: `digits`, `shapes:SIZE,COUNT`, `notes:RATE,SECONDS,COUNT`, `tfds:NAME`, `folder:PATH`."""
+"""The ways to name a data set: `digits`, `shapes:...`, `tfds:NAME`, `folder:PATH`, `audio:PATH`, `notes:...`."""
 
 import dataclasses
 from collections.abc import Callable
 
 from diffusion_jax import extensions
+from diffusion_jax.data.audio_folder import audio_folder
 from diffusion_jax.data.example import Source
 from diffusion_jax.data.image_folder import image_folder
 from diffusion_jax.data.notes import notes_source
@@ -33,6 +34,7 @@ SOURCES: dict[str, Callable[[str, Opening], Source]] = {
         name, how.split, data_dir=how.data_dir, caption_key=None if how.caption == CAPTION else how.caption
     ),
     "folder": lambda path, how: image_folder(path, how.split, caption=how.caption, needs=how.needs),
+    "audio": lambda path, how: audio_folder(path, how.split, caption=how.caption, needs=how.needs),
     "notes": lambda numbers, how: notes_source(numbers, how.split),
 }
 
@@ -58,12 +60,12 @@ def open_source(
         )
     if name not in SOURCES or (name not in ("shapes", "notes") and bool(argument) == (name == "digits")):
         raise UserError(
-            f"unknown data source {spec!r}; write digits, shapes:SIZE,COUNT, notes:RATE,SECONDS,COUNT, tfds:NAME or "
-            "folder:PATH (a folder or a zip of one)"
+            f"unknown data source {spec!r}; write digits, shapes:SIZE,COUNT, tfds:NAME, folder:PATH (images, a "
+            "folder or a zip of one), audio:PATH (sounds, likewise) or notes:RATE,SECONDS,COUNT"
         )
     if caption != CAPTION and name in ("digits", "shapes", "notes"):
         raise UserError(
-            f"data.caption={caption!r} is of data from folder: or tfds:; leave it at {CAPTION!r} for {name}"
+            f"data.caption={caption!r} is of data from folder:, audio: or tfds:; leave it at {CAPTION!r} for {name}"
         )
     return SOURCES[name](argument, Opening(split, data_dir, caption, needs))
 

@@ -180,7 +180,7 @@ def test_captions_of_a_text_that_is_chosen(data_dir):
     with pytest.raises(UserError, match=r"'toy_told' has no text 'prompt'; its texts are captions"):
         open_source("tfds:toy_told", data_dir=data_dir, caption="prompt")
     assert open_source("tfds:toy_told", data_dir=data_dir, caption="captions")[3]["caption"] == "3 ½ 0"
-    with pytest.raises(UserError, match="data.caption='prompt' is of data from folder: or tfds:"):
+    with pytest.raises(UserError, match="data.caption='prompt' is of data from folder:, audio: or tfds:"):
         open_source("digits", data_dir=data_dir, caption="prompt")
 
 
@@ -259,7 +259,7 @@ def test_cifar10_as_tfds_defines_it_is_read_without_tensorflow(tmp_path, monkeyp
 
 def test_unknown_names():
     with pytest.raises(
-        UserError, match="unknown data source 'mnist'; write digits, shapes:SIZE,COUNT, tfds:NAME or folder:PATH"
+        UserError, match="unknown data source 'mnist'; write digits, shapes:SIZE,COUNT, tfds:NAME, folder:PATH"
     ):
         open_source("mnist")
     for spec in ("tfds", "tfds:", "folder:", "digits:8"):

@@ -1,0 +1,94 @@
+"""What one kind of data adds to arrays: how an example is read, pictured and written to a file.
+
+Everything between the data and these pictures and files is arrays [*S, C] of any rank.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from diffusion_jax.data.example import Example, Source
+from diffusion_jax.errors import UserError
+from diffusion_jax.report.pictures import check_finite
+
+
+class Modality:
+    """One kind of data. Subclasses are frozen dataclasses and picklable: worker processes read by them.
+
+    "Own units" are those of the data and of the files that are written: pixels 0 to 255, volts, samples of a waveform.
+    "The model's units" are float32 values of the size of 1, which the network is trained on.
+    """
+
+    dtype: ClassVar[np.dtype] = np.dtype(np.float32)
+    """Of arrays in own units."""
+    mirrors: ClassVar[bool] = False
+    """Whether `data.flip` can mirror an example."""
+    suffix: ClassVar[str] = ".npy"
+    """Of the file of one sample."""
+    noun: ClassVar[str] = "arrays"
+    """What a sentence calls examples."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether it knows all that it needs of the data, so that `measured` has nothing to add."""
+        return True
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises UserError unless examples of this kind can have the shape [*S, C]."""
+
+    def decode(self, example: Example, shape: tuple[int, ...]) -> np.ndarray:
+        """The array of an example in own units, [*S0, C]: of the channels of shape and a size of its own.
+
+        Raises UserError that names the example where it cannot be read.
+        """
+        raise NotImplementedError
+
+    def fit(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """An array [*S0, C] brought to shape [*S, C]; raises UserError where this kind of data is not resized."""
+        if array.shape != shape:
+            raise UserError(f"an example has the shape {array.shape}, and data.shape is {shape}")
+        return array
+
+    def mirror(self, arrays: np.ndarray, where: np.ndarray) -> np.ndarray:
+        """Arrays [B, *S, C], those where [B] holds mirrored."""
+        raise NotImplementedError
+
+    def to_model(self, arrays: np.ndarray) -> np.ndarray:
+        """Arrays [B, *S, C] in own units in the model's, float32."""
+        return arrays.astype(np.float32)
+
+    def from_model(self, x: np.ndarray) -> np.ndarray:
+        """Values x [N, *S, C] in the model's units in own units; raises UserError for NaN and infinities."""
+        check_finite(x)
+        return x.astype(self.dtype)
+
+    def measured(self, source: Source, shape: tuple[int, ...]) -> str:
+        """The spec of this modality with what it has to know of the data, measured over all of it.
+
+        It goes into the run's config, so that a workdir alone is enough to sample in the data's own units.
+        """
+        raise NotImplementedError
+
+    def shape_of(self, source: Source) -> tuple[int, ...]:
+        """The shape [*S, C] that all examples have, for an open `data.shape`.
+
+        Raises UserError that lists the shapes where they differ.
+        """
+        raise NotImplementedError
+
+    def description(self, source: Source, examples: Sequence[Example], shape: tuple[int, ...]) -> str:
+        """What the data holds, as far as examples of it say, and what is done to it to be of shape [*S, C]."""
+        raise NotImplementedError
+
+    def tiles(self, arrays: np.ndarray) -> np.ndarray:
+        """A picture of each array [N, *S, C] in own units, uint8 [N, H, W, 1, 3 or 4]."""
+        raise NotImplementedError
+
+    def encode(self, array: np.ndarray) -> bytes:
+        """The file, named with `suffix`, of one array [*S, C] in own units."""
+        raise NotImplementedError
+
+    def pages(self, arrays: np.ndarray, names: Sequence[str]) -> Mapping[str, bytes]:
+        """Further files {name: content} of a folder with samples [N, *S, C] in own units, whose files have names."""
+        return {}
