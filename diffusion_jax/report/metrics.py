@@ -1,9 +1,11 @@
 """Metrics of a run: metrics.jsonl, which anything reads, and TensorBoard."""
 
+import io
 import json
 import math
 import os
 import time
+import wave
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.atomic import replace_file
@@ -64,6 +67,19 @@ class MetricWriter:
         for name, image in images.items():
             self._add(step, summary=summary.image(name, image, dataformats="HWC"))
 
+    def sounds(self, step: int, sounds: Mapping[str, bytes]) -> None:
+        """Puts players of sounds, WAV files, into TensorBoard."""
+        for name, data in sounds.items():  # not by summary.audio, which needs soundfile
+            with wave.open(io.BytesIO(data)) as file:
+                audio = Summary.Audio(
+                    sample_rate=file.getframerate(),
+                    num_channels=file.getnchannels(),
+                    length_frames=file.getnframes(),
+                    encoded_audio_string=data,
+                    content_type="audio/wav",
+                )
+            self._add(step, summary=Summary(value=[Summary.Value(tag=name, audio=audio)]))
+
     def close(self) -> None:
         """Writes out what is pending; nothing can be written after."""
         try:
@@ -91,6 +107,9 @@ class NullWriter:
         """Ignores them."""
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Ignores them."""
+
+    def sounds(self, step: int, sounds: Mapping[str, bytes]) -> None:
         """Ignores them."""
 
     def close(self) -> None:
