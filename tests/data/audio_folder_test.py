@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from diffusion_jax.data.audio_folder import audio_folder
-from diffusion_jax.data.corrupt import readable
+from diffusion_jax.data.corrupt import CorruptError, readable
 from diffusion_jax.data.sources import open_source
 from diffusion_jax.errors import UserError
 from diffusion_jax.modalities.audio import Audio
@@ -97,12 +97,23 @@ def test_broken_files_are_corrupt_examples(tmp_path):
         audio.decode(source[1], (400, 1))
     with pytest.raises(UserError, match="2.wav is 0.0125 s long"):
         audio.decode(source[2], (400, 1))
-    (tmp_path / "0.wav").write_bytes(b"")
-    for name in ("2.wav", "3.wav"):
+
+    def read(index):
+        try:
+            return audio.decode(source[index], (400, 1))
+        except UserError as error:  # as the pipeline takes it
+            raise CorruptError(str(error)) from error
+
+    found, clip = readable(1, 4, 2, read)
+    assert found == 3
+    np.testing.assert_allclose(clip, 0.3, atol=1e-4)
+    with pytest.raises(CorruptError, match="2.wav"):
+        readable(1, 4, 1, read)
+
+    for name in ("0.wav", "2.wav", "3.wav"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match="none of the 4 sounds under .* can be read: .*0.wav is not a file of sound"):
         open_source(f"audio:{tmp_path}")
-    assert readable(0, 1, 0, lambda index: index) == (0, 0)
 
 
 @pytest.mark.parametrize(
