@@ -10,15 +10,13 @@ goal is 90% of 200. Beside it: each by itself, the classes with most errors, and
 import argparse
 import collections
 import json
-import tempfile
 import wave
 from pathlib import Path
 
 import numpy as np
 
+import diffusion_jax as dj
 from diffusion_jax.data import notes
-from diffusion_jax.runs.sample.conditions import SampleRequest
-from diffusion_jax.runs.sample.run import sample
 
 
 def read_clip(path: Path) -> tuple[np.ndarray, int]:
@@ -58,6 +56,15 @@ def of_folder(folder: Path) -> dict[str, object]:
     return quality([clip for clip, _ in read], names, read[0][1])
 
 
+def of_workdir(workdir: Path, num: int, **sampling: object) -> dict[str, object]:
+    """`quality` of num new samples, of all classes in turn."""
+    loaded = dj.load(workdir)
+    rate = int(loaded.config.data.source.partition(":")[2].partition(",")[0] or 4000)
+    x = loaded.sample(num, labels=notes.CLASSES, seed=10_000, batch=100, show_progress=True, **sampling)
+    names = [notes.CLASSES[i % len(notes.CLASSES)] for i in range(num)]
+    return {"step": loaded.step} | quality(list(np.clip(x, -1, 1)), names, rate)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
@@ -68,23 +75,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     options = parser.parse_args()
     if options.samples:
-        print(json.dumps(of_folder(options.samples), indent=2))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        sample(
-            options.workdir,
-            Path(folder, "out"),
-            num=options.num,
-            seed=10_000,
-            sample_request=SampleRequest(list(notes.CLASSES)),
-            batch=100,
-            step=None,
-            average=True,
-            overwrite=False,
-            guidance=options.guidance,
-            steps=options.steps,
-        )
-        print(json.dumps(of_folder(Path(folder, "out")), indent=2))
+        found = of_folder(options.samples)
+    else:
+        found = of_workdir(options.workdir, options.num, guidance=options.guidance, steps=options.steps)
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

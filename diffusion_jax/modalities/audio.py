@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -32,13 +33,18 @@ class Audio(Modality):
 
     dtype: ClassVar[np.dtype] = np.dtype(np.float32)
     suffix: ClassVar[str] = ".wav"
-    noun: ClassVar[str] = "clips of sound"
+    noun: ClassVar[str] = "clips"
 
     def __post_init__(self) -> None:
         if self.rate < 1:
             raise UserError(f"modality audio: rate is in Hz, at least 1; got {self.rate}")
         if self.crop not in sound.CROPS:
             raise UserError(f"modality audio: crop is {' or '.join(sound.CROPS)}; got {self.crop!r}")
+
+    @property
+    def places_a_unit(self) -> float:
+        """The rate: `sample --paint` takes seconds."""
+        return float(self.rate)
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises UserError unless shape is (samples, channels), of 1 or 2 channels."""
@@ -61,6 +67,13 @@ class Audio(Modality):
         if not abs(clip).max(initial=0) <= 1:
             raise UserError(f"{name} has values outside of [-1, 1], or NaN; scale it")
         return sound.to_channels(clip[: shape[0]], shape[1], name)
+
+    def read(self, path: Path, shape: tuple[int, ...]) -> np.ndarray:
+        """The start of a file of sound, float32 [L', C]: of L samples, or all of a shorter one."""
+        length, channels = shape
+        header = sound.read_header(str(path), str(path))
+        length = max(min(length, header.frames * self.rate // header.rate), 1)
+        return sound.decode_clip(path.read_bytes(), (length, channels), self.rate, name=str(path))
 
     def from_model(self, x: np.ndarray) -> np.ndarray:
         """x [N, L, C] clipped to [-1, 1], which a line on stderr counts; raises UserError for NaN and infinities."""
@@ -146,14 +159,16 @@ class Audio(Modality):
         return sound.encode_wav(array, self.rate)
 
     def pages(self, arrays: np.ndarray, names: Sequence[str]) -> Mapping[str, bytes]:
-        """index.html, with players of the first clips, as many as `players.MOST_BYTES` hold."""
+        """index.html, with players of the first clips, as many as `players.MOST_BYTES` hold.
+
+        A name says what a clip is of, its class or its prompt; "" for nothing.
+        """
         size = 2 * arrays[0].size + 44  # bytes of a WAV
         count = players.shown_count([size] * len(arrays))
-        tiles = self.tiles(arrays[:count])
-        each = [
-            players.Player(name, self.encode(clip), pictures.encode_png(tile))
-            for name, clip, tile in zip(names, arrays, tiles, strict=False)
-        ]
+        each = []
+        for i, (clip, tile) in enumerate(zip(arrays[:count], self.tiles(arrays[:count]), strict=True)):
+            title = f"{i:06d}{self.suffix}" + (f" · {names[i]}" if names[i] else "")
+            each.append(players.Player(title, self.encode(clip), pictures.encode_png(tile)))
         seconds = arrays.shape[1] / self.rate
         line = f"{len(arrays):,} clips of {seconds:.4g} s at {self.rate} Hz, {_KINDS[arrays.shape[2]]}."
         if count < len(arrays):

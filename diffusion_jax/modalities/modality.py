@@ -4,6 +4,7 @@ Everything between the data and these pictures and files is arrays [*S, C] of an
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -30,6 +31,11 @@ class Modality:
     """What a sentence calls examples."""
 
     @property
+    def places_a_unit(self) -> float:
+        """How many places of the first side are a unit of `sample --paint`: 1, or the samples of a second of audio."""
+        return 1.0
+
+    @property
     def complete(self) -> bool:
         """Whether it knows all that it needs of the data, so that `measured` has nothing to add."""
         return True
@@ -42,6 +48,10 @@ class Modality:
 
         Raises UserError that names the example where it cannot be read.
         """
+        raise NotImplementedError
+
+    def read(self, path: Path, shape: tuple[int, ...]) -> np.ndarray:
+        """The array in own units, [*S0, C], of a file that a user gives; raises UserError that names the file."""
         raise NotImplementedError
 
     def fit(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -72,7 +72,7 @@ def test_the_shape_of_notes():
     notes = open_source("notes:4000,0.256,20")
     assert Audio(4000).shape_of(notes) == (1024, 1)
     found = Audio(4000).description(notes, [notes[i] for i in range(5)], (1024, 1))
-    assert found == "20 clips of sound of 0.256 s, 4000 Hz, mono (by 5 of them): as they are"
+    assert found == "20 clips of 0.256 s, 4000 Hz, mono (by 5 of them): as they are"
     assert "the first 0.128 s of each" in Audio(4000).description(notes, [notes[0]], (512, 1))
 
 
@@ -84,7 +84,7 @@ def test_the_shape_of_files(tmp_path):
     assert AUDIO.shape_of(source) == (800, 2)
     said = AUDIO.description(source, [source[i] for i in range(3)], (800, 1))
     assert said == (
-        "3 clips of sound of 0.1 s, 8000 to 16000 Hz, mono and stereo (by 2 of them): resampled to 8000 Hz, channels "
+        "3 clips of 0.1 s, 8000 to 16000 Hz, mono and stereo (by 2 of them): resampled to 8000 Hz, channels "
         "averaged to mono"
     )
     write(tmp_path / "d.wav", 1200)
@@ -113,13 +113,14 @@ class _Page(html.parser.HTMLParser):
 @pytest.mark.parametrize("channels", [1, 2])
 def test_the_page_holds_what_the_files_hold(channels):
     arrays = clips(3, channels=channels)
-    pages = AUDIO.pages(arrays, ["000000.wav", "<b>", "000002.wav"])
+    pages = AUDIO.pages(arrays, ["A4 saw", "<b>", ""])
     assert list(pages) == ["index.html"]
     page = _Page(pages["index.html"].decode())
     assert page.found["audio"] == [AUDIO.encode(clip) for clip in arrays]
     for data, tile in zip(page.found["img"], AUDIO.tiles(arrays), strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), tile)
-    assert "&lt;b&gt;" in page.text
+    titles = re.findall("<figcaption>(.*)</figcaption>", page.text)
+    assert titles == ["000000.wav · A4 saw", "000001.wav · &lt;b&gt;", "000002.wav"]
     assert not {"script", "link", "iframe", "b"} & set(page.tags)
     assert all(address.startswith("data:") for address in page.addresses)
     assert not re.search(r"https?:|@import|url\(", page.text)
@@ -128,7 +129,7 @@ def test_the_page_holds_what_the_files_hold(channels):
 
 def test_a_page_that_would_be_too_large_says_what_it_leaves_out(monkeypatch):
     monkeypatch.setattr(players, "MOST_BYTES", 2 * (2 * 800 + 44))
-    page = _Page(AUDIO.pages(clips(5), [f"{i}.wav" for i in range(5)])["index.html"].decode())
+    page = _Page(AUDIO.pages(clips(5), [""] * 5)["index.html"].decode())
     assert len(page.found["audio"]) == 2
     assert "The first 2 are here; the others lie beside this page." in page.text
     monkeypatch.setattr(players, "MOST_BYTES", 1)
@@ -143,6 +144,18 @@ def test_files_of_samples_are_read_by_the_source_of_sounds(tmp_path):
     read = np.stack([AUDIO.decode(source[i], (800, 1)) for i in range(2)])
     np.testing.assert_allclose(read, arrays, atol=0.5001 / 2**15)
     assert sound.read_header(source[0]["audio"], "").rate == 8000
+
+
+def test_a_file_to_edit_is_read_as_far_as_it_goes(tmp_path):
+    clip = clips(1, 600, 2)[0]
+    soundfile.write(tmp_path / "a.wav", clip, 8000, "FLOAT")
+    np.testing.assert_array_equal(AUDIO.read(tmp_path / "a.wav", (500, 2)), clip[:500])
+    np.testing.assert_array_equal(AUDIO.read(tmp_path / "a.wav", (800, 2)), clip)
+    assert Audio(4000).read(tmp_path / "a.wav", (800, 1)).shape == (300, 1)
+    assert AUDIO.places_a_unit == 8000
+    write(tmp_path / "empty.wav", 0)
+    with pytest.raises(UserError, match="empty.wav is empty"):
+        AUDIO.read(tmp_path / "empty.wav", (500, 1))
 
 
 def test_tiles_are_pictures_one_each():
