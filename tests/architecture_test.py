@@ -56,6 +56,8 @@ LIBRARIES = {
     "sklearn": {"data"},
     "ml_collections": {"config", "earlier_keys", "functions", "experiment", "runs", "cli"},  # who reads a config
     "absl": {"cli", "data"},
+    "soundfile": {"data"},
+    "soxr": {"data"},
     "matplotlib": {"report"},
     "tensorboardX": {"report"},
     "rich": {"report"},

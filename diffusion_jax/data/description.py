@@ -10,7 +10,7 @@ from PIL import Image
 from diffusion_jax.data import transforms
 from diffusion_jax.data.classes import Renumbered, shown
 from diffusion_jax.data.example import Example, Source, image_of
-from diffusion_jax.data.image_folder import ImageFolder
+from diffusion_jax.data.labelled_files import LabelledFiles
 from diffusion_jax.data.transforms import FORMATS
 from diffusion_jax.errors import UserError
 
@@ -137,19 +137,20 @@ def _resizing(sizes: list[tuple[int, int]], height: int, width: int) -> list[str
 
 
 class Missing(NamedTuple):
-    """The names of images that training does without, or without a caption."""
+    """The names of examples that training does without, or without a caption."""
 
-    left_out: list[str]  # by a file that lists images
+    left_out: list[str]  # by a file that lists examples
     empty: list[str]  # whose caption is empty
     looked_at: int  # of the captions
+    noun: str = "images"
 
 
 def missing(source: Source, examples: list[Example]) -> Missing:
     """What is missing in a source: all of it in a folder, of others what examples show."""
     inner = source.source if isinstance(source, Renumbered) else source
-    if isinstance(inner, ImageFolder):
+    if isinstance(inner, LabelledFiles):
         named = zip(inner.names, inner.captions or (), strict=inner.captions is not None)
-        return Missing(list(inner.left_out), [name for name, text in named if not text.strip()], len(inner))
+        return Missing(list(inner.left_out), [name for name, text in named if not text.strip()], len(inner), inner.noun)
     empty = [example["name"] for example in examples if not example.get("caption", "-").strip()]
     return Missing([], empty, len(examples))
 
@@ -159,8 +160,8 @@ def missing_sentences(found: Missing) -> list[str]:
     sentences = []
     if found.left_out:
         sentences.append(
-            f"{len(found.left_out):,} image{_s(found.left_out)} left out, of which no caption or row is given: "
-            f"{shown(found.left_out)}"
+            f"{len(found.left_out):,} {_counted(found.noun, found.left_out)} left out, of which no caption or row is "
+            f"given: {shown(found.left_out)}"
         )
     if found.empty:
         sentences.append(
@@ -169,5 +170,5 @@ def missing_sentences(found: Missing) -> list[str]:
     return sentences
 
 
-def _s(names: list[str]) -> str:
-    return "" if len(names) == 1 else "s"
+def _counted(noun: str, names: list[str]) -> str:
+    return noun.removesuffix("s") if len(names) == 1 else noun

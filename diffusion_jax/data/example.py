@@ -8,13 +8,14 @@ from diffusion_jax.errors import UserError
 
 
 class Example(TypedDict):
-    """One image, still encoded (PNG, JPEG, ...), or one array, with what is known of it.
+    """One image or sound, still encoded (PNG, JPEG, WAV, ...), or one array, with what is known of it.
 
     A source may add fields of its own (a number, a text, an array of one shape), which a `data.readers.Reader` reads.
     """
 
     image: NotRequired[bytes]
     array: NotRequired[np.ndarray]  # [*S, C], of any real type
+    audio: NotRequired[bytes]  # a file of sound, encoded (WAV, FLAC, OGG)
     name: str  # the file or record, for errors
     label: NotRequired[int]  # in [0, num_classes)
     caption: NotRequired[str]

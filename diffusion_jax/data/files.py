@@ -46,13 +46,13 @@ class Files(Protocol):
         ...
 
 
-def open_files(path: str) -> Files:
-    """The files in the folder or zip at path; raises UserError if it is neither."""
+def open_files(path: str, noun: str = "images") -> Files:
+    """The files in the folder or zip at path; raises UserError if it is neither, which calls files noun."""
     path = os.path.normpath(os.path.expanduser(path))
     if os.path.isdir(path):
         return _Folder(path)
     if not os.path.exists(path):
-        raise UserError(f"there is no folder or zip of images at {path}; check the path")
+        raise UserError(f"there is no folder or zip of {noun} at {path}; check the path")
     return _Zip(path)
 
 

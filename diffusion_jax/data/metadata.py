@@ -1,4 +1,4 @@
-"""What files beside images say of them: captions and classes, in metadata.jsonl, metadata.csv or a .txt an image."""
+"""What files beside images or sounds say of them: captions and classes, in metadata.jsonl, .csv or a .txt each."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ FILE_NAME, LABEL = "file_name", "label"
 
 
 class Table(NamedTuple):
-    """What a file lists of images, a row an image; the columns are as far as the file has them."""
+    """What a file lists of others, a row each; the columns are as far as the file has them."""
 
     names: list[str]
     captions: list[str] | None
@@ -26,15 +26,15 @@ class Table(NamedTuple):
     columns: tuple[str, ...]  # all that the first row has
 
 
-def read_table(data: bytes, path: str, known: Collection[str], caption: str) -> Table:
-    """The rows of a metadata.jsonl or metadata.csv, path, about the images known, with the column caption.
+def read_table(data: bytes, path: str, known: Collection[str], caption: str, noun: str = "images") -> Table:
+    """The rows of a metadata.jsonl or metadata.csv, path, about the files known, with the column caption.
 
     Names are matched as `lookup` does. Raises UserError that names the line where one is not as it should be.
     """
     text = decode_text(data, path)
     rows = list(_csv_rows(text, path) if path.endswith(CSV) else _jsonl_rows(text, path))
     if not rows:
-        raise UserError(f"{path} lists no images; write a row with {FILE_NAME} for each")
+        raise UserError(f"{path} lists no {noun}; write a row with {FILE_NAME} for each")
     find = lookup(known)
     names: list[str] = []
     wanted = [name for name in (FILE_NAME, caption, LABEL) if name in rows[0][1]]
@@ -116,9 +116,9 @@ def _check(row: dict[str, Any], where: str, caption: str) -> None:
         raise UserError(f"{where}: {LABEL} must be a class's name or a number from 0 on; got {label!r}")
 
 
-def text_beside(image: str) -> str:
-    """The name of the file of an image's caption, if it has one of its own."""
-    return posixpath.splitext(image)[0] + ".txt"
+def text_beside(name: str) -> str:
+    """The name of the file of the caption of the file name, if it has one of its own."""
+    return posixpath.splitext(name)[0] + ".txt"
 
 
 def found_instead(names: Sequence[str]) -> list[str]:

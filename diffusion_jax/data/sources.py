@@ -1,12 +1,14 @@
-"""The ways to name a data set: `digits`, `shapes:SIZE,COUNT`, `tfds:NAME`, `folder:PATH`, `arrays:FILE`."""
+"""The ways to name a data set: `digits`, `shapes:...`, `tfds:NAME`, `folder:PATH`, `arrays:FILE`, `audio:PATH`, ..."""
 
 import dataclasses
 from collections.abc import Callable
 
 from diffusion_jax import extensions
 from diffusion_jax.data.array_file import array_file
+from diffusion_jax.data.audio_folder import audio_folder
 from diffusion_jax.data.example import Source
 from diffusion_jax.data.image_folder import image_folder
+from diffusion_jax.data.notes import notes_source
 from diffusion_jax.data.tfds_source import digits, drawn_shapes, tfds_source
 from diffusion_jax.errors import UserError
 from diffusion_jax.spec import from_spec
@@ -39,6 +41,8 @@ SOURCES: dict[str, Callable[[str, Opening], Source]] = {
     ),
     "folder": lambda path, how: image_folder(path, how.split, caption=how.caption, needs=how.needs),
     "arrays": lambda path, how: array_file(path, how.split, how.shape),
+    "audio": lambda path, how: audio_folder(path, how.split, caption=how.caption, needs=how.needs),
+    "notes": lambda numbers, how: notes_source(numbers, how.split),
 }
 
 
@@ -62,14 +66,14 @@ def open_source(
     how = Opening(split, data_dir, caption, needs, shape)
     if extensions.is_dotted(spec.partition("(")[0]):
         return from_spec(spec, {}, "data source", dataclasses.asdict(how))
-    if name not in SOURCES or (name != "shapes" and bool(argument) == (name == "digits")):
+    if name not in SOURCES or (name not in ("shapes", "notes") and bool(argument) == (name == "digits")):
         raise UserError(
-            f"unknown data source {spec!r}; write digits, shapes:SIZE,COUNT, tfds:NAME, folder:PATH (a folder or a zip "
-            "of one) or arrays:FILE"
+            f"unknown data source {spec!r}; write digits, shapes:SIZE,COUNT, tfds:NAME, folder:PATH (images, a folder "
+            "or a zip of one), audio:PATH (sounds, likewise), notes:RATE,SECONDS,COUNT or arrays:FILE"
         )
-    if caption != CAPTION and name in ("digits", "shapes", "arrays"):
+    if caption != CAPTION and name in ("digits", "shapes", "notes", "arrays"):
         raise UserError(
-            f"data.caption={caption!r} is of data from folder: or tfds:; leave it at {CAPTION!r} for {name}"
+            f"data.caption={caption!r} is of data from folder:, audio: or tfds:; leave it at {CAPTION!r} for {name}"
         )
     return SOURCES[name](argument, how)
 

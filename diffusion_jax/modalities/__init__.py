@@ -1,8 +1,9 @@
-"""What kinds of data there are: images, plain arrays, and how each is read, pictured and written."""
+"""What kinds of data there are: images, sounds and plain arrays, and how each is read, pictured and written."""
 
 from collections.abc import Callable
 
 from diffusion_jax.modalities.array import Array
+from diffusion_jax.modalities.audio import Audio
 from diffusion_jax.modalities.image import Image
 from diffusion_jax.modalities.modality import Modality
 from diffusion_jax.spec import from_spec
@@ -10,6 +11,7 @@ from diffusion_jax.spec import from_spec
 MODALITIES: dict[str, Callable[..., Modality]] = {
     "image": Image,
     "array": Array,
+    "audio": Audio,
 }
 """Open to dotted names: `mypkg.Volume(spacing=0.5)`."""
 

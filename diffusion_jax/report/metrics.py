@@ -1,9 +1,11 @@
 """The metrics of a run, in metrics.jsonl and for TensorBoard."""
 
+import io
 import json
 import math
 import os
 import time
+import wave
 from collections.abc import Mapping
 from pathlib import Path
 from typing import SupportsFloat
@@ -66,6 +68,19 @@ class MetricWriter:
         for name, image in images.items():
             self._add(step, summary=summary.image(name, image, dataformats="HWC"))
 
+    def sounds(self, step: int, sounds: Mapping[str, bytes]) -> None:
+        """Puts players of sounds, WAV files, into TensorBoard."""
+        for name, data in sounds.items():  # not by summary.audio, which needs soundfile
+            with wave.open(io.BytesIO(data)) as file:
+                audio = Summary.Audio(
+                    sample_rate=file.getframerate(),
+                    num_channels=file.getnchannels(),
+                    length_frames=file.getnframes(),
+                    encoded_audio_string=data,
+                    content_type="audio/wav",
+                )
+            self._add(step, summary=Summary(value=[Summary.Value(tag=name, audio=audio)]))
+
     def close(self) -> None:
         """Writes what is pending and closes the files."""
         try:
@@ -94,6 +109,9 @@ class NullWriter:
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Does nothing."""
+
+    def sounds(self, step: int, sounds: Mapping[str, bytes]) -> None:
+        """Ignores them."""
 
     def close(self) -> None:
         """Does nothing."""

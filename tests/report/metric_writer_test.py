@@ -4,6 +4,7 @@ import math
 import struct
 import subprocess
 import sys
+import wave
 
 import numpy as np
 import pytest
@@ -154,6 +155,19 @@ def test_tensorboard_forgets_what_the_resumed_run_does_again(tmp_path):
     assert scalars_shown(tmp_path) == expected
     write(tmp_path, [10], loss=3)
     assert scalars_shown(tmp_path) == {("loss", 10): [3.0]}
+
+
+def test_sounds_are_in_tensorboard_as_wav(tmp_path):
+    file = io.BytesIO()
+    with wave.open(file, "wb") as written:
+        written.setparams((2, 2, 8000, 0, "NONE", ""))
+        written.writeframes(bytes(4 * 100))
+    with MetricWriter(tmp_path) as writer:
+        writer.sounds(5, {"samples/0": file.getvalue()})
+    (value,) = [value for event in events(tmp_path) for value in event.summary.value if value.HasField("audio")]
+    audio = value.audio
+    assert (value.tag, audio.content_type, audio.encoded_audio_string) == ("samples/0", "audio/wav", file.getvalue())
+    assert (audio.sample_rate, audio.num_channels, audio.length_frames) == (8000, 2, 100)
 
 
 @pytest.mark.parametrize("write", ["writer.scalars(step, {'loss': 1.0})", "writer.images(step, {'samples': image})"])

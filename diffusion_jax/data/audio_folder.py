@@ -1,0 +1,76 @@
+"""A folder of sounds, or a zip of one, with labels and captions as a folder of images has them."""
+
+import collections
+import dataclasses
+import os
+from collections.abc import Collection
+from typing import ClassVar
+
+from diffusion_jax.data import sound
+from diffusion_jax.data.classes import shown
+from diffusion_jax.data.example import Example
+from diffusion_jax.data.labelled_files import LabelledFiles, labelled_files
+from diffusion_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioFolder(LabelledFiles):
+    """Sounds in one folder of files, WAV, FLAC or OGG, which become clips at `rate` Hz."""
+
+    suffixes: ClassVar[tuple[str, ...]] = sound.SUFFIXES
+    noun: ClassVar[str] = "sounds"
+
+    rate: int = 0
+
+    @property
+    def modality(self) -> str:
+        """Clips at the rate."""
+        return f"audio(rate={self.rate})"
+
+    def __getitem__(self, index: int) -> Example:
+        example = self.told(index)
+        example["audio"] = self.read(index)
+        return example
+
+
+def audio_folder(spec: str, split: str = "train", *, caption: str = "text", needs: Collection[str] = ()) -> AudioFolder:
+    """The sounds under the path of "PATH" or "PATH@RATE", a folder or a zip, as `labelled_files` finds them.
+
+    RATE, in Hz, is what they are resampled to. Without it the header of every file is read, and all must have one rate;
+    files whose header cannot be read are passed over, and are corrupt examples later. Raises UserError that lists the
+    rates where they differ, and as `labelled_files` does.
+    """
+    path, at, text = spec.rpartition("@")
+    if not (at and text.isascii() and text.isdigit()) or os.path.exists(os.path.expanduser(spec)):
+        path, text = spec, ""
+    found = labelled_files(AudioFolder, path, split, caption=caption, needs=needs)
+    if text and int(text) < 1:
+        raise UserError(f"the rate in 'audio:{spec}' is at least 1 Hz; got {text}")
+    return dataclasses.replace(found, rate=int(text) if text else _common_rate(found, path))
+
+
+def _common_rate(folder: AudioFolder, path: str) -> int:
+    rates: dict[int, list[str]] = collections.defaultdict(list)
+    unreadable = []
+    for index, name in enumerate(folder.names):
+        try:
+            rates[_header(folder, index).rate].append(name)
+        except UserError as error:
+            unreadable.append(str(error))
+    if not rates:
+        raise UserError(f"none of the {len(unreadable):,} sounds under {path} can be read: {unreadable[0]}")
+    if len(rates) > 1:
+        order = sorted(rates, key=lambda rate: -len(rates[rate]))
+        listed = [f"{rate} Hz ({len(rates[rate]):,}, such as {rates[rate][0]})" for rate in order]
+        raise UserError(
+            f"the sounds under {path} have {len(rates)} rates: {shown(listed)}; write one for all of them, as in "
+            f"audio:{path}@{order[0]}"
+        )
+    return next(iter(rates))
+
+
+def _header(folder: AudioFolder, index: int) -> sound.SoundHeader:
+    """Of the file at index: of a folder its first bytes are read, of a zip all."""
+    name = folder.told(index)["name"]
+    on_disk = os.path.isdir(folder.files.path)
+    return sound.read_header(name if on_disk else folder.read(index), name)
