@@ -149,7 +149,7 @@ def test_a_weaker_model_that_is_no_weaker_changes_nothing(workdir, files, tmp_pa
     [
         (["--init_image=image.png", "--mask=mask.png", "--invert"], "give no --mask, --paint or --expand with it"),
         (["--mask=mask.png"], "--mask is of an image to edit; give its --init_image"),
-        (["--init_image=none.png"], "there is no image at"),
+        (["--init_image=none.png"], "there is no file"),
         (["--init_image=text.png"], "is not an image of a known format"),
         (["--init_image=image.png", "--strength=0"], "strength is in (0, 1]"),
         (
