@@ -40,7 +40,8 @@ def check_finite(images: np.ndarray) -> None:
     """Raises UserError where a value of images [...] is NaN or infinite."""
     if not (finite := np.isfinite(images)).all():
         raise UserError(
-            f"{1 - finite.mean():.1%} of the samples' values are NaN or infinite; the network or sampler has diverged"
+            f"{1 - finite.mean():.1%} of the samples' values are NaN or infinite; the network or the sampler has "
+            "diverged"
         )
 
 
