@@ -58,7 +58,7 @@ def test_a_config_is_found_by_name_from_any_folder(capsys, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_key_has_a_meaning_and_its_default(network):
-    found = {key.name: key for key in keys.keys(network)}
+    found = {key.name: key for key in keys.config_keys(network)}
     assert {name: key.default for name, key in found.items()} == configs.flat(configs.base(network).to_dict())
     assert not [name for name, key in found.items() if not key.meaning]
     assert found["train.batch_size"].allowed == "integer, at least 1"
