@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.model.update(scale_shift=True, num_classes=32)
     config.optimizer.update(learning_rate=2e-3, warmup=200, decay="cosine")
     config.ema.decay = 0.999
-    config.train.update(steps=10_000, batch_size=32)
+    config.train.update(steps=12_000, batch_size=32)
     config.log_every = 100
     config.checkpoint.every = 2000
     config.sample.update(every=2000, num=32, sampler="dpmpp_2m", steps=25, guidance=2.0)
