@@ -13,6 +13,7 @@ of the global batch, and with it the noise that each image meets, would depend o
 import dataclasses
 import functools
 import math
+import multiprocessing
 import sys
 import threading
 from collections.abc import Sequence
@@ -176,11 +177,20 @@ class TrainBatches:
         self._position = state["position"]
 
     def close(self) -> None:
-        """Stops the threads and workers."""
-        with self._lock:
+        """Stops the threads and workers; leaves them, ending workers, where a thread is still reading after a second.
+
+        Such a thread waits for data that stalls, and was left behind when the run was asked to end.
+        """
+        if not self._lock.acquire(timeout=1):
+            for worker in multiprocessing.active_children() if self._workers else []:
+                worker.terminate()
+            return
+        try:
             if self._batches is not None:
                 self._batches.close()
             self._batches = None
+        finally:
+            self._lock.release()
 
 
 def train_batches(

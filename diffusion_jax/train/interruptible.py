@@ -7,6 +7,7 @@ until the process ends. A command that has abandoned a thread ends by `os._exit`
 
 import contextlib
 import contextvars
+import queue
 import signal
 import threading
 import time
@@ -19,6 +20,7 @@ from diffusion_jax.train import faults
 
 P = ParamSpec("P")
 T = TypeVar("T")
+U = TypeVar("U")
 
 GRACE = 2.0
 """Seconds that a call has after a signal to end by itself, in which case its result is used."""
@@ -71,6 +73,57 @@ def interruptible(call: Callable[[], T], grace: float = GRACE) -> T:
     if failure:
         raise failure[0]
     return result[0]
+
+
+def read_interruptibly(items: Iterator[T], grace: float = GRACE) -> Iterator[T]:
+    """The items in order, which a signal does not have to wait for where their source stalls.
+
+    One thread takes each item from the iterator as it is asked for. Where `faults.stop_on_signal` has noted a signal,
+    and an item has not come grace seconds later, raises Abandoned; what is read after that is lost. Outside of the main
+    thread, and between several processes, the items are read as they are.
+    """
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+        yield from items
+        return
+    asked: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True: the next item; False: no more
+    came: queue.SimpleQueue[tuple[list[T], BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        while asked.get():
+            try:
+                came.put(([next(items)], None))
+            except StopIteration:
+                came.put(([], None))
+            except BaseException as error:
+                came.put(([], error))
+        _threads.discard(threading.current_thread())
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), name="reader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            asked.put(True)
+            item, failure = _waited_for(came, thread, grace)
+            if failure is not None:
+                raise failure
+            if not item:
+                return
+            yield item[0]
+    finally:
+        asked.put(False)
+
+
+def _waited_for(came: "queue.SimpleQueue[U]", thread: threading.Thread, grace: float) -> U:
+    """What comes; raises Abandoned, the thread being left behind, grace seconds after a signal was noted."""
+    signalled: float | None = None
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return came.get(timeout=_POLL)
+        if faults.stop_asked():
+            signalled = time.monotonic() if signalled is None else signalled
+            if time.monotonic() - signalled > grace:
+                _threads.add(thread)
+                raise Abandoned
 
 
 def compiled_first(program: Callable[P, T]) -> Callable[P, T]:

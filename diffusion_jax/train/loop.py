@@ -11,7 +11,7 @@ import numpy as np
 
 from diffusion_jax.train.faults import Stop
 from diffusion_jax.train.hooks import Clock, Hook, Moment
-from diffusion_jax.train.interruptible import Abandoned
+from diffusion_jax.train.interruptible import Abandoned, read_interruptibly
 from diffusion_jax.train.state import Position, TrainState
 from diffusion_jax.train.step import Batch, Metrics
 
@@ -41,17 +41,27 @@ def fit(
     batches yields (batch, position of the data after it). Each function of watch gets the metrics of every dispatch, in
     order, as they arrive from the device; an exception that it raises ends training. Hooks run in their order, once the
     metrics of all steps before them have been watched. If stop asks to end while hooks run, training ends there, and
-    the hooks with at_end that have not run at this step run too. A hook, or the first step while it compiles, may then
-    raise Abandoned. phase(name) is entered around everything that may hang.
+    the hooks with at_end that have not run at this step run too; so they do where batches stalls after stop asked to
+    end. A hook, or the first step while it compiles, may then raise Abandoned. phase(name) is entered around everything
+    that may hang.
     """
     done, dispatches = int(state.step), 0
     clock = Clock()
     in_flight = _InFlight(watch)
     last = done >= steps or stop.agreed(dispatches)
+    due: list[Hook] = []
+    position: Position = None
+    batches = read_interruptibly(batches)
     while not last:
         began = time.perf_counter()
         with phase("input"):
-            batch, position = next(batches)
+            try:
+                batch, position = next(batches)
+            except Abandoned:  # the data kept the run waiting after it was asked to end
+                in_flight.receive(0)
+                at_end = [hook for hook in hooks if hook.at_end and hook not in due] if dispatches else []
+                _run(at_end, Moment(done, state, position, True, clock), phase)
+                return state
         clock.input += time.perf_counter() - began
         with phase("step" if dispatches else "compile"):
             try:

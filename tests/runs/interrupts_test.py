@@ -14,9 +14,11 @@ import pytest
 from random_workdir import write
 
 from diffusion_jax.evals.gathering import Gathered
+from diffusion_jax.modalities import Image
 from diffusion_jax.runs.evaluate.feature_extractor import FeatureExtractor
-from diffusion_jax.runs.evaluate.measured_samples import Interrupted, SampleBatch, SampleSource, gather_samples
+from diffusion_jax.runs.evaluate.measured_samples import SampleBatch, SampleSource, gather_samples
 from diffusion_jax.runs.evaluate.partial import PartialEvaluation
+from diffusion_jax.runs.evaluate.real_images import Interrupted
 from diffusion_jax.train import sharding
 from diffusion_jax.train.faults import stop_on_signal
 
@@ -94,7 +96,7 @@ def test_an_evaluation_that_is_stopped_in_a_batch_keeps_those_before(tmp_path):
         return jnp.zeros((8, 2, 2, 1))
 
     told = lambda first: (SampleBatch({}, np.zeros((8, 2, 2, 1), np.float32)) for _ in range(first, 3))  # noqa: E731
-    sample_source = SampleSource(sharding.mesh(), (2, 2, 1), draw, told, "", restores=True)
+    sample_source = SampleSource(sharding.mesh(), Image(), (2, 2, 1), draw, told, "", restores=True)
     partial = PartialEvaluation(tmp_path, {})
     begun = time.monotonic()
     with stop_on_signal(), pytest.raises(Interrupted, match="8 of 24 samples"):

@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_jax.train import interruptible as module
 from diffusion_jax.train.faults import stop_on_signal
-from diffusion_jax.train.interruptible import Abandoned, interruptible, left_behind, uninterrupted
+from diffusion_jax.train.interruptible import Abandoned, interruptible, left_behind, read_interruptibly, uninterrupted
 
 
 @pytest.fixture
@@ -70,6 +70,37 @@ def test_ctrl_c_where_nothing_notes_it_is_an_interrupt_at_once(blocked):
 def test_of_several_processes_none_leaves_a_call(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     assert interruptible(threading.current_thread) is threading.main_thread()
+
+
+def test_items_come_in_order_each_when_it_is_asked_for():
+    asked = []
+
+    def items():
+        for i in range(4):
+            asked.append(i)
+            yield i
+        raise ValueError("broken")
+
+    read = read_interruptibly(items())
+    assert [next(read), next(read)] == [0, 1]
+    assert asked == [0, 1]  # none is read ahead, so that a position after an item is that of the item
+    assert [next(read), next(read)] == [2, 3]
+    with pytest.raises(ValueError, match="broken"):
+        next(read)
+    assert list(read_interruptibly(iter("ab"))) == ["a", "b"]
+
+
+def test_a_noted_signal_leaves_a_stalled_read_behind(blocked):
+    read = read_interruptibly(iter([lambda: 1, blocked]), grace=0.2)
+    calls = read_interruptibly((call() for call in (lambda: 1, blocked)), grace=0.2)
+    assert next(read)() == next(calls) == 1
+    with stop_on_signal():
+        later(0.2, signal.SIGTERM)
+        begun = time.monotonic()
+        with pytest.raises(Abandoned):
+            next(calls)
+    assert time.monotonic() - begun < 2
+    assert left_behind()
 
 
 def test_outside_of_the_main_thread_it_is_the_call_itself():

@@ -1,7 +1,10 @@
 """The loop's order of events with the hooks of a run, by a step that takes no time; and the feed's positions."""
 
 import contextlib
+import functools
 import signal
+import threading
+import time
 from typing import NamedTuple
 
 import jax
@@ -12,7 +15,7 @@ import pytest
 from diffusion_jax.runs.train import saving as saves
 from diffusion_jax.runs.train.metric_log import MetricLog
 from diffusion_jax.runs.train.saving import Saving
-from diffusion_jax.train import faults, feed, loop, sharding
+from diffusion_jax.train import faults, feed, interruptible, loop, sharding
 from diffusion_jax.train.guard import Guard, LossSpikeError, NonFiniteLossError
 from diffusion_jax.train.hooks import Hook
 from diffusion_jax.train.interruptible import Abandoned
@@ -234,6 +237,27 @@ def test_a_signal_before_a_step_leaves_out_the_sample_that_is_due_after_it():
     recorder = Recorder(waits=lambda: signal.raise_signal(signal.SIGTERM) if next(batches) == 6 else None)
     assert int(recorder.run().step) == 6
     assert [event[:2] for event in recorder.events][-2:] == [("log", 6), ("save", 6)]
+
+
+def test_data_that_stall_after_a_signal_are_left_and_what_is_trained_is_saved(monkeypatch):
+    """Once: where the last step was saved already, it is not saved again; before the first step nothing is."""
+    monkeypatch.setattr(loop, "read_interruptibly", functools.partial(interruptible.read_interruptibly, grace=0.1))
+    for last_step, saved in ((7, [("log", 7), ("save", 7)]), (10, [("log", 10), ("save", 10)]), (0, [])):
+        count, ended = iter(range(100)), threading.Event()
+
+        def wait(count=count, ended=ended, last_step=last_step):
+            if next(count) == last_step:
+                threading.Timer(0.1, signal.raise_signal, [signal.SIGTERM]).start()
+                ended.wait(30)
+
+        recorder = Recorder(waits=wait)
+        begun = time.monotonic()
+        assert int(recorder.run(log_every=5).step) == last_step
+        ended.set()
+        assert time.monotonic() - begun < 10
+        assert [event[:2] for event in recorder.events if event[1] == last_step] == saved
+        while interruptible.left_behind():
+            time.sleep(0.01)
 
 
 def test_a_sample_that_a_signal_left_behind_is_the_last_thing_before_the_save():

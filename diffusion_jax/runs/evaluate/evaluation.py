@@ -83,7 +83,7 @@ class Evaluation:
         """({metric: its value and how it was computed}, {metric: the samples nearest to real images}).
 
         With `partial` the features of each batch are saved there, and a later call goes on from them. Raises
-        `measured_samples.Interrupted` once stopped() is true. phase("sample") is entered around each batch; show: with
+        `real_images.Interrupted` once stopped() is true. phase("sample") is entered around each batch; show: with
         a progress bar.
         """
         measured_samples.check(self.names, sample_source)

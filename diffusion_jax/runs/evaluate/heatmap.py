@@ -16,7 +16,7 @@ from diffusion_jax import ranges
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.report.heatmap import heatmap_png
-from diffusion_jax.runs.evaluate.measured_samples import Interrupted
+from diffusion_jax.runs.evaluate.real_images import Interrupted
 from diffusion_jax.runs.evaluate.results import FORMAT
 from diffusion_jax.runs.evaluate.run import AGAIN, Evaluator, Request, checkpoint_digest
 from diffusion_jax.runs.workdir.output_folder import OutputFolder

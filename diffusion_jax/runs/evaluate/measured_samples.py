@@ -23,7 +23,7 @@ from diffusion_jax.models.features import Features
 from diffusion_jax.report.progress import progress
 from diffusion_jax.runs.evaluate.feature_extractor import PIXELS, VALUES, FeatureExtractor
 from diffusion_jax.runs.evaluate.partial import PartialEvaluation
-from diffusion_jax.runs.evaluate.real_images import RealImages
+from diffusion_jax.runs.evaluate.real_images import Interrupted, RealImages
 from diffusion_jax.train import sharding
 from diffusion_jax.train.interruptible import Abandoned, interruptible
 
@@ -62,13 +62,6 @@ class SampleSource:
     restores: bool = False  # whether its images have originals
     reconstructs: bool = False  # whether it draws nothing of its own
     captioned: bool = False  # whether it is told captions
-
-
-class Interrupted(Exception):
-    """The evaluation was asked to stop after so many of its samples; what it has is saved where it can be."""
-
-    def __init__(self, done: int, num: int):
-        super().__init__(f"{done:,} of {num:,} samples")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,29 +154,32 @@ def gather_samples(
     gathering = Gathering(wanted, start, everywhere=sharding.replicated(sample_source.mesh), inspect=_refuse_nan)
     num = len(seeds)
     first = start.count // size  # a batch is taken in as a whole
-    with progress(num, start=start.count, description="samples", unit="samples", show=show) as bar:
+    shown = progress(num, start=start.count, description="samples", unit="samples", show=show)
+    with shown as bar, _saved_where_interrupted(gathering, partial):
         for i, told in zip(range(first, -(-num // size)), sample_source.told(first), strict=False):
             take = np.arange(i * size, (i + 1) * size).clip(max=num - 1)
             done = min((i + 1) * size, num)
+            call = functools.partial(_of_samples, sample_source, seeds[take], told, extractor)
             with phase("sample"):
-                try:
-                    features = _computed(
-                        functools.partial(_of_samples, sample_source, seeds[take], told, extractor),
-                        gathering.count,
-                        num,
-                    )
-                except Interrupted:
-                    if partial is not None and gathering.count > start.count:
-                        partial.write("samples", gathering.so_far())
-                    raise
-                gathering.add(done - i * size, features)
+                gathering.add(done - i * size, _computed(call, gathering.count, num))
             bar.update(done)
-            halt = stopped()
-            if partial is not None and done < num and (halt or partial.due()):
-                partial.write("samples", gathering.so_far())
-            if halt and done < num:
+            if stopped() and done < num:
                 raise Interrupted(done, num)
+            if partial is not None and done < num and partial.due():
+                partial.write("samples", gathering.so_far())
     return gathering.so_far()
+
+
+@contextlib.contextmanager
+def _saved_where_interrupted(gathering: Gathering, partial: PartialEvaluation | None) -> Iterator[None]:
+    """While entered, Interrupted first saves in partial what was gathered since, if anything."""
+    before = gathering.count
+    try:
+        yield
+    except Interrupted:
+        if partial is not None and gathering.count > before:
+            partial.write("samples", gathering.so_far())
+        raise
 
 
 def _of_samples(

@@ -14,6 +14,7 @@ from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
 from diffusion_jax.modalities import Image
 from diffusion_jax.report.progress import progress
+from diffusion_jax.train.interruptible import Abandoned, read_interruptibly
 
 
 def plain(config: ConfigDict, split: str | None, size: int) -> ConfigDict:
@@ -23,6 +24,13 @@ def plain(config: ConfigDict, split: str | None, size: int) -> ConfigDict:
         config.train.batch_size, config.data.flip, config.data.cache, config.data.workers = size, False, False, 0
         config.data.split = split or config.data.split
     return config
+
+
+class Interrupted(Exception):
+    """The evaluation was asked to stop after so many of its samples; what it has is saved where it can be."""
+
+    def __init__(self, done: int, num: int):
+        super().__init__(f"{done:,} of {num:,} samples")
 
 
 class RealImages:
@@ -56,14 +64,19 @@ class RealImages:
     def batches(self, description: str = "") -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """(k, a batch of size): k of it are among the num, the rest stand there so that one program fits all.
 
-        With a description there is a bar of progress.
+        With a description there is a bar of progress. Raises Interrupted where the evaluation was asked to stop and the
+        data kept it waiting.
         """
         digest = hashlib.sha256()
         stream = experiment.batches(self.config, self.source, self._model, self._tokenizer, split=False)
+        reading = read_interruptibly(stream)
         with contextlib.closing(stream), progress(self.num, description=description, show=bool(description)) as bar:
             for start in range(0, self.num, self.size):
                 take = min(self.size, self.num - start)
-                examples = next(stream)
+                try:
+                    examples = next(reading)
+                except Abandoned:
+                    raise Interrupted(start, self.num) from None
                 digest.update(np.ascontiguousarray(examples["x"][:take]).tobytes())
                 yield take, examples
                 bar.update(start + take)

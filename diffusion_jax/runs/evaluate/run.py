@@ -21,9 +21,9 @@ from diffusion_jax.runs.evaluate import measured_samples, sample_sources
 from diffusion_jax.runs.evaluate import nearest_neighbors as suspects
 from diffusion_jax.runs.evaluate.evaluation import Evaluation
 from diffusion_jax.runs.evaluate.feature_extractor import MetricRequest
-from diffusion_jax.runs.evaluate.measured_samples import Interrupted, SampleSource
+from diffusion_jax.runs.evaluate.measured_samples import SampleSource
 from diffusion_jax.runs.evaluate.partial import PartialEvaluation
-from diffusion_jax.runs.evaluate.real_images import RealImages
+from diffusion_jax.runs.evaluate.real_images import Interrupted, RealImages
 from diffusion_jax.runs.evaluate.results import line, result_of, write
 from diffusion_jax.runs.sample.conditions import SampleRequest, record
 from diffusion_jax.runs.workdir.output_folder import check_writable

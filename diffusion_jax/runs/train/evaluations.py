@@ -5,7 +5,7 @@ import jax
 from diffusion_jax.report.metrics import MetricWriter, NullWriter, read_metrics
 from diffusion_jax.report.progress import Progress
 from diffusion_jax.runs.evaluate import results
-from diffusion_jax.runs.evaluate.measured_samples import Interrupted
+from diffusion_jax.runs.evaluate.real_images import Interrupted
 from diffusion_jax.runs.train import training_evaluation
 from diffusion_jax.runs.train.parts import Run
 from diffusion_jax.runs.train.training_evaluation import Evaluate
