@@ -1,4 +1,4 @@
-"""What a model needs beside its parameters comes from where these come from, whatever else lies in the workdir."""
+"""The copies in a workdir of what its model needs beside its parameters come from where the parameters come from."""
 
 import contextlib
 import functools
