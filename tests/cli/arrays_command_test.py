@@ -104,6 +104,12 @@ def test_a_part_of_an_array_is_drawn_again_and_the_rest_is_kept(run, tmp_path):
         assert (out / "edit.png").is_file()
         with np.load(out / "samples.npz") as held:
             drawn[name] = held["arrays"]
+    if len(shape) == 2:  # of a series that is too short the end is drawn
+        np.save(tmp_path / "short.npy", given[:-3])
+        flags = [f"--init_image={tmp_path / 'short.npy'}", "--resample=1", "--num=2", "--label=1"]
+        assert main(["sample", f"--workdir={workdir}", f"--out={tmp_path / 'short'}", *flags]) == 0
+        with np.load(tmp_path / "short" / "samples.npz") as held:
+            np.testing.assert_allclose(held["arrays"][:, :-3], np.stack([given[:-3]] * 2), rtol=1e-6)
     np.testing.assert_array_equal(drawn["mask"], drawn["paint"])
     np.testing.assert_allclose(drawn["mask"][:, 2:], np.broadcast_to(given, (2, *shape))[:, 2:], rtol=1e-6)
     assert (np.abs(drawn["mask"][:, :2] - given[:2]) > 1).any()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffusion_jax.data import transforms
 from diffusion_jax.data.classes import shown
-from diffusion_jax.data.example import Example, Source, image_of
+from diffusion_jax.data.example import Example, Source, image_of, modality_of
 from diffusion_jax.data.sources import CAPTION, open_source
 from diffusion_jax.errors import UserError
 
@@ -127,6 +127,8 @@ def _opened(source: str, caption: str) -> tuple[Source, list[str]]:
     """The data with what it has of labels and captions, and what is to be said of these."""
     notes: list[str] = []
     data = open_source(source, caption=caption, needs=frozenset({"label"}))
+    if modality_of(data) != "image":
+        raise UserError(f"new looks at images, and {source} holds others; docs/data.md says how to write its config")
     try:
         both = open_source(source, caption=caption, needs=frozenset({"label", "caption"}))
     except UserError as error:

@@ -79,13 +79,20 @@ def _image(given: EditRequest, shape: tuple[int, ...], kind: Modality) -> tuple[
 
 
 def _array(given: EditRequest, shape: tuple[int, ...], kind: Modality) -> tuple[np.ndarray, np.ndarray]:
-    """(the array [*S, C] in the model's units, bool [*S, 1]: what of it is painted)."""
+    """(the array [*S, C] in the model's units, bool [*S, 1]: what of it is painted).
+
+    Of a series that is shorter than the model's, what it lacks at its end is painted.
+    """
     if any(given.expand):
         raise UserError(
             f"--expand is of images, and this model is of {kind.noun}; give --paint=FROM,TO or --mask=FILE.npy"
         )
-    array = kind.fit(kind.read(given.init_image, shape), shape)
+    array = kind.read(given.init_image, shape)
+    missing = shape[0] - len(array) if len(shape) == 2 and array.shape[1:] == shape[1:] else 0
+    array = kind.fit(np.pad(array, ((0, missing), (0, 0))) if missing > 0 else array, shape)
     unknown = np.zeros((*shape[:-1], 1), bool)
+    if missing > 0:
+        unknown[-missing:] = True
     if given.mask is not None:
         unknown |= _array_mask(given.mask, shape[:-1])
     if given.paint is not None:
