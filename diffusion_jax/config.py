@@ -29,13 +29,13 @@ def base(network: str = "unet") -> ConfigDict:
             "seed": 0,  # of the parameters, the order of the data and every random draw of a step
             "init_from": "",  # workdir whose averaged parameters a new run starts with
             "data": {
-                "source": "digits",  # digits | shapes:... | tfds:NAME | folder:PATH | arrays:FILE | audio:PATH | notes:...
+                "source": "digits",  # digits | shapes:.. | tfds:NAME | folder:PATH | audio:PATH | notes:.. | arrays:FILE
                 "split": "train",  # train, or another that the source has
                 "caption": "text",  # column of metadata.jsonl or .csv, or text of a TFDS data set, that is the caption
                 "missing_captions": "tell",  # tell | refuse: images that are listed nowhere, or with an empty caption
                 "data_dir": "",  # where TFDS keeps its data sets; "" is its own default
                 "shape": (),  # of an example, channels last: (height, width, channels); () is that of the data
-                "modality": "",  # spec, modalities: image | array(...) | audio(...), as which examples are read; "": the source's
+                "modality": "",  # spec, modalities, as which examples are read; "" is what the source says
                 "flip": False,  # mirror half of the images, at random
                 "precomputed": "",  # folder of latents or text features that `diffusion-jax precompute` made; "": none
                 "corrupt_limit": 0,  # unreadable examples that are skipped and named before the run ends

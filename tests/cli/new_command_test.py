@@ -144,6 +144,7 @@ def test_a_text_in_the_data_cannot_leave_the_docstring(gray):
         (["--data=folder:bad", "--out=my.txt"], "is to be a new .py file"),
         (["--data=bad"], "new needs --data=folder:PATH and --out=FILE.py"),
         (["--data=bad", "--out=my.py"], "unknown data source 'bad'"),
+        (["--data=notes", "--out=my.py"], "new looks at images, and notes holds others"),
     ],
 )
 def test_what_cannot_be_looked_at_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch, capsys, flags, message):
