@@ -159,6 +159,7 @@ FLAGS: dict[str, Range] = {
     "batch": FROM_1,
     "strength": Range(0, 1, open_low=True),
     "expand": Range(0, integer=True, each=True),
+    "paint": Range(0, each=True),
     "resample": FROM_1,
     "jump": FROM_1,
     "classifier_scale": FINITE,

@@ -14,7 +14,8 @@ ROOMS = {
     "spec": {"extensions"},
     "ranges": set(),
     "earlier_keys": set(),
-    "config": {"ranges", "nets", "earlier_keys"},
+    "schema": set(),
+    "config": {"ranges", "nets", "earlier_keys", "schema"},
     "config_file": set(),
     "shipped_configs": set(),
     "core": set(),
@@ -30,7 +31,19 @@ ROOMS = {
     "experiment": {"spec", "config", "core", "nets", "data", "train", "evals", "interop", "models", "modalities"},
     "testing": {"core", "nets", "ranges", "data", "models", "modalities"},
     "launching": set(),
-    "runs": {"config", "extensions", "ranges", "core", "data", "train", "evals", "interop", "models", "experiment"}
+    "runs": {
+        "config",
+        "schema",
+        "extensions",
+        "ranges",
+        "core",
+        "data",
+        "train",
+        "evals",
+        "interop",
+        "models",
+        "experiment",
+    }
     | {"report", "sweeps", "launching", "nets", "modalities"},
     "cli": {"runs", "train", "config", "config_file", "ranges", "launching", "extensions", "__version__"}
     | {"shipped_configs"},

@@ -89,7 +89,7 @@ def test_classes_captions_and_a_broken_file_train_by_the_config(tmp_path, capsys
     flags = [f"--config.{each}" for each in small]
     assert main(["train", f"--config={out}", f"--workdir={tmp_path / 'run'}", *flags]) == 0
     written = json.loads((tmp_path / "run/config.json").read_text())
-    assert written["data"]["channels"] == 4
+    assert written["data"]["shape"][-1] == 4
     assert written["model"]["num_classes"] == 2
     assert json.loads((tmp_path / "run/classes.json").read_text())["names"] == ["circle", "square"]
 

@@ -41,6 +41,7 @@ LISTS: dict[str, NamedList] = {
     "weightings": NamedList("core.weightings", "WEIGHTINGS", ("weighting",)),
     "distances": NamedList("core.losses", "DISTANCES", ("distance",)),
     "networks": NamedList("nets.families", "NETWORKS", ("model.name",), arguments=False),
+    "modalities": NamedList("modalities", "MODALITIES", ("data.modality",)),
     "texts": NamedList("models.text", "TEXTS", ("text",)),
     "conditions": NamedList("models.conditions", "CONDITIONS", ("spatial",)),
     "optimizers": NamedList("train.optimizers", "OPTIMIZERS", ("optimizer.name",), arguments=False),

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 
 from diffusion_jax import config as configs
-from diffusion_jax import ranges
+from diffusion_jax import ranges, schema
 from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.nets.families import family
 from diffusion_jax.runs.help.choices import lists_for
@@ -67,19 +67,16 @@ def lines(pattern: str, network: str) -> Iterator[str]:
 
 
 def _of_base() -> dict[str, str]:
-    source = inspect.getsource(configs)
-    found: dict[str, str] = {}
-    for function in ast.parse(source).body:
-        if isinstance(function, ast.FunctionDef) and function.name == "base":
-            for node in ast.walk(function):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "ConfigDict":
-                    assert isinstance(node.args[0], ast.Dict)
-                    found |= meanings(node.args[0], source)
-    return found
+    """The comments behind the entries of `schema.SCHEMA`."""
+    source = inspect.getsource(schema)
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.value, ast.Dict):
+            return meanings(statement.value, source)
+    raise AssertionError("schema.py has no dict")
 
 
 def _of_model() -> dict[str, str]:
-    """The meanings in `config.base` of the keys of model that every family has."""
+    """The meanings in `schema.SCHEMA` of the keys of model that every family has."""
     return {name: text for name, text in _of_base().items() if name.startswith("model.")}
 
 
