@@ -128,14 +128,16 @@ def save(state: Mapping[str, np.ndarray], file: Path, dtype: str = "", about: Ma
     safetensors.numpy.save_file({name: _cast(name, value, dtype) for name, value in state.items()}, file, dict(about))
 
 
-def copy(source: Path, file: Path, dtype: str, *, prefix: str = "") -> None:
-    """Writes the arrays of one file anew whose names begin with prefix, floats as dtype and all others as they are.
+def copy(source: Path, file: Path, dtype: str, *, prefix: str = "", without: str = "") -> None:
+    """Writes the arrays of one file anew, floats as dtype and all others as they are.
 
+    They are those whose names begin with prefix and, where without is given, do not have it in them.
     Raises UserError where the file is damaged or a value too large.
     """
     try:
         with safe_open(source, "numpy") as arrays:
             names = [name for name in arrays.keys() if name.startswith(prefix)]  # noqa: SIM118
+            names = [name for name in names if not without or without not in name]
             state = {name: arrays.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{source} cannot be read ({error}); restore it from a copy") from None
