@@ -77,7 +77,7 @@ def test_one_file_is_the_pipeline_that_it_was_written_of(tmp_path, second):
     flags = [f"--tokenizer={tmp_path}/pipe/tokenizer", *(["--prediction=v"] if second else [])]
     assert import_(file, tmp_path / "w", *flags) == 0
     side = 96 if second else 64
-    noise = np.random.default_rng(0).standard_normal((1, side, side, 4)).astype(np.float32)
+    noise = np.random.default_rng(0).standard_normal((2, side, side, 4)).astype(np.float32)
     images = folders.draw(pipe, noise, steps=STEPS, guidance=GUIDANCE)
     ours = drawn(tmp_path / "w", noise, folders.PROMPT)
     assert images.std() > 0.05

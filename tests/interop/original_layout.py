@@ -77,7 +77,7 @@ def open_clip(state, layers):
         "positional_embedding": bare["embeddings.position_embedding.weight"],
         "ln_final.weight": bare["final_layer_norm.weight"],
         "ln_final.bias": bare["final_layer_norm.bias"],
-        "text_projection": np.ones((3, 3), np.float32),
+        "text_projection": np.eye(len(bare["final_layer_norm.bias"]), dtype=np.float32),
         "logit_scale": np.ones((), np.float32),
     }
     parts = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj"}
