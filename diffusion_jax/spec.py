@@ -26,6 +26,26 @@ def from_spec(
     """
     name, arguments = _parse(text, kind)
     make = chosen(name, table, kind)
+    known = _checked(name, make, arguments, kind)
+    arguments = {key: value for key, value in (offered or {}).items() if key in known} | arguments
+    needed = [key for key, one in known.items() if one.default is one.empty and one.kind not in _OPTIONAL]
+    if missing := [key for key in needed if key not in arguments]:
+        raise UserError(f"{kind} {name!r} needs {', '.join(missing)}; write {name}({missing[0]}=...)")
+    return make(**arguments)
+
+
+def completed(text: str, table: Mapping[str, Callable[..., Any]], kind: str) -> tuple[str, dict[str, Any]]:
+    """The name in a spec and its arguments, with the defaults of those that text leaves out: nothing is called."""
+    name, arguments = _parse(text, kind)
+    known = _checked(name, chosen(name, table, kind), arguments, kind)
+    defaults = {key: one.default for key, one in known.items() if one.default is not one.empty}
+    return name, defaults | arguments
+
+
+def _checked(
+    name: str, make: Callable[..., Any], arguments: Mapping[str, Any], kind: str
+) -> Mapping[str, inspect.Parameter]:
+    """The parameters of make; raises UserError for an argument that it does not take, or of another type."""
     known = inspect.signature(make).parameters
     for key, value in arguments.items():
         if key not in known:
@@ -38,11 +58,7 @@ def from_spec(
             raise UserError(
                 f"{kind} {name!r}: {key} is {_type_name(default)}, as in {key}={default!r}; got {key}={value!r}"
             )
-    arguments = {key: value for key, value in (offered or {}).items() if key in known} | arguments
-    needed = [key for key, one in known.items() if one.default is one.empty and one.kind not in _OPTIONAL]
-    if missing := [key for key in needed if key not in arguments]:
-        raise UserError(f"{kind} {name!r} needs {', '.join(missing)}; write {name}({missing[0]}=...)")
-    return make(**arguments)
+    return known
 
 
 _OPTIONAL = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)

@@ -26,7 +26,7 @@ ROOMS = {
     "sweeps": {"spec"},
     "train": {"core"},
     "evals": {"core"},
-    "interop": set(),
+    "interop": {"core", "spec"},  # a scheduler's config is the inverse of a schedule's and a sampler's spec
     "models": {"spec", "core", "nets", "data", "train", "evals", "interop"},
     "experiment": {"spec", "config", "core", "nets", "data", "train", "evals", "interop", "models", "modalities"},
     "testing": {"core", "nets", "ranges", "data", "models", "modalities"},
@@ -79,8 +79,8 @@ LIBRARIES = {
     "tokenizers": {"data"},
     "safetensors": {"interop"},
     "tensorflow": set(),
-    "torch": set(),
-    "diffusers": set(),
+    "torch": {"interop"},  # in a file that a process of its own runs
+    "diffusers": {"interop"},
     "transformers": set(),
 }
 

@@ -1,7 +1,8 @@
-"""Makes a workdir of published weights, from a folder that diffusers wrote: to sample, edit, plan and fine-tune.
+"""Makes a workdir of published weights, from a diffusers folder or a file of Stable Diffusion's original layout.
 
 diffusion-jax import --from=stable-diffusion-v1-5 --workdir=runs/sd15 --variant=fp16
 diffusion-jax import --from=stable-diffusion-v1-5 --part=autoencoder --workdir=runs/sd_autoencoder
+diffusion-jax import --from=v1-5-pruned.safetensors --tokenizer=stable-diffusion-v1-5/tokenizer --workdir=runs/sd
 diffusion-jax sample --workdir=runs/sd15 --out=samples --num=4 --prompt='a photograph of an astronaut'
 """
 
@@ -18,10 +19,19 @@ NEEDS = ("from=FOLDER", "workdir=FOLDER")
 
 def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     """The command's flags."""
-    flags.DEFINE_string("from", None, "Folder of a pipeline or model that diffusers wrote.", flag_values=values)
+    flags.DEFINE_string(
+        "from",
+        None,
+        "Folder that diffusers wrote, or a .safetensors file in the layout of Stable Diffusion's original code.",
+        flag_values=values,
+    )
     flags.DEFINE_string("workdir", None, "New folder.", flag_values=values)
     flags.DEFINE_string("variant", "", "Of files such as model.fp16.safetensors: fp16.", flag_values=values)
     flags.DEFINE_string("part", "", "autoencoder: that of a pipeline alone.", flag_values=values)
+    flags.DEFINE_string(
+        "tokenizer", "", "Folder of CLIP's tokenizer, which one file does not have.", flag_values=values
+    )
+    flags.DEFINE_string("prediction", "", "eps or v: of one file of Stable Diffusion 2.x.", flag_values=values)
 
 
 def run(values: flags.FlagValues) -> None:
@@ -29,8 +39,10 @@ def run(values: flags.FlagValues) -> None:
     source = str(values["from"].value)
     if "://" in source:
         raise UserError(
-            f"--from={source} is no local folder; fetch it first, as with: hf download OWNER/NAME --local-dir=FOLDER"
+            f"--from={source} is no local path; fetch it first, as with: hf download OWNER/NAME --local-dir=FOLDER"
         )
-    from diffusion_jax.runs.interchange.importing import import_diffusers
+    from diffusion_jax.runs.interchange.importing import ImportRequest, import_weights
 
-    import_diffusers(Path(source), Path(values.workdir), variant=values.variant, part=values.part)
+    tokenizer = Path(values.tokenizer) if values.tokenizer else None
+    request = ImportRequest(values.variant, values.part, tokenizer, values.prediction)
+    import_weights(Path(source), Path(values.workdir), request)

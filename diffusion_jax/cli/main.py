@@ -33,6 +33,7 @@ COMMANDS = {
     "evaluate reference": "statistics of images: --config=configs/digits.py --features=runs/classifier --out=a.npz",
     "precompute": "keep latents and text features of a config's data: --config=configs/shapes_latent.py --out=latents",
     "import": "published weights to a workdir: --from=FOLDER --workdir=runs/sd [--variant=fp16] [--part=autoencoder]",
+    "export": "a workdir to a folder that diffusers loads: --workdir=runs/sd --out=FOLDER [--format=safetensors]",
     "plan": "say what a config takes on a machine, TPU or not: --config=configs/digits.py --topology=v5e:4x4",
     "launch": "start train on a cluster, or show how: slurm --nodes=2 --gpus=8 --time=24:00:00 --dry-run -- train ...",
     "sweep": "train a config many times, and rank: --config=configs/digits.py --sweep=FILE --workdir=runs/sweep",

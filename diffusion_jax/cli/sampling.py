@@ -61,6 +61,11 @@ def define(values: flags.FlagValues, *, num: int) -> None:
     )
     flags.DEFINE_string("threshold", None, "Threshold of x0: none, static or dynamic.", flag_values=values)
     flags.DEFINE_integer("decode_tile", None, "Latents on a side decoded at once; 0 is all.", flag_values=values)
+    define_checkpoint(values)
+
+
+def define_checkpoint(values: flags.FlagValues) -> None:
+    """Defines which parameters of a workdir are taken."""
     flags.DEFINE_string(
         "ema",
         "true",
@@ -69,7 +74,7 @@ def define(values: flags.FlagValues, *, num: int) -> None:
         flag_values=values,
     )
     flags.DEFINE_bool("noema", False, "--ema=false.", flag_values=values)
-    flags.DEFINE_integer("step", None, "Checkpoint to sample from; the newest if left out.", flag_values=values)
+    flags.DEFINE_integer("step", None, "Checkpoint; the newest if left out.", flag_values=values)
 
 
 def define_guides(values: flags.FlagValues) -> None:

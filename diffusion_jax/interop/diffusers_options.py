@@ -59,6 +59,9 @@ _AUTOENCODER: dict[str, tuple[Any, ...]] = {
 _WITHOUT_EFFECT = {"num_train_timesteps", "upcast_attention", "addition_embed_type_num_heads", "force_upcast"}
 """Options that change nothing of what a network computes in float32."""
 
+_LAYOUT = ("use_linear_projection", "upcast_attention", "force_upcast")
+"""Options that change nothing of what a network computes here, but how theirs stores it, or its float16."""
+
 
 @dataclasses.dataclass(frozen=True)
 class UNetOptions:
@@ -69,6 +72,7 @@ class UNetOptions:
     out_channels: int
     size: tuple[int, int]  # H W of x
     text_features: int | None  # of what it attends to; None: it is told no text
+    layout: dict[str, Any]  # their options that change nothing here and are theirs again in an export
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +83,7 @@ class AutoencoderOptions:
     channels: int  # of an image
     size: tuple[int, int]  # H W of an image that it was trained with
     scaling_factor: float  # times a latent: gives it unit variance
+    layout: dict[str, Any]  # as `UNetOptions.layout`
 
 
 def unet(config: Mapping[str, Any], where: str) -> UNetOptions:
@@ -147,7 +152,8 @@ def unet(config: Mapping[str, Any], where: str) -> UNetOptions:
         if said["num_class_embeds"]:
             options["num_classes"] = said["num_class_embeds"] - 1  # the last is the null class
     text = _one(said, "cross_attention_dim", where) if conditional else None
-    return UNetOptions(options, said["in_channels"], said["out_channels"], _size(said["sample_size"], where), text)
+    size = _size(said["sample_size"], where)
+    return UNetOptions(options, said["in_channels"], said["out_channels"], size, text, _layout(config))
 
 
 def autoencoder(config: Mapping[str, Any], where: str) -> AutoencoderOptions:
@@ -187,9 +193,12 @@ def autoencoder(config: Mapping[str, Any], where: str) -> AutoencoderOptions:
         "groups": said["norm_num_groups"],
         "quant_convs": said["use_quant_conv"],
     }
-    return AutoencoderOptions(
-        options, said["in_channels"], _size(said["sample_size"], where), float(said["scaling_factor"])
-    )
+    size = _size(said["sample_size"], where)
+    return AutoencoderOptions(options, said["in_channels"], size, float(said["scaling_factor"]), _layout(config))
+
+
+def _layout(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: config[key] for key in _LAYOUT if config.get(key) is not None}
 
 
 def _said(

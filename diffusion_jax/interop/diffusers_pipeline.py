@@ -51,6 +51,8 @@ class Pipeline:
     text_folder: Path | None = None
     tokenizer_folder: Path | None = None
     left_out: tuple[str, ...] = ()  # parts that are not imported, such as a safety checker
+    text_config: Mapping[str, Any] | None = None  # config.json of the text encoder
+    file: Path | None = None  # the one that holds all weights, in a layout other than diffusers'
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -59,7 +61,9 @@ class Pipeline:
 
     @property
     def licence(self) -> Path | None:
-        """The file of the licence."""
+        """The file of the licence; of a file alone there is none."""
+        if self.file is not None:
+            return None
         return next((self.root / name for name in LICENCES if (self.root / name).is_file()), None)
 
 
@@ -107,7 +111,7 @@ def read(root: Path, part: str = "") -> Pipeline:
     if name in UNCONDITIONAL:
         return Pipeline(root, name, version, options, folder, scheduler=twin, left_out=left_out)
     coder, coder_folder = _autoencoder(root, "vae")
-    _check_text(root / "text_encoder", options)
+    text = _check_text(root / "text_encoder", options)
     return Pipeline(
         root,
         name,
@@ -120,15 +124,16 @@ def read(root: Path, part: str = "") -> Pipeline:
         root / "text_encoder",
         root / "tokenizer",
         left_out,
+        text,
     )
 
 
 def _check_folder(root: Path) -> None:
     """Raises UserError where root is no folder, saying how a file of weights becomes one."""
     if root.is_file():
-        kind = "a pickle, which is not read, as it can run code" if root.suffix != ".safetensors" else "one file"
         raise UserError(
-            f'--from={root} is {kind}; write a folder of it with diffusers: python -c "from diffusers import '
+            f"--from={root} is a pickle, which is not read, as it can run code; write a folder of it with diffusers: "
+            f'python -c "from diffusers import '
             f"StableDiffusionPipeline as P; P.from_single_file('{root}').save_pretrained('{root.with_suffix('')}')\""
         )
     if not root.is_dir():
@@ -189,8 +194,8 @@ def _read(options: Callable[[Mapping[str, Any], str], T], file: Path) -> T:
         raise UserError(f"{file} has a value that diffusers does not write ({error}); fetch it anew") from None
 
 
-def _check_text(folder: Path, net: UNetOptions) -> None:
-    """Raises UserError where the text encoder's width is not the U-Net's, or its mask is used."""
+def _check_text(folder: Path, net: UNetOptions) -> dict[str, Any]:
+    """Its config.json; raises UserError where the text encoder's width is not the U-Net's, or its mask is used."""
     file = folder / "config.json"
     said = read_json(file)
     if said.get("use_attention_mask"):
@@ -200,3 +205,4 @@ def _check_text(folder: Path, net: UNetOptions) -> None:
             f"{file}: the text encoder has width {said.get('hidden_size', 512)}, and the U-Net attends to "
             f"cross_attention_dim={net.text_features}; fetch the parts of one pipeline"
         )
+    return said

@@ -60,6 +60,9 @@ _FRACTIONAL = (
 """Schedulers whose linspace is not rounded to whole steps."""
 
 
+UNBOUNDED = 1e9
+"""sample_max_value where dynamic thresholding has no upper bound."""
+
 _BY_STRIDE = ("DDIMScheduler", "PNDMScheduler")
 """Schedulers that step by T // N whatever the next time is."""
 
@@ -222,16 +225,17 @@ def _grid(name: str, said: Mapping[str, Any], notes: list[str]) -> str:
 
 def _threshold(name: str, said: Mapping[str, Any], notes: list[str]) -> str:
     """The threshold's spec, of x0 at every step."""
+    if name == "DDIMScheduler" and (said.get("thresholding") or said.get("clip_sample")):
+        notes.append("clip_sample and thresholding leave eps as it was, where a threshold moves eps along")
     if said.get("thresholding"):
         if said.get("sample_max_value", 1.0) == 1:
             return "static"  # theirs divides by at most sample_max_value
-        notes.append(
-            f"sample_max_value={said['sample_max_value']} has no twin: dynamic thresholding has no upper bound"
-        )
+        if said["sample_max_value"] < UNBOUNDED:
+            notes.append(
+                f"sample_max_value={said['sample_max_value']} has no twin: dynamic thresholding has no upper bound"
+            )
         return f"dynamic(percentile={float(said.get('dynamic_thresholding_ratio', 0.995))!r})"
     if not said.get("clip_sample", False):
         return "none"
-    if name != "DDPMScheduler":
-        notes.append("clip_sample clips x0 and leaves eps as it was, where threshold static moves eps along")
     bound = float(said.get("clip_sample_range", 1.0))
     return "static" if bound == 1 else f"static(low={-bound!r}, high={bound!r})"

@@ -18,6 +18,9 @@ from diffusion_jax.errors import UserError
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
+FOR_TORCH = {"format": "pt"}
+"""The metadata without which transformers does not read a file."""
+
 CONVERT = (
     "python -c \"from diffusers import DiffusionPipeline as P; P.from_pretrained('{folder}', use_safetensors=False)"
     ".save_pretrained('{folder}-safetensors')\""
@@ -117,6 +120,36 @@ def _none(folder: Path, stem: str, variant: str) -> str:
     return f"{folder} has no {wanted}; fetch the weights too"
 
 
-def save(state: StateDict, file: Path) -> None:
-    """Writes all arrays into one file of safetensors."""
-    safetensors.numpy.save_file({name: np.ascontiguousarray(value) for name, value in state.items()}, file)
+def save(state: Mapping[str, np.ndarray], file: Path, dtype: str = "", about: Mapping[str, str] = FOR_TORCH) -> None:
+    """Writes all arrays into one file of safetensors, floats as dtype where one is given; about is its metadata.
+
+    Raises UserError where a value is too large for dtype.
+    """
+    safetensors.numpy.save_file({name: _cast(name, value, dtype) for name, value in state.items()}, file, dict(about))
+
+
+def copy(source: Path, file: Path, dtype: str, *, prefix: str = "", without: str = "") -> None:
+    """Writes the arrays of one file anew, floats as dtype and all others as they are.
+
+    They are those whose names begin with prefix and, where without is given, do not have it in them.
+    Raises UserError where the file is damaged or a value too large.
+    """
+    try:
+        with safe_open(source, "numpy") as arrays:
+            names = [name for name in arrays.keys() if name.startswith(prefix)]  # noqa: SIM118
+            names = [name for name in names if not without or without not in name]
+            state = {name: arrays.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{source} cannot be read ({error}); restore it from a copy") from None
+    save(state, file, dtype)
+
+
+def _cast(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
+    if not dtype or value.dtype.name not in FLOATS:
+        return np.ascontiguousarray(value)
+    with np.errstate(over="ignore"):
+        cast = np.ascontiguousarray(value, np.dtype(dtype))
+    if not np.isfinite(cast).all() and np.isfinite(value.astype(np.float32)).all():
+        largest = float(np.abs(value.astype(np.float32)).max())
+        raise UserError(f"{name} has values up to {largest:.3g}, which {dtype} cannot hold; write it as float32")
+    return cast

@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,10 +17,17 @@ from diffusion_jax import config as configs
 from diffusion_jax import experiment
 from diffusion_jax.data import classes as names
 from diffusion_jax.errors import UserError
-from diffusion_jax.interop import diffusers_autoencoder, diffusers_pipeline, diffusers_unet, diffusers_weights
+from diffusion_jax.interop import (
+    diffusers_autoencoder,
+    diffusers_pipeline,
+    diffusers_unet,
+    diffusers_weights,
+    original_file,
+)
 from diffusion_jax.interop.diffusers_options import AutoencoderOptions
 from diffusion_jax.interop.diffusers_pipeline import GUIDANCE, Pipeline
 from diffusion_jax.interop.json_file import read_json
+from diffusion_jax.runs.interchange.imported_weights import FileWeights, FolderWeights, ImportedWeights
 from diffusion_jax.runs.workdir import classes
 from diffusion_jax.runs.workdir.output_folder import OutputFolder, check_writable
 from diffusion_jax.runs.workdir.paths import Workdir
@@ -32,28 +38,34 @@ from diffusion_jax.train.state import Params, TrainState
 
 PARTS = ("autoencoder",)
 
-MODEL, TEXT = "diffusion_pytorch_model", "model"
-"""What the names of weights begin with: diffusers' and transformers'."""
-
 STEPS = {"text": 50, "ddpm": 1000, "other": 50}
 """Steps of a sample where none are given: num_inference_steps of diffusers' pipelines."""
 
 
-def import_diffusers(source: Path, root: Path, *, variant: str = "", part: str = "") -> None:
-    """Writes the new workdir root of the diffusers folder source; part "autoencoder" takes a pipeline's alone.
+@dataclasses.dataclass(frozen=True)
+class ImportRequest:
+    """What is imported of a source, as the command's flags say it."""
 
-    variant is the middle of the files' names, such as fp16; parameters are float32 whatever it is. Raises UserError
-    for what cannot be imported, and leaves nothing behind then.
+    variant: str = ""  # the middle of the files' names, such as fp16
+    part: str = ""  # "autoencoder": a pipeline's alone
+    tokenizer: Path | None = None  # of a file that has none
+    prediction: str = ""  # eps or v, of a file that does not tell
+
+
+def import_weights(source: Path, root: Path, request: ImportRequest) -> None:
+    """Writes the new workdir root of a folder that diffusers wrote, or of a file in Stable Diffusion's original layout.
+
+    Parameters are float32 whatever they are there. Raises UserError for what cannot be imported, and leaves nothing
+    behind then.
     """
-    if part and part not in PARTS:
-        raise UserError(f"--part is {' or '.join(PARTS)}; got {part!r}")
+    if request.part and request.part not in PARTS:
+        raise UserError(f"--part is {' or '.join(PARTS)}; got {request.part!r}")
     if os.path.lexists(root) and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"--workdir={root} exists already and is not overwritten; give a new folder")
     if jax.process_count() > 1:
         raise UserError("import runs in one process; start it on one host")
     check_writable(root)
-    found = diffusers_pipeline.read(source, part)
-    weights = _Weights(found, variant)  # raises where files are missing
+    found, weights = _found(source, request)
     with OutputFolder(root).written() as new:
         if found.unet is None:
             count = _write_autoencoder(new, found.autoencoder, weights)
@@ -69,38 +81,21 @@ def import_diffusers(source: Path, root: Path, *, variant: str = "", part: str =
     print(f"{count:,} parameters of {found.name} in {source}: {root}")
 
 
-class _Weights:
-    """The files of weights of what was found, by part; all of them exist."""
-
-    def __init__(self, found: Pipeline, variant: str):
-        self.variant = variant
-        self.parts: dict[str, Any] = {}
-        if found.unet_folder is not None:
-            self.parts["unet"] = diffusers_weights.weight_files(found.unet_folder, MODEL, variant)
-        if found.autoencoder_folder is not None:
-            self.parts["autoencoder"] = diffusers_weights.weight_files(found.autoencoder_folder, MODEL, variant)
-        if found.text_folder is not None:
-            self.parts["text"] = diffusers_weights.weight_files(found.text_folder, TEXT, variant)
-
-    def opened(self, part: str) -> contextlib.AbstractContextManager[diffusers_weights.StateDict]:
-        """Its arrays, read when they are looked up."""
-        return diffusers_weights.opened(self.parts[part])
-
-    def files(self) -> list[Path]:
-        """Every file."""
-        return [file for part in self.parts.values() for file in _paths(part)]
-
-    def single(self, part: str) -> Path | None:
-        """The one file of a part; None where it is in shards."""
-        paths = _paths(self.parts[part])
-        return paths[0] if len(paths) == 1 else None
+def _found(source: Path, request: ImportRequest) -> tuple[Pipeline, ImportedWeights]:
+    """What the source holds, and its arrays; raises UserError where files are missing."""
+    if source.is_file() and source.suffix == ".safetensors":
+        if request.variant:
+            raise UserError(f"--variant is of a folder's files; {source} is one file")
+        file = original_file.read(source, part=request.part, tokenizer=request.tokenizer, prediction=request.prediction)
+        return file.pipeline, FileWeights(source, file.sources)
+    found = diffusers_pipeline.read(source, request.part)
+    if request.tokenizer or request.prediction:
+        name = "tokenizer" if request.tokenizer else "prediction"
+        raise UserError(f"--{name} is of one file in the original layout; {source} is a folder that has its own")
+    return found, FolderWeights(found, request.variant)
 
 
-def _paths(part: Mapping[str, Path] | list[Path]) -> list[Path]:
-    return sorted(set(part.values() if isinstance(part, Mapping) else part))
-
-
-def _write_autoencoder(root: Path, options: AutoencoderOptions | None, weights: _Weights) -> int:
+def _write_autoencoder(root: Path, options: AutoencoderOptions | None, weights: ImportedWeights) -> int:
     """The workdir of an autoencoder; returns how many parameters it has."""
     assert options is not None
     config = _autoencoder_config(options)
@@ -119,7 +114,7 @@ def _autoencoder_config(options: AutoencoderOptions) -> ConfigDict:
     return config
 
 
-def _write_model(new: Path, root: Path, found: Pipeline, weights: _Weights) -> int:
+def _write_model(new: Path, root: Path, found: Pipeline, weights: ImportedWeights) -> int:
     """The workdir of a diffusion model in new, which is to become root; returns how many parameters it has."""
     assert found.unet is not None
     assert found.scheduler is not None
@@ -132,9 +127,9 @@ def _write_model(new: Path, root: Path, found: Pipeline, weights: _Weights) -> i
         network = experiment.autoencoder.network(coder)
         autoencoder = experiment.Autoencoder(network, {}, found.autoencoder.scaling_factor)
     _check_channels(found, config, autoencoder)
-    if found.text_folder is not None:
+    if found.text_config is not None:
         _copy_text(found, weights, workdir.text_encoder)
-    model = experiment.model(config, autoencoder, str(workdir.text_encoder) if found.text_folder else "")
+    model = experiment.model(config, autoencoder, str(workdir.text_encoder) if found.text_config else "")
     with weights.opened("unet") as state:
         params = diffusers_unet.from_diffusers(state, model.abstract)
     _save(workdir, config, params, {})
@@ -167,7 +162,7 @@ def _config(root: Path, found: Pipeline) -> ConfigDict:
         factor = 2 ** (len(coder.options["multipliers"]) - 1)
         _set_data(config, (net.size[0] * factor, net.size[1] * factor), coder.channels)
         config.latent = str(root / "autoencoder")
-    if found.text_folder is not None:
+    if found.text_config is not None:
         folder = str(root / "text_encoder")
         config.text = f"huggingface(folder={folder!r}, length={_text_length(found)})"
         config.sample.guidance = GUIDANCE
@@ -188,27 +183,29 @@ def _check_channels(found: Pipeline, config: ConfigDict, autoencoder: experiment
     wanted = channels * (2 if found.scheduler.learned_variance else 1)
     if (found.unet.in_channels, found.unet.out_channels) != (channels, wanted):
         raise UserError(
-            f"{found.unet_folder}/config.json: in_channels={found.unet.in_channels} and "
+            f"{found.file or f'{found.unet_folder}/config.json'}: in_channels={found.unet.in_channels} and "
             f"out_channels={found.unet.out_channels} have no twin here; they are {channels} and {wanted}"
         )
 
 
 def _text_length(found: Pipeline) -> int:
     """How many tokens the pipeline gives its text encoder."""
-    assert found.text_folder is not None
+    assert found.text_config is not None
     assert found.tokenizer_folder is not None
-    positions = int(read_json(found.text_folder / "config.json").get("max_position_embeddings", 77))
+    positions = int(found.text_config.get("max_position_embeddings", 77))
     settings = found.tokenizer_folder / "tokenizer_config.json"
     said = read_json(settings).get("model_max_length") if settings.is_file() else None
     return min(said, positions) if isinstance(said, int) else positions
 
 
-def _copy_text(found: Pipeline, weights: _Weights, folder: Path) -> None:
+def _copy_text(found: Pipeline, weights: ImportedWeights, folder: Path) -> None:
     """The text encoder and its tokenizer as one folder, its weights in one file."""
-    assert found.text_folder is not None
     assert found.tokenizer_folder is not None
     folder.mkdir()
-    shutil.copyfile(found.text_folder / "config.json", folder / "config.json")
+    if found.text_folder is not None:
+        shutil.copyfile(found.text_folder / "config.json", folder / "config.json")
+    else:
+        (folder / "config.json").write_text(json.dumps(found.text_config, indent=2), encoding="utf-8")
     for name in TOKENIZER_FILES:
         if (found.tokenizer_folder / name).is_file():
             shutil.copyfile(found.tokenizer_folder / name, folder / name)
@@ -230,21 +227,26 @@ def _save(workdir: Workdir, config: ConfigDict, params: Params, measured: Mappin
         checkpoints.save(state, position={}, config=configs.to_json(config), measured=measured)
 
 
-def _write_record(file: Path, found: Pipeline, weights: _Weights) -> None:
+def _write_record(file: Path, found: Pipeline, weights: ImportedWeights) -> None:
     """Where the workdir came from, with the SHA-256 of every file that was read."""
     read = {*weights.files(), *_described(found)}
     snapshot = found.root.resolve()
     record = {
-        "source": str(found.root),
-        "format": "diffusers",
+        "source": str(found.file or found.root),
+        "format": "original" if found.file else "diffusers",
         "model": found.name,
-        "written_by": f"diffusers {found.version}",
+        "written_by": f"diffusers {found.version}" if found.version else None,
         "revision": snapshot.name if snapshot.parent.name == "snapshots" else None,  # of a Hugging Face cache
         "variant": weights.variant or None,
+        "tokenizer": str(found.tokenizer_folder) if found.tokenizer_folder else None,
         "scheduler": None if found.scheduler is None else dataclasses.asdict(found.scheduler),
         "left_out": list(found.left_out),
+        "layout": {
+            "unet": {} if found.unet is None else found.unet.layout,
+            "autoencoder": {} if found.autoencoder is None else found.autoencoder.layout,
+        },
         "licence": found.licence.name if found.licence else None,
-        "files": {str(path.relative_to(found.root)): _sha256(path) for path in sorted(read)},
+        "files": {os.path.relpath(path, found.root): _sha256(path) for path in sorted(read)},
         "versions": versions(),
     }
     file.write_text(json.dumps(record, indent=2), encoding="utf-8")
@@ -253,7 +255,8 @@ def _write_record(file: Path, found: Pipeline, weights: _Weights) -> None:
 def _described(found: Pipeline) -> Iterable[Path]:
     """The files that are read beside weights."""
     folders = (found.unet_folder, found.autoencoder_folder, found.text_folder, found.tokenizer_folder)
-    for folder in {found.root, found.root / "scheduler", *filter(None, folders)}:
+    own = () if found.file else (found.root, found.root / "scheduler")
+    for folder in {*own, *filter(None, folders)}:
         for name in ("model_index.json", "config.json", "scheduler_config.json", *TOKENIZER_FILES):
             if (folder / name).is_file():
                 yield folder / name

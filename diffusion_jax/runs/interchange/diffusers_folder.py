@@ -1,0 +1,264 @@
+"""What a diffusers folder of a run holds: models, scheduler, text encoder, index; refused where there is no twin."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.core.schedules import Learned
+from diffusion_jax.interop import diffusers_autoencoder, diffusers_dit, diffusers_unet, diffusers_weights
+from diffusion_jax.interop.diffusers_config import VERSION, autoencoder_config, dit_config, unet_config
+from diffusion_jax.interop.diffusers_scheduler_config import (
+    DIT,
+    PIXELS,
+    STABLE_DIFFUSION,
+    Caller,
+    SamplingSpecs,
+    SchedulerConfig,
+    no_twin,
+    scheduler_config,
+)
+from diffusion_jax.interop.json_file import read_json
+from diffusion_jax.models.text import Text
+from diffusion_jax.nets.autoencoder import AutoencoderKL
+from diffusion_jax.nets.dit import DiT
+from diffusion_jax.nets.network import options
+from diffusion_jax.nets.text import ClipText
+from diffusion_jax.nets.unet import UNet
+from diffusion_jax.runs.workdir.pretrained import TOKENIZER_FILES
+from diffusion_jax.runs.workdir.restored import Trained
+from diffusion_jax.train.state import Params
+
+PIXEL_PIPELINES = {
+    "DDPMScheduler": "DDPMPipeline",
+    "DDIMScheduler": "DDIMPipeline",
+    "PNDMScheduler": "PNDMPipeline",
+    "DPMSolverMultistepScheduler": "DDPMPipeline",  # which takes any scheduler that is called as DDPM's
+}
+"""{scheduler: the pipeline that draws pixels with it}."""
+
+ANY_LABEL = 1000
+"""The number of no class in `DiTPipeline`, whatever the number of classes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A model: its config.json and its arrays, which are made when they are written."""
+
+    config: dict[str, Any]
+    state: Callable[[], dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFolder:
+    """A CLIP text encoder and its tokenizer, in one folder."""
+
+    folder: Path
+    length: int  # tokens of a text
+    penultimate: bool  # its last layer is not read, and is left out
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusersFolder:
+    """What is written; a part that there is not is None."""
+
+    name: str  # the pipeline, or the model that is alone
+    parts: dict[str, Part]  # by folder, "" being the folder itself
+    scheduler: SchedulerConfig | None = None
+    text: TextFolder | None = None
+    call: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the pipeline's call is given
+    labels: tuple[str, ...] = ()  # names of a DiT's classes
+    notes: tuple[str, ...] = ()  # a sentence for each thing that is another there
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether there is a model_index.json."""
+        return "" not in self.parts
+
+    def write(self, root: Path, dtype: str) -> None:
+        """Writes it to root, which is there; floats as dtype."""
+        for name, part in self.parts.items():
+            (root / name).mkdir(exist_ok=True)
+            _write_json(root / name / "config.json", part.config)
+            diffusers_weights.save(part.state(), root / name / "diffusion_pytorch_model.safetensors", dtype)
+        if self.scheduler is not None:
+            (root / "scheduler").mkdir()
+            _write_json(
+                root / "scheduler/scheduler_config.json", self.scheduler.config | {"_diffusers_version": VERSION}
+            )
+        if self.text is not None:
+            _write_text(self.text, root, dtype)
+        if self.is_pipeline:
+            _write_json(root / "model_index.json", self._index())
+
+    def _index(self) -> dict[str, Any]:
+        index: dict[str, Any] = {"_class_name": self.name, "_diffusers_version": VERSION}
+        index |= {name: ["diffusers", part.config["_class_name"]] for name, part in self.parts.items()}
+        assert self.scheduler is not None
+        index["scheduler"] = ["diffusers", self.scheduler.name]
+        if self.text is not None:
+            index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+            index |= {key: [None, None] for key in ("safety_checker", "feature_extractor", "image_encoder")}
+            index["requires_safety_checker"] = False
+        if self.labels:
+            index["id2label"] = {str(i): name for i, name in enumerate(self.labels)}
+        return index
+
+
+def of_autoencoder(
+    net: AutoencoderKL, params: Params, scale: float, size: Sequence[int], layout: Mapping[str, Any]
+) -> Part:
+    """An autoencoder of images of size H and W; scale is what its latents are times, layout what an import kept."""
+    config = autoencoder_config(_fields(net), size=size, scaling_factor=scale)
+    return Part(config | dict(layout), lambda: diffusers_autoencoder.to_diffusers(params))
+
+
+def of_diffusion(trained: Trained, text_folder: Path, layout: Mapping[str, Mapping[str, Any]]) -> DiffusersFolder:
+    """A diffusion model; text_folder has its published text encoder, if any, and layout is what an import kept.
+
+    Raises UserError for what diffusers has no twin of, before any array is looked at.
+    """
+    model = trained.model
+    if len(model.shape) != 3:
+        raise no_twin(f"a model of arrays of shape {model.shape}, which are no images,")
+    if odd := [each.name for each in model.conditions if each.name not in ("label", "text")]:
+        raise no_twin(f"a model that is told {', '.join(odd)}")
+    size, channels = model.x_shape[:2], model.x_shape[-1]
+    parts = {}
+    if model.autoencoder is not None:
+        coder = model.autoencoder
+        parts["vae"] = of_autoencoder(
+            coder.network, coder.params, coder.scale, model.shape[:2], layout.get("autoencoder", {})
+        )
+    if isinstance(model.network, DiT):
+        return _dit(trained, parts, dit_config(*_described(model.network), size=size, in_channels=channels))
+    if not isinstance(model.network, UNet):
+        raise no_twin(f"a network {type(model.network).__name__}")
+    config = unet_config(*_described(model.network), size=size, in_channels=channels)
+    linear = bool(layout.get("unet", {}).get("use_linear_projection"))
+    params = network_params(trained)
+    parts["unet"] = Part(
+        config | dict(layout.get("unet", {})),
+        lambda: diffusers_unet.to_diffusers(params, linear_projection=linear),
+    )
+    if model.text is None:
+        return _pixels(trained, parts)
+    return _stable_diffusion(trained, parts, model.text, text_folder)
+
+
+def network_params(trained: Trained) -> Params:
+    """The parameters of the network alone."""
+    model = trained.model
+    beside = (
+        model.init_objective is not None
+        or isinstance(model.schedule, Learned)
+        or any(c.trained for c in model.conditions)
+    )
+    return trained.params["unet"] if beside else trained.params
+
+
+def _pixels(trained: Trained, parts: dict[str, Part]) -> DiffusersFolder:
+    if trained.model.autoencoder is not None:
+        raise no_twin("a U-Net of latents that is told no captions")
+    scheduler = _scheduler(trained, PIXELS)
+    if scheduler.name not in PIXEL_PIPELINES:
+        raise no_twin(f"a pipeline that draws pixels with {scheduler.name}", "give --sampler=ddim")
+    notes = [*scheduler.notes, *_guidance_notes(trained, rescales=False)]
+    if trained.model.num_classes:
+        notes.append("no pipeline there tells a U-Net of pixels its class: the loop below draws with its parts")
+    return DiffusersFolder(
+        PIXEL_PIPELINES[scheduler.name], parts, scheduler, call=_steps(trained) | scheduler.call, notes=tuple(notes)
+    )
+
+
+def _stable_diffusion(trained: Trained, parts: dict[str, Part], text: Text, folder: Path) -> DiffusersFolder:
+    if trained.model.autoencoder is None:
+        raise no_twin("a model of pixels that is told captions")
+    if text.trained or not isinstance(text.network, ClipText):
+        raise no_twin(f"text={trained.config.text!r}, which is no published CLIP,")
+    scheduler = _scheduler(trained, STABLE_DIFFUSION)
+    call = _steps(trained) | {"guidance_scale": trained.how.guidance} | scheduler.call
+    call |= {"guidance_rescale": trained.how.guidance_rescale} if trained.how.guidance_rescale else {}
+    notes = (*scheduler.notes, *_guidance_notes(trained, rescales=True))
+    read = TextFolder(folder, text.length, text.network.penultimate)
+    return DiffusersFolder("StableDiffusionPipeline", parts, scheduler, read, call, notes=notes)
+
+
+def _dit(trained: Trained, parts: dict[str, Part], config: dict[str, Any]) -> DiffusersFolder:
+    """With its autoencoder a pipeline, and else the transformer alone, a scheduler beside it."""
+    net, params = trained.model.network, network_params(trained)
+    assert isinstance(net, DiT)
+    part = Part(config, lambda: diffusers_dit.to_diffusers(params, patch=net.patch, sinusoids=net.sinusoids))
+    scheduler = _scheduler(trained, DIT)
+    names = trained.model.classes.names if trained.model.classes else None
+    notes = [*scheduler.notes, *_guidance_notes(trained, rescales=False)]
+    call = _steps(trained) | {"guidance_scale": trained.how.guidance} | scheduler.call
+    if "vae" not in parts:
+        return DiffusersFolder("DiTTransformer2DModel", {"": part}, scheduler, call=call, notes=tuple(notes))
+    if trained.model.num_classes != ANY_LABEL:
+        notes.append(f"DiTPipeline takes class {ANY_LABEL} for none: guidance needs {ANY_LABEL} classes there")
+        call["guidance_scale"] = 1.0
+    folder = DiffusersFolder("DiTPipeline", {"transformer": part} | parts, scheduler, call=call)
+    return dataclasses.replace(folder, labels=tuple(names or ()), notes=tuple(notes))
+
+
+def _scheduler(trained: Trained, caller: Caller) -> SchedulerConfig:
+    config, how = trained.config, trained.how
+    specs = SamplingSpecs(config.schedule, config.prediction, how.sampler, how.grid, how.threshold)
+    return scheduler_config(specs, trained.model.schedule, caller, steps=how.steps)
+
+
+def _guidance_notes(trained: Trained, *, rescales: bool) -> list[str]:
+    """What there is not of our guidance; rescales says whether guidance_rescale is."""
+    how, notes = trained.how, []
+    if how.guidance_interval:
+        notes.append(f"guidance is at every step there, and here where sigma / alpha is in {how.guidance_interval}")
+    if how.guidance_rescale and not rescales:
+        notes.append("guidance_rescale is not there")
+    return notes
+
+
+def _steps(trained: Trained) -> dict[str, Any]:
+    return {"num_inference_steps": trained.how.steps}
+
+
+def _fields(net: Any) -> dict[str, Any]:
+    return {field.name: getattr(net, field.name) for field in dataclasses.fields(net) if field.name != "parent"}
+
+
+def _described(net: UNet | DiT) -> tuple[dict[str, Any], dict[str, Any]]:
+    """({field: value}, {option: default}) of a network."""
+    return {key: value for key, value in _fields(net).items() if key != "name"}, options(type(net))
+
+
+def _write_text(text: TextFolder, root: Path, dtype: str) -> None:
+    """text_encoder/, with the text tower alone of a whole CLIP, and tokenizer/."""
+    for name in ("text_encoder", "tokenizer"):
+        (root / name).mkdir()
+    config, prefix = read_json(text.folder / "config.json"), ""
+    if "text_config" in config:
+        config, prefix = config["text_config"] | {"model_type": "clip_text_model"}, "text_model."
+    last = ""
+    if text.penultimate:  # the states before a layer are those of an encoder that ends there
+        config = config | {"num_hidden_layers": (layers := config.get("num_hidden_layers", 12) - 1)}
+        last = f"encoder.layers.{layers}."
+    # A file's floats are read as config.json says.
+    config = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")} | {"dtype": dtype}
+    _write_json(root / "text_encoder/config.json", config | {"architectures": ["CLIPTextModel"]})
+    weights = text.folder / "model.safetensors"
+    diffusers_weights.copy(weights, root / "text_encoder/model.safetensors", dtype, prefix=prefix, without=last)
+    for name in TOKENIZER_FILES:
+        if (text.folder / name).is_file():
+            shutil.copyfile(text.folder / name, root / "tokenizer" / name)
+    settings = root / "tokenizer/tokenizer_config.json"
+    said = read_json(settings) if settings.is_file() else {"tokenizer_class": "CLIPTokenizer"}
+    if said.get("model_max_length") != text.length:
+        _write_json(settings, said | {"model_max_length": text.length})
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -1,0 +1,205 @@
+"""`export --check`: what diffusers and torch make of an export, beside what is computed here."""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import experiment
+from diffusion_jax.core.samplers.loop import standard_normal, start_noise
+from diffusion_jax.errors import UserError
+from diffusion_jax.models.sampling import START
+from diffusion_jax.nets.autoencoder import AutoencoderKL
+from diffusion_jax.runs.interchange.diffusers_folder import DiffusersFolder, network_params
+from diffusion_jax.runs.interchange.exported_run import ExportedRun, image_shape
+from diffusion_jax.runs.workdir.restored import Trained
+from diffusion_jax.train.state import Params
+
+FILE = "check.json"
+
+SCRIPT = Path(__file__).parents[2] / "interop/diffusers_twin.py"
+
+PROMPTS = ["a red cat", "the sea at night"]
+
+STEPS = 5
+"""Of the samples that are compared, or as many as the schedule has."""
+
+TOLERANCE = 2e-3
+"""The largest difference that counts as rounding, of arrays whose largest value is 1 or less; times that value else."""
+
+Arrays = dict[str, np.ndarray]
+
+
+def check_installed(theirs: DiffusersFolder | None) -> None:
+    """Raises UserError where what a check runs is not installed, or there is nothing to compare with."""
+    if theirs is None:
+        raise UserError("--check compares with diffusers, which does not read --format=safetensors; leave out one")
+    needed = ["torch", "diffusers", *(["transformers"] if theirs.text else [])]
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise UserError(
+            f"--check runs the export with {' and '.join(needed)}, and {' and '.join(missing)} cannot be found; "
+            f"install with pip install {' '.join(missing)}, or leave out --check"
+        )
+
+
+def check(folder: Path, run: ExportedRun, theirs: DiffusersFolder, dtype: str) -> dict[str, Any]:
+    """Writes the report of a comparison to check.json in the exported folder, and returns it.
+
+    Both compute in float32 with the parameters rounded to dtype. Raises UserError where diffusers cannot load or run
+    the folder, with its own last line.
+    """
+    request, inputs, ours = _ours(run, theirs, dtype)
+    found = _theirs(folder, request, inputs)
+    compared = {name: _compare(ours[name], found[name]) for name in ours}
+    differ = [name for name, each in compared.items() if not each["agrees"]]
+    expected = bool(theirs.notes) and differ == ["sample"]
+    report = {
+        "sentence": _sentence(compared, differ, theirs.notes if expected else ()),
+        "agrees": not differ or expected,
+        "compared": compared,
+        "tolerance": TOLERANCE,
+        "sample": {key: request.get(key) for key in ("steps", "call", "guidance", "prompts")},
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers")},
+    }
+    (folder / FILE).write_text(json.dumps(report, indent=2), encoding="utf-8")
+    return report
+
+
+def _compare(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
+    if ours.shape != theirs.shape:
+        raise UserError(f"diffusers gives arrays of shape {theirs.shape} where {ours.shape} is right; --check failed")
+    difference, largest = float(np.abs(ours - theirs).max()), float(np.abs(ours).max())
+    agrees = bool(difference <= TOLERANCE * max(largest, 1.0))
+    return {"largest_difference": difference, "largest_value": largest, "agrees": agrees}
+
+
+def _sentence(compared: Mapping[str, Mapping[str, Any]], differ: list[str], notes: tuple[str, ...]) -> str:
+    numbers = ", ".join(f"{name} {each['largest_difference']:.1e}" for name, each in compared.items())
+    if not differ:
+        return f"diffusers computes the same: largest differences {numbers}"
+    if notes:
+        return f"diffusers computes the same but for the sampling, as the notes say: largest differences {numbers}"
+    return f"diffusers computes other values in {', '.join(differ)}: largest differences {numbers}"
+
+
+def _theirs(folder: Path, request: Mapping[str, Any], inputs: Arrays) -> Arrays:
+    """What a process without jax computes."""
+    with tempfile.TemporaryDirectory() as name:
+        exchange = Path(name)
+        (exchange / "request.json").write_text(json.dumps({"folder": str(folder), **request}))
+        np.savez(exchange / "inputs.npz", **inputs)  # type: ignore[arg-type]
+        run = subprocess.run(
+            [sys.executable, "-P", str(SCRIPT), name],
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if run.returncode:
+            raise UserError(
+                f"diffusers cannot run the export: {(run.stderr.strip() or 'it was killed').splitlines()[-1]}"
+            )
+        with np.load(exchange / "outputs.npz") as found:
+            return dict(found)
+
+
+def _ours(run: ExportedRun, theirs: DiffusersFolder, dtype: str) -> tuple[dict[str, Any], Arrays, Arrays]:
+    """(what diffusers is asked for, its inputs, our outputs)."""
+    rng = np.random.default_rng(0)
+    request: dict[str, Any] = {"name": theirs.name, "call": theirs.call}
+    if run.trained is None:
+        net = experiment.autoencoder.network(run.config)
+        return request, *_autoencoder(net, _rounded(run.params["autoencoder"], dtype), image_shape(run.config), rng)
+    trained = dataclasses.replace(
+        run.trained,
+        params=_rounded(run.trained.params, dtype),
+        pretrained={name: _rounded(tree, dtype) for name, tree in run.trained.pretrained.items()},
+    )
+    inputs, outputs = _network(trained, rng)
+    if theirs.is_pipeline:
+        if (coder := trained.model.autoencoder) is not None:
+            more = _autoencoder(coder.network, trained.pretrained["autoencoder"], trained.model.shape, rng)
+            inputs, outputs = inputs | more[0], outputs | more[1]
+        sampled = _sample(trained, theirs)
+        request, inputs, outputs = request | sampled[0], inputs | sampled[1], outputs | sampled[2]
+    return request, inputs, outputs
+
+
+def _network(trained: Trained, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
+    """The network's output where there is all noise, and half of it."""
+    model = trained.model
+    steps = model.schedule.steps or 1
+    inputs = {"x": _normal(rng, (2, *model.x_shape)), "t": np.array([steps - 1, steps // 2], np.float32)}
+    cond: Arrays = {}
+    if model.num_classes:
+        cond["label"] = inputs["labels"] = np.arange(2) % model.num_classes
+    if model.text is not None:
+        cond["text"] = inputs["text"] = _normal(rng, (2, model.text.length, model.text.width))
+    out = jax.jit(model.network.apply)({"params": network_params(trained)}, inputs["x"], inputs["t"], cond)
+    return inputs, {"network": np.asarray(out)}
+
+
+def _autoencoder(
+    net: AutoencoderKL, params: Params, shape: tuple[int, ...], rng: np.random.Generator
+) -> tuple[Arrays, Arrays]:
+    image = rng.uniform(-1, 1, (1, *shape)).astype(np.float32)
+    mean = np.asarray(net.apply({"params": params}, image, method="encode")[0])
+    latent = _normal(rng, mean.shape)
+    decoded = np.asarray(net.apply({"params": params}, latent, method="decode"))
+    return {"image": image, "latent": latent}, {"encoded": mean, "decoded": decoded}
+
+
+def _sample(trained: Trained, theirs: DiffusersFolder) -> tuple[dict[str, Any], Arrays, Arrays]:
+    """Whole samples in a few steps, and what the text encoder makes of their prompts."""
+    model, call = trained.model, theirs.call
+    guidance = call.get("guidance_scale", trained.how.guidance)
+    how = dataclasses.replace(
+        trained.how,
+        steps=min(STEPS, trained.how.steps, model.schedule.steps or STEPS),
+        guidance=guidance,
+        guidance_rescale=call.get("guidance_rescale", 0.0) if guidance != 1 else 0.0,
+        guidance_interval=(),
+    )
+    count = max(2, trained.share)
+    seeds = jnp.arange(count)
+    noise = start_noise(seeds, model.x_shape)
+    # The second of each seed's keys is that of the steps, as `core.samplers.sample` splits it.
+    keys = jax.vmap(jax.random.split, out_axes=1)(jax.vmap(jax.random.key)(seeds))[1]
+    draws = np.stack([standard_normal(keys, step, 0, noise) for step in range(how.steps)])
+    inputs = {"noise": np.asarray(noise), "step_noise": draws}
+    request: dict[str, Any] = {"steps": how.steps, "guidance": guidance, "none": model.num_classes}
+    cond: dict[str, Any] = {START: noise}
+    outputs = {}
+    if model.num_classes:
+        inputs["labels"] = np.arange(count) % model.num_classes
+        cond["label"] = jnp.asarray(inputs["labels"], jnp.int32)
+    if model.text is not None:
+        assert trained.tokenizer is not None
+        request["prompts"] = [PROMPTS[i % len(PROMPTS)] for i in range(count)]
+        cond["tokens"] = model.text.encode(trained.tokenizer, request["prompts"])
+        weights = {"params": trained.pretrained["text"]}
+        encoded: Any = model.text.network.apply(weights, cond["tokens"])
+        outputs["text"] = np.asarray(encoded.hidden)
+    program = experiment.sample_program(model, how, trained.mesh)
+    images = program(trained.params, trained.pretrained, np.asarray(seeds, np.int32), cond)
+    return request, inputs, outputs | {"sample": np.clip(np.asarray(images) / 2 + 0.5, 0, 1)}
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def _rounded(params: Params, dtype: str) -> Params:
+    """The parameters as they are once they were stored as dtype."""
+    return params if dtype == "float32" else jax.tree.map(lambda a: a.astype(dtype).astype(jnp.float32), params)

@@ -1,0 +1,65 @@
+"""A workdir at one checkpoint, to be exported."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from diffusion_jax import experiment
+from diffusion_jax.errors import UserError
+from diffusion_jax.modalities import Image
+from diffusion_jax.runs.workdir.paths import Workdir
+from diffusion_jax.runs.workdir.restored import Trained, choose_step, restore, restore_weights, weights_name
+from diffusion_jax.train import sharding
+from diffusion_jax.train.checkpoint import Checkpoints
+from diffusion_jax.train.state import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedRun:
+    """What a workdir has at one checkpoint."""
+
+    workdir: Workdir
+    config: ConfigDict
+    step: int
+    weights: str  # `weights_name`
+    params: Params
+    trained: Trained | None  # of task diffusion
+    scale: float | None  # of an autoencoder: what its latents are times
+
+
+def read(root: Path, *, step: int | None, average: bool | float, sampling: Mapping[str, Any]) -> ExportedRun:
+    """The run in root at step (None: the newest); sampling replaces keys of the config's sampling where not None.
+
+    Raises UserError where there is no such checkpoint, or sampling is given of a run that does not sample.
+    """
+    workdir = Workdir(root)
+    config = workdir.read_config()
+    if config.task == "diffusion":
+        trained = restore(root, step=step, average=average, overrides=sampling)
+        return ExportedRun(workdir, config, trained.step, trained.weights, trained.params, trained, None)
+    if given := [name for name, value in sampling.items() if value is not None]:
+        raise UserError(f"--{given[0]} is of a diffusion model; {root} has a run of task {config.task}")
+    of_task = experiment.autoencoder if config.task == "autoencoder" else experiment.classifier
+    mesh = sharding.mesh(devices=jax.local_devices()[:1])
+    with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
+        step = choose_step(checkpoints, step)
+        abstract = of_task.trainee(config).abstract
+        params = restore_weights(checkpoints, config, abstract, mesh, average, step)
+        measured = checkpoints.meta(step)["measured"]
+    scale = 1 / measured["latent_std"] if config.task == "autoencoder" else None
+    return ExportedRun(workdir, config, step, weights_name(average), params, None, scale)
+
+
+def image_shape(config: ConfigDict) -> tuple[int, int, int]:
+    """H W C of the images of a run's data; raises UserError for a run on other data."""
+    if not isinstance(kind := experiment.modality(config), Image):
+        raise UserError(
+            f"diffusers' models here are of images, and this run is of {kind.noun}; give --format=safetensors"
+        )
+    height, width, channels = experiment.shape(config)
+    return height, width, channels

@@ -1,0 +1,160 @@
+"""`diffusion-jax export`: a workdir to a folder that others load, complete or not there at all."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax import config as configs
+from diffusion_jax import experiment
+from diffusion_jax.errors import UserError
+from diffusion_jax.interop import diffusers_weights
+from diffusion_jax.interop.diffusers_pipeline import LICENCES
+from diffusion_jax.interop.diffusers_scheduler_config import no_twin
+from diffusion_jax.interop.json_file import read_json
+from diffusion_jax.runs.interchange.diffusers_folder import DiffusersFolder, of_autoencoder, of_diffusion
+from diffusion_jax.runs.interchange.export_check import FILE as REPORT
+from diffusion_jax.runs.interchange.export_check import check, check_installed
+from diffusion_jax.runs.interchange.exported_run import ExportedRun, image_shape, read
+from diffusion_jax.runs.interchange.model_card import Subject, model_card
+from diffusion_jax.runs.workdir.output_folder import OutputFolder
+from diffusion_jax.runs.workdir.paths import Workdir
+from diffusion_jax.train.checkpoint import versions
+from diffusion_jax.train.state import Params
+
+FORMATS = ("diffusers", "safetensors")
+
+DTYPES = ("float32", "float16")
+
+RECORD = "export.json"
+"""Where an export says what it was made of; the file that marks a complete one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportRequest:
+    """What to export of a workdir, as the command's flags say it."""
+
+    format: str = "diffusers"
+    dtype: str = "float32"
+    step: int | None = None  # None: the newest checkpoint
+    average: bool | float = True
+    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # replaces keys of the config's, if not None
+    overwrite: bool = False
+    check: bool = False  # compare with what diffusers makes of it
+
+
+def export(root: Path, out: Path, request: ExportRequest) -> None:
+    """Writes the workdir root to the folder out in the format that is asked for, with a model card.
+
+    Raises UserError, before anything is written, for what the format has no place for.
+    """
+    for name, value, choices in (("format", request.format, FORMATS), ("dtype", request.dtype, DTYPES)):
+        if value not in choices:
+            raise UserError(f"--{name} is {' or '.join(choices)}; got {value!r}")
+    if jax.process_count() > 1:
+        raise UserError("export runs in one process; start it on one host")
+    folder = _checked_out(out, overwrite=request.overwrite)
+    run = read(root, step=request.step, average=request.average, sampling=request.sampling)
+    theirs = _diffusers(run) if request.format == "diffusers" else None
+    if request.check:
+        check_installed(theirs)
+    report = None
+    with folder.written() as new:
+        if theirs is not None:
+            theirs.write(new, request.dtype)
+        else:
+            _write_own(run, new, request.dtype)
+        licence = _copy_licence(run.workdir, new)
+        if request.check and theirs is not None:
+            report = check(new, run, theirs, request.dtype)
+        record = _record(run, request, theirs) | ({"check": report["sentence"]} if report else {})
+        card = model_card(Subject(run.workdir, run.config, run.step, run.weights, licence), out, record, theirs)
+        (new / "README.md").write_text(card, encoding="utf-8")
+        (new / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
+    for note in () if theirs is None else theirs.notes:
+        print(f"another in diffusers than here: {note}")
+    name = "parameters under our own names" if theirs is None else theirs.name
+    print(f"step {run.step} ({run.weights}) of {root} as {name}: {out}")
+    if report is not None:
+        if not report["agrees"]:
+            raise UserError(f"{report['sentence']}; the export is in {out}, and the report in {out / REPORT}")
+        print(f"{report['sentence']}: {out / REPORT}")
+
+
+def _checked_out(out: Path, *, overwrite: bool) -> OutputFolder:
+    """The folder of the export; raises UserError unless out is new or empty, or an export that may be replaced."""
+    folder = OutputFolder(out, marker=RECORD)
+    folder.check()
+    entries = folder.entries()
+    if entries and not overwrite:
+        raise UserError(f"--out={out} already has files; give another folder, or --overwrite to replace an export")
+    if entries and RECORD not in entries:
+        raise UserError(f"--out={out} has files but no {RECORD}, so it is not an export; give another folder")
+    return folder
+
+
+def _diffusers(run: ExportedRun) -> DiffusersFolder:
+    """What diffusers loads; raises UserError for what it has no twin of."""
+    imported = read_json(run.workdir.imported) if run.workdir.imported.is_file() else {}
+    layout = imported.get("layout", {})
+    if run.trained is not None:
+        return of_diffusion(run.trained, run.workdir.text_encoder, layout)
+    if run.scale is None:
+        raise no_twin(f"a run of task {run.config.task}")
+    net = experiment.autoencoder.network(run.config)
+    part = of_autoencoder(
+        net, run.params["autoencoder"], run.scale, image_shape(run.config)[:2], layout.get("autoencoder", {})
+    )
+    return DiffusersFolder("AutoencoderKL", {"": part})
+
+
+def _write_own(run: ExportedRun, folder: Path, dtype: str) -> None:
+    """Every parameter under its own name, a/b/c, and what the model needs beside."""
+    about = {"format": "diffusion_jax", "step": str(run.step), "weights": run.weights}
+    diffusers_weights.save(_named(run.params), folder / "model.safetensors", dtype, about)
+    (folder / "config.json").write_text(configs.to_json(run.config), encoding="utf-8")
+    for file in (run.workdir.tokenizer, run.workdir.classes):
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+    if run.trained is not None and (coder := run.trained.model.autoencoder) is not None:
+        (folder / "autoencoder").mkdir()
+        shutil.copyfile(run.workdir.autoencoder / "config.json", folder / "autoencoder/config.json")
+        scaled = about | {"latent_std": repr(1 / coder.scale)}
+        diffusers_weights.save(_named(coder.params), folder / "autoencoder/model.safetensors", dtype, scaled)
+    if run.workdir.text_encoder.is_dir():
+        shutil.copytree(run.workdir.text_encoder, folder / "text_encoder")
+
+
+def _named(params: Params) -> dict[str, np.ndarray]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _copy_licence(workdir: Workdir, folder: Path) -> str | None:
+    """The name of the workdir's licence file, which folder has a copy of then."""
+    for name in LICENCES:
+        if (workdir.root / name).is_file():
+            shutil.copyfile(workdir.root / name, folder / name)
+            return name
+    return None
+
+
+def _record(run: ExportedRun, request: ExportRequest, theirs: DiffusersFolder | None) -> dict[str, Any]:
+    """What the export was made of."""
+    return {
+        "workdir": str(run.workdir.root),
+        "checkpoint_step": run.step,
+        "weights": run.weights,
+        "format": request.format,
+        "model": theirs.name if theirs else str(run.config.task),
+        "dtype": request.dtype,
+        "sampling": dataclasses.asdict(run.trained.how) if run.trained else None,
+        "call": theirs.call if theirs else None,
+        "notes": list(theirs.notes) if theirs else [],
+        "versions": versions(),
+    }

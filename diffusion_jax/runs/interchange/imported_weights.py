@@ -1,0 +1,89 @@
+"""The arrays of what is imported, by part: "unet", "autoencoder" and "text"; each is read when it is looked up."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from diffusion_jax.interop import diffusers_weights
+from diffusion_jax.interop.diffusers_pipeline import Pipeline
+from diffusion_jax.interop.original_names import Renamed, Source
+
+Arrays = Mapping[str, np.ndarray]
+
+MODEL, TEXT = "diffusion_pytorch_model", "model"
+"""What the names of weights begin with: diffusers' and transformers'."""
+
+
+class ImportedWeights(Protocol):
+    """Where the arrays are."""
+
+    variant: str
+
+    def opened(self, part: str) -> contextlib.AbstractContextManager[Arrays]:
+        """The part's arrays, under diffusers' names or transformers'."""
+
+    def files(self) -> list[Path]:
+        """Every file."""
+
+    def single(self, part: str) -> Path | None:
+        """The file of this part alone, under these names; None where there is no such one."""
+
+
+class FolderWeights:
+    """A folder's files of what was found; all of them exist."""
+
+    def __init__(self, found: Pipeline, variant: str):
+        self.variant = variant
+        folders = {
+            "unet": (found.unet_folder, MODEL),
+            "autoencoder": (found.autoencoder_folder, MODEL),
+            "text": (found.text_folder, TEXT),
+        }
+        self.parts = {
+            part: diffusers_weights.weight_files(folder, stem, variant)
+            for part, (folder, stem) in folders.items()
+            if folder is not None
+        }
+
+    def opened(self, part: str) -> contextlib.AbstractContextManager[Arrays]:
+        """As `ImportedWeights`."""
+        return diffusers_weights.opened(self.parts[part])
+
+    def files(self) -> list[Path]:
+        """As `ImportedWeights`."""
+        return [file for part in self.parts.values() for file in _paths(part)]
+
+    def single(self, part: str) -> Path | None:
+        """As `ImportedWeights`; None where the part is in shards."""
+        paths = _paths(self.parts[part])
+        return paths[0] if len(paths) == 1 else None
+
+
+class FileWeights:
+    """One file in another layout; sources say, by part, where each array stands in it."""
+
+    variant = ""
+
+    def __init__(self, file: Path, sources: Mapping[str, Mapping[str, Source]]):
+        self.file, self.sources = file, sources
+
+    @contextlib.contextmanager
+    def opened(self, part: str) -> Iterator[Arrays]:
+        """As `ImportedWeights`."""
+        with diffusers_weights.opened([self.file]) as stored:
+            yield Renamed(stored, self.sources[part])
+
+    def files(self) -> list[Path]:
+        """As `ImportedWeights`."""
+        return [self.file]
+
+    def single(self, part: str) -> Path | None:
+        """As `ImportedWeights`: there is none."""
+        return None
+
+
+def _paths(part: Mapping[str, Path] | list[Path]) -> list[Path]:
+    return sorted(set(part.values() if isinstance(part, Mapping) else part))
