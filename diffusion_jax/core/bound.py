@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import log_ndtr
 
+from diffusion_jax.core.arguments import check_one_each
 from diffusion_jax.core.denoisers import Denoiser
 from diffusion_jax.core.predictions import Prediction
 from diffusion_jax.core.process import diffuse, log_variances, posterior
@@ -60,6 +61,7 @@ def variational_bound(
     4000; with "large" it is 0.003 and 0.001. The gap of the decoder is added to it.
     """
     check_variance(variance)
+    check_one_each(x0, keys=keys)
     grid = _grid(schedule) if times is None else np.asarray(times, np.float32)
     if (np.diff(grid) >= 0).any():
         raise UserError("the bound's times fall at every step, in float32 too; give fewer or others")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffusion_jax.core.arguments import check_output
 from diffusion_jax.core.predictions import Parameterization, Prediction, eps_from_x0
 from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.errors import UserError
@@ -47,6 +48,7 @@ def from_network(
         level = schedule.level(t)
         conditioning = schedule.conditioning(jnp.maximum(t, first))
         out = apply(parameterization.network_input(x, level), conditioning, cond)
+        check_output(out, x, learned_variance=parameterization.learned_variance)
         return parameterization.to_prediction(out, x, level)
 
     return denoise

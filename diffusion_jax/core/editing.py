@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffusion_jax.core.arguments import check_one_each
 from diffusion_jax.core.denoisers import Denoiser
 from diffusion_jax.core.predictions import Prediction
 from diffusion_jax.core.process import diffuse, transition
@@ -51,6 +52,7 @@ def sample_from(
     so from times[0] = 1, on a schedule that ends without signal, the result is that of `sample`.
     """
     prior_key, keys = jax.vmap(jax.random.split, out_axes=1)(jax.vmap(jax.random.key)(seeds))
+    check_one_each(x0, seeds=seeds)
     eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(prior_key)
     x = diffuse(x0, eps, schedule.level(times[0]))
     return integrate(denoise, sampler, schedule, times, x, keys)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffusion_jax.core import weightings
+from diffusion_jax.core.arguments import check_one_each, check_output
 from diffusion_jax.core.bound import term
 from diffusion_jax.core.denoisers import Condition
 from diffusion_jax.core.predictions import Parameterization, Prediction, split_variance
@@ -85,6 +86,7 @@ def denoising_loss(
     (arXiv:2102.09672, eq. 16), in which the gradient of L_vlb reaches the variance and not the mean. That needs a
     discrete schedule; UserError is raised for a continuous one.
     """
+    check_one_each(x0, t=t)
     level = schedule.level(t)
     x = diffuse(x0, eps, level)
     out = _output(apply, schedule, parameterization, x, cond, t)
@@ -116,6 +118,7 @@ def vlb_loss(
     Section 3.3 of improved DDPM (arXiv:2102.09672), which trains it with times drawn by importance. The arguments are
     those of `denoising_loss`; variance is one of `core.bound.VARIANCES`. Raises UserError for a continuous schedule.
     """
+    check_one_each(x0, t=t)
     level = schedule.level(t)
     x = diffuse(x0, eps, level)
     out = _output(apply, schedule, parameterization, x, cond, t)
@@ -127,6 +130,7 @@ def _output(
 ) -> Array:
     """The network's output for x = x_t, in float32."""
     out = apply(parameterization.network_input(x, schedule.level(t)), schedule.conditioning(t), cond)
+    check_output(out, x, learned_variance=parameterization.learned_variance)
     return out.astype(jnp.float32)
 
 

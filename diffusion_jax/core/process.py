@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffusion_jax.core.arguments import check_same_shape
 from diffusion_jax.core.schedules import Level, Schedule
 
 
 def diffuse(x0: Array, eps: Array, level: Level) -> Array:
     """x_t = alpha x_0 + sigma eps [B, ...], eq. 4 of DDPM, of x0 and eps [B, ...]; level has scalars or [B]."""
+    check_same_shape(x0=x0, eps=eps)
     alpha, sigma = level.like(x0)
     return alpha * x0 + sigma * eps
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from diffusion_jax.core.arguments import check_one_each, check_same_shape
 from diffusion_jax.core.bound import bits_per_dim, prior_term
 from diffusion_jax.core.denoisers import Denoiser
 from diffusion_jax.core.process import diffuse
@@ -45,6 +46,8 @@ def continuous_bound(
     The bound is differentiable in the parameters of a learned schedule and trains them. For an evaluation,
     `diffusion_term` has a smaller variance and `core.reconstruction.reconstruction_term` a better decoder.
     """
+    check_one_each(x0, u=u)
+    check_same_shape(x0=x0, eps=eps, eps_start=eps_start)
     start = schedule.t_min if start is None else start
     if start <= 0 and schedule.t_min > 0:
         raise UserError(f"the bound starts where the schedule has noise, at a time greater than 0; got {start}")

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
+from diffusion_jax.core.arguments import check_one_each
 from diffusion_jax.core.denoisers import Denoiser
 from diffusion_jax.core.schedules import Level, Schedule
 from diffusion_jax.errors import UserError
@@ -139,6 +141,7 @@ def integrate(
     depends on keys[i] and the step alone. Returns x at the end or, with trajectory, at every time: [N + 1, B, ...].
     Raises UserError for a grid of fewer than 2 times, and for a step of length 0.
     """
+    check_one_each(x, keys=keys)
     times = _as_times(times, x.dtype)
     if isinstance(sampler, AdaptiveSampler):
         out = sampler.solve(denoise, schedule, times, x, trajectory)
@@ -189,7 +192,9 @@ def sample(
     """
     _check_start(schedule, times)
     step_keys = _keys(seeds)[1]
-    x = schedule.prior_std * (start_noise(seeds, shape) if start is None else start)
+    noise = start_noise(seeds, shape) if start is None else start
+    chex.assert_shape(noise, (len(seeds), *shape), custom_message=f"start is [B, *shape]; got {noise.shape}")
+    x = schedule.prior_std * noise
     return integrate(denoise, sampler, schedule, times, x, step_keys, trajectory=trajectory)
 
 
