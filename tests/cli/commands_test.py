@@ -318,7 +318,7 @@ def test_samples_of_a_network_that_returns_nan_are_an_error_and_no_pictures(work
     monkeypatch.setattr(trained, "restore_weights", lambda *of: jax.tree.map(lambda a: a * np.nan, read(*of)))
     assert sample(workdir, tmp_path / "out", "--num=2", "--steps=2") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "100.0% of the image values are NaN or infinite; the network or the sampler has diverged" in error
+    assert "100.0% of the samples' values are NaN or infinite; the network or the sampler has diverged" in error
     assert not list(tmp_path.iterdir())
 
 

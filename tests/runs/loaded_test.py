@@ -124,6 +124,7 @@ def test_a_config_is_trained_loaded_and_measured(tmp_path):
     config.sample.update(every=0, sampler="ddim", steps=2)
     root = dj.train(config, tmp_path / "run")
     loaded = dj.load(root)
+    config.data.update(shape=(8, 8, 1), modality="image")  # which were open
     assert loaded.config.to_dict() == config.to_dict()
     assert loaded.step == 1
     file = tmp_path / "result.json"
