@@ -19,6 +19,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.nets import attention_kernels as kernels
 from diffusion_jax.nets import splash_attention
 from diffusion_jax.nets.attention_kernels import Gradients, Kernel
+from diffusion_jax.nets.rematerialization import product, statistic
 
 CHOICES = ("auto", "xla", "flash")
 """What `attention_kernel` may be; `attend` says what each does."""
@@ -59,7 +60,7 @@ def attend(
 def _attend(q: Array, k: Array, v: Array, mask: Array | None, kernel: str, causal: bool) -> Array:
     long = kernel == "flash" or min(q.shape[1], k.shape[1]) >= FLASH_FROM
     if kernel == "xla" or not long or causal or _inside_shard_map():
-        out = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+        out = product(jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal))
         return out if mask is None else jnp.where(jnp.moveaxis(mask.any(axis=-1, keepdims=True), 1, 2), out, 0)
     if mask is not None:
         mask = jnp.broadcast_to(mask, (q.shape[0], *mask.shape[1:]))
@@ -112,6 +113,7 @@ def _forward_jvp(kernel: Kernel, primals: tuple[Any, ...], tangents: tuple[Any, 
     """The tangent of the logsumexp is left at 0: nothing but the backward pass reads it."""
     q, k, v, mask = primals
     out, logsumexp = _forward(kernel, *primals)
+    out, logsumexp = product(out), statistic(logsumexp)
     held = (q, k, v, out, logsumexp) if mask is None else (q, k, v, out, logsumexp, mask)
     tangent = TANGENT.bind(*tangents[:3], *held, kernel=kernel)
     return (out, logsumexp), (tangent, jnp.zeros_like(logsumexp))

@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets.attention import attend
 from diffusion_jax.nets.conv import conv, conv_upsampled
+from diffusion_jax.nets.rematerialization import product, statistic
 
 INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 """DDPM's initialization of every convolution and dense layer that does not start at zero (`nn.py` of its code)."""
@@ -110,7 +111,7 @@ class Dense(nn.Module):
         rows = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
         if self.bias:
             rows += self.param("bias", ZERO, (self.features,), jnp.float32).astype(self.dtype)
-        return rows.reshape(*x.shape[:-1], self.features)
+        return product(rows.reshape(*x.shape[:-1], self.features))
 
 
 class Conv(nn.Module):
@@ -143,7 +144,7 @@ class Conv(nn.Module):
             x = jnp.pad(x, ((0, 0), *((1, 0) for _ in x.shape[1:-1]), (0, 0)))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         out = conv_upsampled(x, kernel) if self.upsample else conv(x, kernel, self.stride)
-        return out + bias.astype(self.dtype)
+        return product(out + bias.astype(self.dtype))
 
 
 class GroupNorm(nn.Module):
@@ -189,8 +190,8 @@ def group_norm(x: Array, scale: Array, bias: Array, groups: int, epsilon: float,
     group_mean = by_group(mean + shift)
     spread = mean + shift - group_mean
     group_variance = by_group(jnp.maximum(variance, 0.0) + jnp.square(spread))
-    a = scale * jax.lax.rsqrt(group_variance + epsilon)
-    b = bias + (shift - group_mean) * a
+    a = statistic(scale * jax.lax.rsqrt(group_variance + epsilon))
+    b = statistic(bias + (shift - group_mean) * a)
     return (centred * jnp.expand_dims(a, space) + jnp.expand_dims(b, space)).astype(dtype)
 
 

@@ -50,6 +50,9 @@ class Network(nn.Module):
     """Names in the paths of layers that are scanned: the first axis of their parameters counts layers, as `nn.scan`
     stacks them, and to Muon each layer has matrices of its own. Axes of tensor rules, from the end, do not change."""
 
+    rematerializations: ClassVar[tuple[str, ...]] = ()
+    """What the option `remat` may be, from the most memory to the least, where the family has it and it is a text."""
+
     ranges: ClassVar[Mapping[str, Range]] = {}
     """The range of each option that is a number, or a tuple of numbers."""
 

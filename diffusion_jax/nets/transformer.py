@@ -14,6 +14,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from diffusion_jax.nets.layers import ZERO, Dense, GroupNorm, attention_heads, multi_head
+from diffusion_jax.nets.rematerialization import product
 
 TENSOR_RULES: tuple[tuple[str, int], ...] = (
     (r"feed_forward/(linear|gate)/(kernel|bias)$", -1),
@@ -66,8 +67,8 @@ class TransformerLayer(nn.Module):
 
         h = norm("norm_self", x)
         attention = partial(Attention, self.heads, self.kernel, dtype=self.dtype)
-        x += attention(name="self_attention")(h, h)
-        x += attention(name="cross_attention")(norm("norm_cross", x), text, mask)
+        x = product(x + attention(name="self_attention")(h, h))
+        x = product(x + attention(name="cross_attention")(norm("norm_cross", x), text, mask))
         return x + FeedForward(dtype=self.dtype, name="feed_forward")(norm("norm_feed", x))
 
 

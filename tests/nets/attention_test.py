@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.nets import attention, attention_kernels, splash_attention
+from diffusion_jax.nets import attention, attention_kernels, rematerialization, splash_attention
 from diffusion_jax.nets.transformer import TransformerLayer
 from diffusion_jax.nets.unet import UNet
 from diffusion_jax.train import sharding
@@ -181,6 +181,8 @@ def test_a_layer_gives_the_same_by_each_choice():
 
 
 def test_another_choice_is_refused():
+    with pytest.raises(UserError, match="model.remat is one of none, attention, dots, offload, blocks; got 'True'"):
+        rematerialization.check_choice("True")
     net = UNet(1, channels=4, multipliers=(1,), blocks=1, groups=2, attention_kernel="pallas")
     with pytest.raises(UserError, match=r"model.attention_kernel is one of auto, xla, flash; got 'pallas'"):
         jax.eval_shape(net.init, jax.random.key(0), jnp.ones((1, 4, 4, 1)), jnp.ones(1))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.nets import rematerialization
 from diffusion_jax.nets.layers import time_embedding
 from diffusion_jax.nets.transformer import SpatialTransformer, place_embedding
 from diffusion_jax.nets.unet import UNet
@@ -299,7 +300,7 @@ def test_one_vector_of_the_text_is_added_to_the_time_embedding(run):
 
 
 @pytest.mark.parametrize("options", [{}, {"text_features": 3, "scale_shift": True}])
-def test_remat_changes_no_parameter_output_or_gradient(options):
+def test_no_rematerialization_changes_parameters_output_or_gradient(options):
     x, t = np.random.default_rng(0).standard_normal((2, 4, 2), np.float32), np.float32([1.0, 2.0])
     cond = {"text": x[:, :, [0, 1, 1]]} if options else None
     plain = UNet(2, channels=4, multipliers=(1,), blocks=1, attention=(), groups=2, dropout=0.3).clone(**options)
@@ -310,11 +311,13 @@ def test_remat_changes_no_parameter_output_or_gradient(options):
             out = net.apply({"params": params}, x, t, cond, train=True, rngs={"dropout": jax.random.key(0)})
             return jnp.square(out).mean()
 
-        assert ("remat" in str(jax.make_jaxpr(loss)(params))) == net.remat
+        assert ("remat" in str(jax.make_jaxpr(loss)(params))) == (net.remat != "none")
         return jax.jit(jax.value_and_grad(loss))(params)
 
-    recomputed, expected = gradient(plain.clone(remat=True)), gradient(plain)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), recomputed, expected)
+    expected = gradient(plain)
+    for remat in rematerialization.CHOICES[1:] if options else ("dots",):
+        got = gradient(plain.clone(remat=remat))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, expected)
 
 
 def test_bfloat16_computes_between_float32_parameters_and_output(run, params, batch):
