@@ -58,14 +58,23 @@ def attend(
 
 
 def _attend(q: Array, k: Array, v: Array, mask: Array | None, kernel: str, causal: bool) -> Array:
-    long = kernel == "flash" or min(q.shape[1], k.shape[1]) >= FLASH_FROM
-    if kernel == "xla" or not long or causal or _inside_shard_map():
+    if not _is_flash((q.shape[1], k.shape[1]), kernel) or causal:
         out = product(jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal))
         return out if mask is None else jnp.where(jnp.moveaxis(mask.any(axis=-1, keepdims=True), 1, 2), out, 0)
     if mask is not None:
         mask = jnp.broadcast_to(mask, (q.shape[0], *mask.shape[1:]))
     cudnn = kernels.cudnn_takes(q, mask)
     return attend_by(_flash(cudnn, splash_attention.takes(q, mask) and _tpu_is_possible()), q, k, v, mask)
+
+
+def _is_flash(lengths: tuple[int, int], kernel: str) -> bool:
+    """Whether attention between so many queries and keys takes a flash kernel."""
+    return kernel != "xla" and (kernel == "flash" or min(lengths) >= FLASH_FROM) and not _inside_shard_map()
+
+
+def splash_is_possible(lengths: tuple[int, int], features: int, kernel: str) -> bool:
+    """Whether attention between so many queries and keys, masked by key or not, is splash attention on a TPU."""
+    return _is_flash(lengths, kernel) and features <= splash_attention.MOST_FEATURES and _tpu_is_possible()
 
 
 def _inside_shard_map() -> bool:

@@ -15,8 +15,10 @@ from jax.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets import layers, rematerialization
+from diffusion_jax.nets.dense import INIT, ZERO, Dense
 from diffusion_jax.nets.embedding import EmbeddingSizes, embed_vectors
-from diffusion_jax.nets.layers import INIT, ZERO, Dense, attention_heads, multi_head
+from diffusion_jax.nets.layers import attention_heads
+from diffusion_jax.nets.multi_head import multi_head
 from diffusion_jax.nets.network import Network, TensorRule, check_shapes
 from diffusion_jax.nets.rematerialization import product
 from diffusion_jax.ranges import BELOW_1, FROM_1, POSITIVE, Range
@@ -64,8 +66,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: Array, mask: Array | None = None) -> Array:
         """x [B, N, D], context [B, M, E], mask [B, M] True where it may be attended to -> [B, N, D]."""
-        h = multi_head(x, context, self.heads, mask=mask, dtype=self.dtype)
-        return Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name="out")(h)
+        return multi_head(x, context, self.heads, mask=mask, out=self.kernel_init, dtype=self.dtype)
 
 
 class FeedForward(nn.Module):
@@ -161,6 +162,7 @@ class DiT(Network):
     # cost ten all-gathers of activations a layer.
     outer_layers: ClassVar[tuple[str, ...]] = ("embedding", "patch_in", "patch_out")
     stacked_layers: ClassVar[tuple[str, ...]] = ("layers",)
+    float32_layers: ClassVar[tuple[str, ...]] = ("patch_out",)
     rematerializations: ClassVar[tuple[str, ...]] = rematerialization.CHOICES
     ranges: ClassVar[Mapping[str, Range]] = {
         "patch": FROM_1,

@@ -18,14 +18,10 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.nets.attention import attend
 from diffusion_jax.nets.conv import conv, conv_upsampled
+from diffusion_jax.nets.dense import INIT, ZERO, Dense
+from diffusion_jax.nets.multi_head import multi_head
 from diffusion_jax.nets.rematerialization import product, statistic
-
-INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-"""DDPM's initialization of every convolution and dense layer that does not start at zero (`nn.py` of its code)."""
-
-ZERO = nn.initializers.zeros_init()
 
 TENSOR_RULES: tuple[tuple[str, int], ...] = (
     # Megatron's pairing (arXiv:1909.08053): the first of two matrices is split by output, the second by input,
@@ -93,25 +89,6 @@ def dropout(key: Array, x: Array, rate: float) -> Array:
     halves = jnp.concatenate([words & 0xFFFF, words >> 16], axis=-1)[..., : x.shape[-1]]
     kept = round((1 - rate) * 2**16)
     return jnp.where(halves < kept, x * (2**16 / kept), 0).astype(x.dtype)
-
-
-class Dense(nn.Module):
-    """A linear map of the channels and, where asked, a bias: [..., C] -> [..., features]."""
-
-    features: int
-    dtype: DTypeLike = jnp.float32
-    kernel_init: nn.initializers.Initializer = INIT
-    bias: bool = True
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[..., C] -> [..., features] of `dtype`."""
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        # As a matrix: of a dot with more axes, XLA's CPU compiler transposes the gradient's operands first.
-        rows = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
-        if self.bias:
-            rows += self.param("bias", ZERO, (self.features,), jnp.float32).astype(self.dtype)
-        return product(rows.reshape(*x.shape[:-1], self.features))
 
 
 class Conv(nn.Module):
@@ -278,32 +255,6 @@ def attention_heads(channels: int, heads: int, head_channels: int = 0) -> int:
     return heads
 
 
-def multi_head(
-    x: Array,
-    context: Array,
-    heads: int,
-    *,
-    mask: Array | None = None,
-    bias: bool = True,
-    kernel: str = "auto",
-    dtype: DTypeLike = jnp.float32,
-) -> Array:
-    """What x attends to in context, before the output projection: x [B, N, C], context [B, M, D] -> [B, N, C].
-
-    The mask [B, M] is True where context may be attended to; the kernel is one of `attention.CHOICES`. The layers
-    "query", "key" and "value" belong to the compact module that calls this.
-    """
-    channels = x.shape[-1]
-
-    def project(name: str, y: Array) -> Array:
-        y = Dense(channels, bias=bias, dtype=dtype, name=name)(y)
-        return y.reshape(*y.shape[:2], heads, channels // heads)
-
-    allowed = None if mask is None else mask[:, None, None]  # [B, 1, 1, M]
-    projected = project("query", x), project("key", context), project("value", context)
-    return attend(*projected, allowed, kernel=kernel).reshape(x.shape)
-
-
 class SelfAttention(nn.Module):
     """Normalizes, lets every position attend to every other, and adds the result to x: [B, *S, C] -> [B, *S, C].
 
@@ -323,5 +274,5 @@ class SelfAttention(nn.Module):
         heads = attention_heads(channels, self.heads)
         h = GroupNorm(self.groups, self.epsilon, dtype=self.dtype, name="norm")(x)
         h = h.reshape(batch, -1, channels)  # [B, N, C]
-        h = multi_head(h, h, heads, kernel=self.kernel, dtype=self.dtype).reshape(x.shape)
-        return x + Dense(channels, dtype=self.dtype, kernel_init=ZERO, name="out")(h)
+        h = multi_head(h, h, heads, out=ZERO, kernel=self.kernel, dtype=self.dtype)
+        return x + h.reshape(x.shape)

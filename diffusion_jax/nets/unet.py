@@ -142,6 +142,7 @@ class UNet(Network):
 
     tensor_rules: ClassVar[tuple[TensorRule, ...]] = layers.TENSOR_RULES + transformer.TENSOR_RULES
     outer_layers: ClassVar[tuple[str, ...]] = ("embedding", "conv_in", "conv_out")
+    float32_layers: ClassVar[tuple[str, ...]] = ("conv_out",)
     rematerializations: ClassVar[tuple[str, ...]] = rematerialization.CHOICES
     ranges: ClassVar[Mapping[str, Range]] = {
         "channels": FROM_1,

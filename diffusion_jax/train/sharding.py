@@ -138,11 +138,16 @@ def partition(
     return PartitionSpec(*axes)
 
 
-def gather(params: Any, mesh: Mesh, rules: TensorRules = ()) -> Any:
+def gather(
+    params: Any, mesh: Mesh, rules: TensorRules = (), as_read: Callable[[Any], Any] = lambda params: params
+) -> Any:
     """Parameters as the network uses them, whole but for `tensor`: states inside a jit that fsdp splits storage only.
 
-    Without it the compiler carries the split of a kernel into the activations, with all-to-alls between layers.
+    Without it the compiler carries the split of a kernel into the activations, with all-to-alls between layers. They
+    are sent in the types that as_read gives them.
     """
     if mesh.shape["fsdp"] == 1:
         return params
-    return jax.tree.map(jax.lax.with_sharding_constraint, params, tree_sharding(params, mesh, rules, fsdp=False))
+    # Said of the cast parts too: the compiler would gather first and cast then.
+    parts = jax.tree.map(jax.lax.with_sharding_constraint, as_read(params), tree_sharding(params, mesh, rules))
+    return jax.tree.map(jax.lax.with_sharding_constraint, parts, tree_sharding(params, mesh, rules, fsdp=False))

@@ -209,6 +209,9 @@ class TestLayers:
         exact, out = run(params, *batch), run(params, *batch, net=net)
         assert out.dtype == jnp.float32
         assert 0 < np.square(out - exact).mean() < 0.03**2 * np.square(exact).mean()
+        read = net.as_read(params)
+        assert {read[name]["kernel"].dtype for name in ("patch_in", "patch_out")} == {jnp.dtype("bfloat16"), out.dtype}
+        np.testing.assert_array_equal(run(read, *batch, net=net), out)
         text = str(jax.make_jaxpr(partial(run, net=net))(params, *batch))
         products = [line for line in text.splitlines() if "dot_general[" in line and ":f32" in line]
         # The logits of the two attentions of the layer, which stands there once, and the last layer.

@@ -329,6 +329,9 @@ def test_bfloat16_computes_between_float32_parameters_and_output(run, params, ba
     exact, out = run(params, *batch), run(params, *batch, net=net)
     assert out.dtype == jnp.float32
     assert 0 < np.square(out - exact).mean() < 0.02**2 * np.square(exact).mean()
+    read = net.as_read(params)
+    assert {read[name]["kernel"].dtype for name in ("conv_in", "conv_out")} == {jnp.dtype("bfloat16"), out.dtype}
+    np.testing.assert_array_equal(run(read, *batch, net=net), out)
 
 
 @pytest.mark.parametrize(
