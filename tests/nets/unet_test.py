@@ -1,5 +1,6 @@
 """The U-Net: its size, the shapes it takes, what its output depends on, and what it refuses."""
 
+import importlib
 import math
 from functools import partial
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax import experiment
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets import rematerialization
 from diffusion_jax.nets.layers import time_embedding
@@ -99,6 +101,37 @@ class TestSize:
         x, t, text = jnp.zeros((1, 64, 64, 4)), jnp.zeros(1), jnp.zeros((1, 77, 768))
         params = jax.eval_shape(SD_1_5.init, jax.random.key(0), x, t, {"text": text})["params"]
         assert size(params) == 859_520_964
+
+    def test_adm_for_imagenet_64_has_the_296_million_of_its_paper(self):
+        """Table 11 of arXiv:2105.05233; and exactly what its layers come to, with a row for the null class."""
+        config = importlib.import_module("configs.adm_imagenet64").get_config()
+
+        def block(a, b):  # norm, convolution, embedding's scale and shift, norm, convolution, shortcut
+            return 2 * a + (9 * a * b + b) + 769 * 2 * b + 2 * b + (9 * b * b + b) + (a * b + b) * (a != b)
+
+        def attention(c):
+            return 2 * c + 4 * (c * c + c)
+
+        widths = [192, 384, 576, 768]
+        total = 3 * 192 * 9 + 192 + (192 * 768 + 768) + (768 * 768 + 768) + 1001 * 768
+        skips, c = [192], 192
+        for i, width in enumerate(widths):
+            for _ in range(3):
+                total += block(c, width) + (attention(width) if i else 0)
+                c = width
+                skips.append(c)
+            if i < 3:
+                total += block(c, c)
+                skips.append(c)
+        total += 2 * block(c, c) + attention(c)
+        for i, width in reversed(list(enumerate(widths))):
+            for _ in range(4):
+                total += block(c + skips.pop(), width) + (attention(width) if i else 0)
+                c = width
+            total += block(c, c) if i else 0
+        total += 2 * 192 + 9 * 192 * 6 + 6
+        assert round(total / 1e6) == 296
+        assert size(experiment.model(config).abstract) == total
 
     def test_names_of_parameters(self):
         params = shapes_of(TINY, (1, 8, 8, 2), label=0)
