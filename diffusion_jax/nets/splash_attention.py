@@ -22,8 +22,9 @@ LANES = 128
 MOST_FEATURES = 256
 """Of a head: with more, the kernel's blocks do not fit a TPU's vector memory."""
 
-HELD = 2**20
-"""Bytes of keys that the backward pass holds in vector memory at once, of which it works on one block at a time."""
+HELD = 2**19
+"""Bytes of keys that the backward pass holds in vector memory at once, of which it works on one block at a time. Twice
+that, 4,096 keys of 128 features in 16 bits, does not fit a v5e's."""
 
 FUSED = 8
 """Times that so many keys are all keys, up to which splash attention computes all gradients in one pass. That pass

@@ -82,13 +82,13 @@ def test_the_chunked_kernel_takes_a_mask_of_each_query_and_head():
 
 
 def test_the_backward_pass_holds_as_many_keys_as_fit():
-    """A multiple of a block that divides all keys, of a megabyte at most; of each such part a gradient is written."""
+    """A multiple of a block that divides all keys, of half a MiB at most; of each such part a gradient is written."""
 
     def held(keys, features=128, dtype=jnp.bfloat16):
         return splash_attention._held(jax.ShapeDtypeStruct((1, 1, keys, features), dtype))
 
-    assert [held(n) for n in (128, 1024, 4096, 8192, 9216)] == [128, 1024, 4096, 4096, 3072]
-    assert held(4096, features=256) == held(4096, dtype=jnp.float32) == 2048
+    assert [held(n) for n in (128, 1024, 4096, 8192, 9216)] == [128, 1024, 2048, 2048, 1536]
+    assert held(4096, features=256) == held(4096, dtype=jnp.float32) == 1024
 
 
 @pytest.mark.slow
