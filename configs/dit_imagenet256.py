@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.schedule = "linear"
     config.prediction = "eps(learned_variance=True)"
     config.model.update(
-        patch=2, width=1152, depth=28, heads=16, mlp_ratio=4.0, num_classes=1000, dtype="bfloat16", remat=True
+        patch=2, width=1152, depth=28, heads=16, mlp_ratio=4.0, num_classes=1000, dtype="bfloat16", remat="blocks"
     )
     config.condition_dropout = 0.1
     config.optimizer.update(name="adamw", learning_rate=1e-4, weight_decay=0.0, clip=0.0)

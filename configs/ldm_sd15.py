@@ -31,7 +31,6 @@ def get_config() -> ConfigDict:
         sinusoids="adm",
         padding="both",
         dtype="bfloat16",
-        remat=True,
     )
     config.text = "clip(dtype='bfloat16')"
     config.latent = "runs/ldm_sd15_autoencoder"

@@ -31,6 +31,10 @@ def base(network: str = "unet") -> ConfigDict:
     return ConfigDict(values).lock()
 
 
+RENAMED: dict[str, dict[Any, Any]] = {"model.remat": {False: "none", True: "blocks"}}
+"""{dotted key: {a value as earlier versions wrote it: its name now}}, where the key's type is no longer theirs."""
+
+
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{dotted key: value} of nested keys."""
     found: dict[str, Any] = {}
@@ -48,14 +52,14 @@ def from_json(text: str) -> ConfigDict:
     """The config that `to_json` wrote, with the types of `base()`: JSON's lists become tuples again.
 
     Keys that the version which wrote it did not have, of which `newer` tells, take what leaves everything as it was:
-    their defaults, but for those in `EARLIER`. Ranges are not looked at: an earlier version took numbers that `check`
-    refuses, and what it trained with them can still be sampled.
+    their defaults, but for those in `EARLIER`; values that have another name now are in `RENAMED`. Ranges are not
+    looked at: an earlier version took numbers that `check` refuses, and what it trained with them can still be sampled.
     """
     values = renamed(json.loads(text))
     defaults = base(_network(values)).to_dict()
     for key, value in EARLIER.items():
         _set(defaults, key, value)
-    return _typed(_completed(defaults, values))
+    return _typed(_renamed(defaults, _completed(defaults, values)))
 
 
 def newer(text: str) -> list[str]:
@@ -94,6 +98,16 @@ def _completed(defaults: dict[str, Any], values: Any) -> Any:
         return values
     sections = {k: _completed(v, values[k]) for k, v in defaults.items() if isinstance(v, dict) and k in values}
     return defaults | values | sections
+
+
+def _renamed(defaults: dict[str, Any], values: Any) -> Any:
+    """values, in place, with the names of today where `RENAMED` has one and another type than the default's stands."""
+    read = flat(values) if isinstance(values, dict) else {}
+    known = flat(defaults)
+    for key, names in RENAMED.items():
+        if key in read and key in known and type(read[key]) is not type(known[key]) and read[key] in names:
+            _set(values, key, names[read[key]])
+    return values
 
 
 def _missing(defaults: dict[str, Any], values: Any, prefix: str = "") -> Iterator[str]:

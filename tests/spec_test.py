@@ -139,3 +139,12 @@ def test_an_integer_does_for_a_float():
     values = configs.base().to_dict()
     values["optimizer"]["learning_rate"] = 1
     assert isinstance(configs.check(values).optimizer.learning_rate, float)
+
+
+@pytest.mark.parametrize("network", ["unet", "dit"])
+def test_rematerialization_of_earlier_versions_keeps_its_meaning(network):
+    """It was a boolean."""
+    for before, now in ((False, "none"), (True, "blocks")):
+        values = configs.base(network).to_dict()
+        values["model"]["remat"] = before
+        assert configs.from_json(json.dumps(values)).model.remat == now

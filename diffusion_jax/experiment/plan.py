@@ -21,6 +21,7 @@ from diffusion_jax.models.latent import Autoencoder
 from diffusion_jax.models.model import Model
 from diffusion_jax.models.sampling import sample_program
 from diffusion_jax.nets import attention, conv
+from diffusion_jax.nets.families import family
 from diffusion_jax.train import sharding
 from diffusion_jax.train.step import AVERAGE, OPTIMIZER
 
@@ -144,24 +145,38 @@ def without_recomputation(config: ConfigDict) -> ConfigDict | None:
     flash = config.model.get("attention_kernel", "xla") != "xla" and (
         config.model.attention_kernel == "flash" or math.prod(data.shape(config)[:-1]) >= attention.FLASH_FROM
     )
-    if not (config.model.get("remat") or flash):
+    least = rematerializations(config)[0]
+    if config.model.get("remat") == least and not flash:
         return None
     plain = config.copy_and_resolve_references()
     with plain.unlocked():
         if "remat" in plain.model:
-            plain.model.remat = False
+            plain.model.remat = least
         if "attention_kernel" in plain.model:
             plain.model.attention_kernel = "xla"
     return plain
 
 
-def laid_out(config: ConfigDict, *, fsdp: int, tensor: int, remat: bool, accumulate: int) -> ConfigDict:
+def rematerializations(config: ConfigDict) -> tuple[str | bool | None, ...]:
+    """What model.remat may be, from the most memory to the least; (None,) where the network has no such option.
+
+    Without "offload": the roofline does not know how fast the host's memory is.
+    """
+    if config.task != "diffusion" or "remat" not in config.model:
+        return (None,)
+    if isinstance(config.model.remat, bool):
+        return (False, True)
+    choices = family(config.model.name).rematerializations
+    return tuple(choice for choice in choices if choice != "offload") or (config.model.remat,)
+
+
+def laid_out(config: ConfigDict, *, fsdp: int, tensor: int, remat: str | bool | None, accumulate: int) -> ConfigDict:
     """The same training in another layout: no key that changes its result."""
     changed = config.copy_and_resolve_references()
     with changed.unlocked():
         changed.mesh.update(data=-1, fsdp=fsdp, tensor=tensor)
         changed.train.accumulate = accumulate
-        if changed.task == "diffusion" and "remat" in changed.model:
+        if remat is not None:
             changed.model.remat = remat
     return changed
 

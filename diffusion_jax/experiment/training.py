@@ -43,6 +43,9 @@ class Trainee:
     players: tuple[str, ...] = ()
     """Names of networks in params that have an optimizer each, which clips by its own gradients; (): one for all."""
 
+    as_read: Callable[[Params], Params] = lambda params: params
+    """parameters -> the same in the types that they are read in."""
+
     @functools.cached_property
     def abstract(self) -> Params:
         """The shapes of the parameters; nothing is allocated."""
@@ -65,6 +68,7 @@ def of_model(config: ConfigDict, model: Model) -> Trainee:
         model.tensor_rules,
         model.outer_layers,
         model.stacked_layers,
+        as_read=model.as_read,
     )
 
 
@@ -126,7 +130,9 @@ def train_step(
     step = steps.train_step(
         trainee.objective,
         lambda key, batch: trainee.examples(key, batch, pretrained),
-        lambda params, key: trainee.trained(sharding.gather(params, mesh, trainee.tensor_rules), pretrained, key),
+        lambda params, key: trainee.trained(
+            sharding.gather(params, mesh, trainee.tensor_rules, trainee.as_read), pretrained, key
+        ),
         optimizer(config, trainee),
         ema_decay=config.ema.decay,
         ema_warmup=config.ema.warmup,

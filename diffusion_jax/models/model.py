@@ -125,6 +125,12 @@ class Model:
         """The parameters as `ShapeDtypeStruct`s; nothing is allocated."""
         return jax.eval_shape(self.init, jax.random.key(0))
 
+    def as_read(self, params: Params) -> Params:
+        """The parameters, the network's in the types that it reads them in (`Network.as_read`)."""
+        if not self._parts:
+            return self.network.as_read(params)
+        return {**params, "unet": self.network.as_read(params["unet"])}
+
     def apply(self, params: Params, x: Array, t: Array, cond: Cond, dropout: Array | None = None) -> Array:
         """The network's output [B, *S, C'] for x [B, *x_shape] and conditioning t [B]; with a dropout key, in training.
 

@@ -19,6 +19,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.nets import attention_kernels as kernels
 from diffusion_jax.nets import splash_attention
 from diffusion_jax.nets.attention_kernels import Gradients, Kernel
+from diffusion_jax.nets.rematerialization import product, statistic
 
 CHOICES = ("auto", "xla", "flash")
 """What `attention_kernel` may be; `attend` says what each does."""
@@ -57,14 +58,23 @@ def attend(
 
 
 def _attend(q: Array, k: Array, v: Array, mask: Array | None, kernel: str, causal: bool) -> Array:
-    long = kernel == "flash" or min(q.shape[1], k.shape[1]) >= FLASH_FROM
-    if kernel == "xla" or not long or causal or _inside_shard_map():
-        out = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+    if not _is_flash((q.shape[1], k.shape[1]), kernel) or causal:
+        out = product(jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal))
         return out if mask is None else jnp.where(jnp.moveaxis(mask.any(axis=-1, keepdims=True), 1, 2), out, 0)
     if mask is not None:
         mask = jnp.broadcast_to(mask, (q.shape[0], *mask.shape[1:]))
     cudnn = kernels.cudnn_takes(q, mask)
     return attend_by(_flash(cudnn, splash_attention.takes(q, mask) and _tpu_is_possible()), q, k, v, mask)
+
+
+def _is_flash(lengths: tuple[int, int], kernel: str) -> bool:
+    """Whether attention between so many queries and keys takes a flash kernel."""
+    return kernel != "xla" and (kernel == "flash" or min(lengths) >= FLASH_FROM) and not _inside_shard_map()
+
+
+def splash_is_possible(lengths: tuple[int, int], features: int, kernel: str) -> bool:
+    """Whether attention between so many queries and keys, masked by key or not, is splash attention on a TPU."""
+    return _is_flash(lengths, kernel) and features <= splash_attention.MOST_FEATURES and _tpu_is_possible()
 
 
 def _inside_shard_map() -> bool:
@@ -112,6 +122,7 @@ def _forward_jvp(kernel: Kernel, primals: tuple[Any, ...], tangents: tuple[Any, 
     """The tangent of the logsumexp is left at 0: nothing but the backward pass reads it."""
     q, k, v, mask = primals
     out, logsumexp = _forward(kernel, *primals)
+    out, logsumexp = product(out), statistic(logsumexp)
     held = (q, k, v, out, logsumexp) if mask is None else (q, k, v, out, logsumexp, mask)
     tangent = TANGENT.bind(*tangents[:3], *held, kernel=kernel)
     return (out, logsumexp), (tangent, jnp.zeros_like(logsumexp))

@@ -14,6 +14,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.nets import layers
 from diffusion_jax.nets.embedding import EmbeddingSizes, embed_level
 from diffusion_jax.nets.layers import Conv, Dense, GroupNorm, ResBlock, SelfAttention
+from diffusion_jax.nets.multi_head import multi_head
 from diffusion_jax.nets.network import TensorRule
 from diffusion_jax.nets.unet import Down, Mid, check_sizes
 
@@ -43,7 +44,7 @@ class AttentionPool(nn.Module):
                 )
         init = nn.initializers.normal(1 / math.sqrt(channels))
         tokens += self.param("position", init, tokens.shape[1:], jnp.float32).astype(tokens.dtype)
-        pooled = layers.multi_head(tokens[:, :1], tokens, self.heads, dtype=self.dtype)[:, 0].astype(jnp.float32)
+        pooled = multi_head(tokens[:, :1], tokens, self.heads, out=None, dtype=self.dtype)[:, 0].astype(jnp.float32)
         self.sow("intermediates", "pooled", pooled)  # [B, C]: features, for whoever asks for intermediates
         return Dense(self.features, name="out")(pooled)
 

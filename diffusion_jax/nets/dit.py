@@ -14,10 +14,13 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.nets import layers
+from diffusion_jax.nets import layers, rematerialization
+from diffusion_jax.nets.dense import INIT, ZERO, Dense
 from diffusion_jax.nets.embedding import EmbeddingSizes, embed_vectors
-from diffusion_jax.nets.layers import INIT, ZERO, Dense, attention_heads, multi_head
+from diffusion_jax.nets.layers import attention_heads
+from diffusion_jax.nets.multi_head import multi_head
 from diffusion_jax.nets.network import Network, TensorRule, check_shapes
+from diffusion_jax.nets.rematerialization import product
 from diffusion_jax.ranges import BELOW_1, FROM_1, POSITIVE, Range
 
 
@@ -63,8 +66,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: Array, mask: Array | None = None) -> Array:
         """x [B, N, D], context [B, M, E], mask [B, M] True where it may be attended to -> [B, N, D]."""
-        h = multi_head(x, context, self.heads, mask=mask, dtype=self.dtype)
-        return Dense(x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, name="out")(h)
+        return multi_head(x, context, self.heads, mask=mask, out=self.kernel_init, dtype=self.dtype)
 
 
 class FeedForward(nn.Module):
@@ -92,6 +94,8 @@ class Layer(nn.Module):
     hidden: int
     """Width between the two dense layers of the feed-forward."""
     dropout: float
+    remat: str = "none"
+    """Of the attention: what else is computed again, the class around this one says."""
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -104,13 +108,14 @@ class Layer(nn.Module):
         def drop(h: Array) -> Array:
             return layers.dropout(self.make_rng("dropout"), h, self.dropout) if self.dropout else h
 
+        attention = nn.remat(Attention, prevent_cse=False) if self.remat == "attention" else Attention
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation(emb, 6, self.dtype, "modulation")
         h = normalize(x) * (1 + scale_1) + shift_1
-        h = Attention(self.heads, dtype=self.dtype, name="self_attention")(h, h)
-        x += gate_1 * drop(h)
+        h = attention(self.heads, dtype=self.dtype, name="self_attention")(h, h)
+        x = product(x + gate_1 * drop(h))
         if text is not None:
-            h = Attention(self.heads, ZERO, dtype=self.dtype, name="cross_attention")(normalize(x), text, mask)
-            x += drop(h)
+            h = attention(self.heads, ZERO, dtype=self.dtype, name="cross_attention")(normalize(x), text, mask)
+            x = product(x + drop(h))
         h = normalize(x) * (1 + scale_2) + shift_2
         h = FeedForward(self.hidden, dtype=self.dtype, name="feed_forward")(h)
         return x + gate_2 * drop(h), None
@@ -139,8 +144,9 @@ class DiT(Network):
     """Their form, "ddpm" or "adm", as `layers.time_embedding`."""
     dropout: float = 0.0
     """Of what each attention and feed-forward gives."""
-    remat: bool = False
-    """Keeps no activation inside a layer for the gradient: less memory, one more forward pass of it."""
+    remat: str = "none"
+    """What is computed again for the gradient, to hold less: "none", "attention", "dots", "offload" or "blocks"
+    (`rematerialization.CHOICES`); the results differ by rounding alone."""
     unroll: int = 1
     """Layers in one turn of the compiled loop: more take longer to compile, and the compiler may overlap them."""
     pooled_text: bool = False
@@ -156,6 +162,8 @@ class DiT(Network):
     # cost ten all-gathers of activations a layer.
     outer_layers: ClassVar[tuple[str, ...]] = ("embedding", "patch_in", "patch_out")
     stacked_layers: ClassVar[tuple[str, ...]] = ("layers",)
+    float32_layers: ClassVar[tuple[str, ...]] = ("patch_out",)
+    rematerializations: ClassVar[tuple[str, ...]] = rematerialization.CHOICES
     ranges: ClassVar[Mapping[str, Range]] = {
         "patch": FROM_1,
         "width": FROM_1,
@@ -197,7 +205,7 @@ class DiT(Network):
     def _stack(self, train: bool) -> nn.Module:
         """The layers one after another, of which each has its own parameters and randomness."""
         scanned = nn.scan(
-            nn.remat(Layer, prevent_cse=False) if self.remat else Layer,
+            rematerialization.of_block(Layer, self.remat, prevent_cse=False),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,  # every layer is given the same embedding and text
@@ -205,12 +213,13 @@ class DiT(Network):
             unroll=self.unroll,
         )
         hidden, dropout = int(self.mlp_ratio * self.width), self.dropout if train else 0.0
-        return scanned(self.heads, hidden, dropout, dtype=self.dtype, name="layers")
+        return scanned(self.heads, hidden, dropout, self.remat, dtype=self.dtype, name="layers")
 
     def _check(self, x: Array, t: Array, cond: Mapping[str, Array]) -> None:
         """Raises UserError where x, t, cond or the options do not fit the net."""
         check_shapes(x, t)
         self.check_cond(x, cond)
+        rematerialization.check_choice(self.remat)
         attention_heads(self.width, self.heads)
         if min(self.depth, self.unroll) < 1:
             raise UserError(f"depth and unroll count layers, from 1; got {self.depth} and {self.unroll}")

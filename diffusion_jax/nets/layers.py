@@ -18,13 +18,10 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.nets.attention import attend
 from diffusion_jax.nets.conv import conv, conv_upsampled
-
-INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-"""DDPM's initialization of every convolution and dense layer that does not start at zero (`nn.py` of its code)."""
-
-ZERO = nn.initializers.zeros_init()
+from diffusion_jax.nets.dense import INIT, ZERO, Dense
+from diffusion_jax.nets.multi_head import multi_head
+from diffusion_jax.nets.rematerialization import product, statistic
 
 TENSOR_RULES: tuple[tuple[str, int], ...] = (
     # Megatron's pairing (arXiv:1909.08053): the first of two matrices is split by output, the second by input,
@@ -94,25 +91,6 @@ def dropout(key: Array, x: Array, rate: float) -> Array:
     return jnp.where(halves < kept, x * (2**16 / kept), 0).astype(x.dtype)
 
 
-class Dense(nn.Module):
-    """A linear map of the channels and, where asked, a bias: [..., C] -> [..., features]."""
-
-    features: int
-    dtype: DTypeLike = jnp.float32
-    kernel_init: nn.initializers.Initializer = INIT
-    bias: bool = True
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[..., C] -> [..., features] of `dtype`."""
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        # As a matrix: of a dot with more axes, XLA's CPU compiler transposes the gradient's operands first.
-        rows = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
-        if self.bias:
-            rows += self.param("bias", ZERO, (self.features,), jnp.float32).astype(self.dtype)
-        return rows.reshape(*x.shape[:-1], self.features)
-
-
 class Conv(nn.Module):
     """A convolution of width 3 along every spatial axis, zero padded: [B, *S, C] -> [B, *(S / stride), features].
 
@@ -143,7 +121,7 @@ class Conv(nn.Module):
             x = jnp.pad(x, ((0, 0), *((1, 0) for _ in x.shape[1:-1]), (0, 0)))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         out = conv_upsampled(x, kernel) if self.upsample else conv(x, kernel, self.stride)
-        return out + bias.astype(self.dtype)
+        return product(out + bias.astype(self.dtype))
 
 
 class GroupNorm(nn.Module):
@@ -189,8 +167,8 @@ def group_norm(x: Array, scale: Array, bias: Array, groups: int, epsilon: float,
     group_mean = by_group(mean + shift)
     spread = mean + shift - group_mean
     group_variance = by_group(jnp.maximum(variance, 0.0) + jnp.square(spread))
-    a = scale * jax.lax.rsqrt(group_variance + epsilon)
-    b = bias + (shift - group_mean) * a
+    a = statistic(scale * jax.lax.rsqrt(group_variance + epsilon))
+    b = statistic(bias + (shift - group_mean) * a)
     return (centred * jnp.expand_dims(a, space) + jnp.expand_dims(b, space)).astype(dtype)
 
 
@@ -277,32 +255,6 @@ def attention_heads(channels: int, heads: int, head_channels: int = 0) -> int:
     return heads
 
 
-def multi_head(
-    x: Array,
-    context: Array,
-    heads: int,
-    *,
-    mask: Array | None = None,
-    bias: bool = True,
-    kernel: str = "auto",
-    dtype: DTypeLike = jnp.float32,
-) -> Array:
-    """What x attends to in context, before the output projection: x [B, N, C], context [B, M, D] -> [B, N, C].
-
-    The mask [B, M] is True where context may be attended to; the kernel is one of `attention.CHOICES`. The layers
-    "query", "key" and "value" belong to the compact module that calls this.
-    """
-    channels = x.shape[-1]
-
-    def project(name: str, y: Array) -> Array:
-        y = Dense(channels, bias=bias, dtype=dtype, name=name)(y)
-        return y.reshape(*y.shape[:2], heads, channels // heads)
-
-    allowed = None if mask is None else mask[:, None, None]  # [B, 1, 1, M]
-    projected = project("query", x), project("key", context), project("value", context)
-    return attend(*projected, allowed, kernel=kernel).reshape(x.shape)
-
-
 class SelfAttention(nn.Module):
     """Normalizes, lets every position attend to every other, and adds the result to x: [B, *S, C] -> [B, *S, C].
 
@@ -322,5 +274,5 @@ class SelfAttention(nn.Module):
         heads = attention_heads(channels, self.heads)
         h = GroupNorm(self.groups, self.epsilon, dtype=self.dtype, name="norm")(x)
         h = h.reshape(batch, -1, channels)  # [B, N, C]
-        h = multi_head(h, h, heads, kernel=self.kernel, dtype=self.dtype).reshape(x.shape)
-        return x + Dense(channels, dtype=self.dtype, kernel_init=ZERO, name="out")(h)
+        h = multi_head(h, h, heads, out=ZERO, kernel=self.kernel, dtype=self.dtype)
+        return x + h.reshape(x.shape)

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -50,6 +51,12 @@ class Network(nn.Module):
     """Names in the paths of layers that are scanned: the first axis of their parameters counts layers, as `nn.scan`
     stacks them, and to Muon each layer has matrices of its own. Axes of tensor rules, from the end, do not change."""
 
+    float32_layers: ClassVar[tuple[str, ...] | None] = None
+    """Names in the paths of layers that compute in float32 whatever the `dtype`. Every other parameter called "kernel"
+    is read in `dtype` alone. None: not known."""
+    rematerializations: ClassVar[tuple[str, ...]] = ()
+    """What the option `remat` may be, from the most memory to the least, where the family has it and it is a text."""
+
     ranges: ClassVar[Mapping[str, Range]] = {}
     """The range of each option that is a number, or a tuple of numbers."""
 
@@ -57,6 +64,19 @@ class Network(nn.Module):
     def pools_text(self) -> bool:
         """Whether it takes cond["text_pooled"] [B, D], one vector for the whole text, beside the tokens."""
         return False
+
+    def as_read(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters in the types that they are read in, where the family says it (`float32_layers`).
+
+        The output is the same to the bit. Parameters that are sent from device to device are half as large so.
+        """
+        kept = self.float32_layers
+
+        def cast(path: tuple[Any, ...], a: Array) -> Array:
+            names = [key.key for key in path]
+            return a.astype(self.dtype) if names[-1] == "kernel" and not set(names) & set(kept or ()) else a
+
+        return dict(params) if kept is None else jax.tree_util.tree_map_with_path(cast, dict(params))
 
     def __call__(self, x: Array, t: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False) -> Array:
         """x [B, *S, C], t [B] the schedule's conditioning value, cond as the fields say -> [B, *S, out_channels].

@@ -19,16 +19,23 @@ from diffusion_jax.nets.attention_kernels import Gradients, Kernel
 LANES = 128
 """Features, and keys or queries, that a TPU's registers hold side by side."""
 
+MOST_FEATURES = 256
+"""Of a head: with more, the kernel's blocks do not fit a TPU's vector memory."""
+
+HELD = 2**19
+"""Bytes of keys that the backward pass holds in vector memory at once, of which it works on one block at a time. Twice
+that, 4,096 keys of 128 features in 16 bits, does not fit a v5e's."""
+
 FUSED = 8
-"""Blocks of keys up to which splash attention computes all gradients in one pass. That pass keeps one gradient of the
-queries for each block of keys."""
+"""Times that so many keys are all keys, up to which splash attention computes all gradients in one pass. That pass
+writes one gradient of the queries for each of these times, and they are summed afterwards."""
 
 
 def takes(q: Array, mask: Array | None) -> bool:
     """Whether splash attention takes q: at most 256 features, in which its blocks fit a TPU's vector memory, and a mask
     of keys alone.
     """
-    return q.shape[-1] <= 256 and (mask is None or mask.shape[1:3] == (1, 1))
+    return q.shape[-1] <= MOST_FEATURES and (mask is None or mask.shape[1:3] == (1, 1))
 
 
 @functools.cache
@@ -82,18 +89,27 @@ def _block(size: int) -> int:
     return next(block for block in (512, 256, LANES) if size % block == 0)
 
 
+def _held(k: Array) -> int:
+    """How many of the keys k [B, H, M, D] the backward pass holds at once: a multiple of a block that divides M."""
+    keys, block = k.shape[2], _block(k.shape[2])
+    most = max(HELD // (k.shape[3] * k.dtype.itemsize * block), 1)
+    return block * next(n for n in range(most, 0, -1) if keys % (n * block) == 0)
+
+
 def _splash(q: Array, k: Array, interpret: bool, *, residuals: bool = True) -> Any:
     """The kernel for q and k [B, H, N or M, D], already padded; with residuals it gives the logsumexp too."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
     heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
     rows, columns = _block(queries), _block(keys)
-    fused = keys // columns <= FUSED
+    held = _held(k)
+    fused = keys // held <= FUSED
     blocks = splash_attention_kernel.BlockSizes(
         block_q=rows,
         block_kv=columns,
         block_q_dkv=rows,
-        block_kv_dkv=columns,
+        block_kv_dkv=held,
+        block_kv_dkv_compute=columns,
         block_q_dq=None if fused else rows,
         block_kv_dq=None if fused else columns,
         use_fused_bwd_kernel=fused,

@@ -7,13 +7,17 @@ Dimension key B *S C and N tokens of width D. Its parameters carry the names tha
 import math
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from diffusion_jax.nets.layers import ZERO, Dense, GroupNorm, attention_heads, multi_head
+from diffusion_jax.nets.dense import ZERO, Dense
+from diffusion_jax.nets.layers import GroupNorm, attention_heads
+from diffusion_jax.nets.multi_head import multi_head
+from diffusion_jax.nets.rematerialization import product
 
 TENSOR_RULES: tuple[tuple[str, int], ...] = (
     (r"feed_forward/(linear|gate)/(kernel|bias)$", -1),
@@ -32,8 +36,38 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, context: Array, mask: Array | None = None) -> Array:
         """x [B, N, C], context [B, M, D], mask [B, M] True where it may be attended to -> [B, N, C]."""
-        h = multi_head(x, context, self.heads, mask=mask, bias=False, kernel=self.kernel, dtype=self.dtype)
-        return Dense(x.shape[-1], dtype=self.dtype, name="out")(h)
+        return multi_head(x, context, self.heads, mask=mask, bias=False, kernel=self.kernel, dtype=self.dtype)
+
+
+def geglu(linear: Array, gate: Array) -> Array:
+    """linear * GELU(gate), the exact GELU; all of one shape."""
+    return linear * nn.gelu(gate, approximate=False)
+
+
+@jax.custom_jvp
+def geglu_in_16_bits(linear: Array, gate: Array) -> Array:
+    """`geglu`, of which the gradient keeps nothing but the arguments.
+
+    Left to JAX it keeps what GELU has in between, which XLA computes and writes in 32 bits on TPUs. On CPU to keep it
+    is faster than to compute it again.
+    """
+    return geglu(linear, gate)
+
+
+@geglu_in_16_bits.defjvp
+def _geglu_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    """In two parts, whose transposes are computed apart: together, XLA writes what they share and reads it again."""
+    linear, gate = primals
+
+    @jax.checkpoint
+    def by_linear(gate: Array, tangent: Array) -> Array:
+        return geglu(tangent, gate)
+
+    @jax.checkpoint
+    def by_gate(linear: Array, gate: Array, tangent: Array) -> Array:
+        return linear * jax.jvp(lambda gate: nn.gelu(gate, approximate=False), (gate,), (tangent,))[1]
+
+    return geglu_in_16_bits(linear, gate), by_linear(gate, tangents[0]) + by_gate(linear, gate, tangents[1])
 
 
 class FeedForward(nn.Module):
@@ -47,7 +81,8 @@ class FeedForward(nn.Module):
         channels = x.shape[-1]
         linear = Dense(4 * channels, dtype=self.dtype, name="linear")(x)
         gate = Dense(4 * channels, dtype=self.dtype, name="gate")(x)  # [B, N, 4 C]
-        return Dense(channels, dtype=self.dtype, name="project")(linear * nn.gelu(gate, approximate=False))
+        gated = geglu_in_16_bits if jnp.dtype(self.dtype).itemsize == 2 else geglu
+        return Dense(channels, dtype=self.dtype, name="project")(gated(linear, gate))
 
 
 class TransformerLayer(nn.Module):
@@ -66,8 +101,8 @@ class TransformerLayer(nn.Module):
 
         h = norm("norm_self", x)
         attention = partial(Attention, self.heads, self.kernel, dtype=self.dtype)
-        x += attention(name="self_attention")(h, h)
-        x += attention(name="cross_attention")(norm("norm_cross", x), text, mask)
+        x = product(x + attention(name="self_attention")(h, h))
+        x = product(x + attention(name="cross_attention")(norm("norm_cross", x), text, mask))
         return x + FeedForward(dtype=self.dtype, name="feed_forward")(norm("norm_feed", x))
 
 

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax import Array
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.nets import layers, transformer
+from diffusion_jax.nets import layers, rematerialization, transformer
 from diffusion_jax.nets.attention import check_choice
 from diffusion_jax.nets.conv import upsample_nearest
 from diffusion_jax.nets.embedding import EmbeddingSizes, embed_vectors
@@ -111,9 +111,9 @@ class UNet(Network):
     """Of the group norms; divides every number of channels."""
     dropout: float = 0.0
     """Probability that a residual block drops a value in training."""
-    remat: bool = False
-    """Keeps no activation inside a residual block or transformer for the gradient: less memory, one more forward pass
-    of it."""
+    remat: str = "none"
+    """What is computed again for the gradient, to hold less: "none", "attention", "dots", "offload" or "blocks"
+    (`rematerialization.CHOICES`); the results differ by rounding alone."""
     scale_shift: bool = False
     """Adaptive group norm: the embedding scales and shifts, instead of being added (ADM)."""
     resample: str = "conv"
@@ -142,6 +142,8 @@ class UNet(Network):
 
     tensor_rules: ClassVar[tuple[TensorRule, ...]] = layers.TENSOR_RULES + transformer.TENSOR_RULES
     outer_layers: ClassVar[tuple[str, ...]] = ("embedding", "conv_in", "conv_out")
+    float32_layers: ClassVar[tuple[str, ...]] = ("conv_out",)
+    rematerializations: ClassVar[tuple[str, ...]] = rematerialization.CHOICES
     ranges: ClassVar[Mapping[str, Range]] = {
         "channels": FROM_1,
         "multipliers": EACH_FROM_1,
@@ -169,7 +171,7 @@ class UNet(Network):
         joined = layers.to_patches(jnp.concatenate([x, *(cond[name] for name in self.concat)], axis=-1), self.patch)
         check_sizes(joined, t, self.multipliers, self.attention)
         block = partial(
-            nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock,
+            rematerialization.of_block(ResBlock, self.remat, static_argnums=(3,)),
             groups=self.groups,
             dropout=self.dropout,
             scale_shift=self.scale_shift,
@@ -212,8 +214,9 @@ class UNet(Network):
     def _attention(self, channels: int) -> Callable[..., nn.Module]:
         heads = layers.attention_heads(channels, self.heads, self.head_channels)
         if self.text_features is None:
-            return partial(SelfAttention, heads, self.groups, self.epsilon, self.attention_kernel, dtype=self.dtype)
-        layer = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
+            attention = rematerialization.of_attention(SelfAttention, self.remat)
+            return partial(attention, heads, self.groups, self.epsilon, self.attention_kernel, dtype=self.dtype)
+        layer = rematerialization.of_attention(SpatialTransformer, self.remat)
         return partial(layer, heads, self.groups, self.depth, self.places, self.attention_kernel, dtype=self.dtype)
 
     def _downsample(self, block: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -231,6 +234,7 @@ class UNet(Network):
         if self.resample not in ("conv", "block"):
             raise UserError(f"resample is 'conv' or 'block'; got {self.resample!r}")
         check_choice(self.attention_kernel)
+        rematerialization.check_choice(self.remat)
         if self.places and self.text_features is None:
             raise UserError("places are told to spatial transformers, which a net without text does not have")
         self.check_cond(x, cond)

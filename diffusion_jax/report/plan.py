@@ -30,7 +30,7 @@ def tried(
     number: int,
     fsdp: int,
     tensor: int,
-    remat: bool,
+    remat: str | bool | None,
     micro_batches: int,
     a_chip: float,
     fits: bool,
@@ -38,9 +38,8 @@ def tried(
     peak: int | None,
 ) -> str:
     """One line of a search: a layout, and what came of it."""
-    layout = (
-        f"fsdp {fsdp:<4} tensor {tensor:<2} remat {'yes' if remat else 'no ':3} {micro_batches} x {a_chip:g} a chip"
-    )
+    again = "" if remat is None else f"remat {'yes' if remat is True else remat or 'no':9} "
+    layout = f"fsdp {fsdp:<4} tensor {tensor:<2} {again}{micro_batches} x {a_chip:g} a chip"
     memory = "" if peak is None else f", {_bytes(peak)} at the peak"
     return f"{number:3}  {layout}: " + (
         f"{images_per_second:,.0f} images/s{memory}" if fits else f"does not fit{memory}"

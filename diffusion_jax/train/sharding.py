@@ -146,12 +146,16 @@ def partition(
     return PartitionSpec(*axes)
 
 
-def gather(params: Tree, mesh: Mesh, rules: TensorRules = ()) -> Tree:
-    """The parameters as a network uses them inside `jax.jit`, split over `tensor` alone.
+def gather(
+    params: Tree, mesh: Mesh, rules: TensorRules = (), as_read: Callable[[Tree], Tree] = lambda params: params
+) -> Tree:
+    """The parameters as a network uses them inside `jax.jit`, split over `tensor` alone, in the types of as_read.
 
     So `fsdp` splits their storage and not the arithmetic. Without this constraint the compiler carries the split of a
-    kernel into the activations, with all-to-alls between layers.
+    kernel into the activations, with all-to-alls between layers. The types are those in which they are sent.
     """
     if mesh.shape["fsdp"] == 1:
         return params
-    return jax.tree.map(jax.lax.with_sharding_constraint, params, tree_sharding(params, mesh, rules, fsdp=False))
+    # Said of the cast parts too: the compiler would gather first and cast then.
+    parts = jax.tree.map(jax.lax.with_sharding_constraint, as_read(params), tree_sharding(params, mesh, rules))
+    return jax.tree.map(jax.lax.with_sharding_constraint, parts, tree_sharding(params, mesh, rules, fsdp=False))

@@ -270,7 +270,13 @@ def searched(tmp_path_factory):
 @pytest.mark.slow
 def test_a_search_plans_the_fastest_that_fits(searched):
     tried = searched["search"]
-    assert [(each["remat"], each["accumulate"]) for each in tried] == [(False, 1), (False, 2), (True, 1)]
+    assert [(each["remat"], each["accumulate"]) for each in tried] == [
+        ("none", 1),
+        ("none", 2),
+        ("attention", 1),
+        ("dots", 1),
+        ("blocks", 1),
+    ]
     assert any(not each["fits"] for each in tried)
     fitting = [each for each in tried if each["fits"]]
     fastest = max(fitting, key=lambda each: each["images_per_second"])
@@ -285,15 +291,15 @@ def test_a_search_leaves_the_training_as_it_is(monkeypatch, capsys):
 
     def step(config, autoencoder, mesh, peaks, kept):
         at_once = config.train.batch_size // config.train.accumulate // mesh.size
-        speed = 1000.0 * at_once / (2 if config.model.remat else 1) / mesh.shape["fsdp"]
+        speed = 1000.0 * at_once / (1 if config.model.remat == "none" else 2) / mesh.shape["fsdp"]
         return {"fits": at_once <= 4, "images_per_second": speed, "memory_a_chip": {"peak": at_once}}
 
     monkeypatch.setattr(runs, "_step", step)
     config = importlib.import_module("configs.tiny").get_config()
     chosen, tried = runs._searched(config, None, jax.devices()[:2], CHIPS["v5e"], None)
-    assert (chosen.train.accumulate, chosen.model.remat, chosen.mesh.fsdp) == (2, False, 1)
+    assert (chosen.train.accumulate, chosen.model.remat, chosen.mesh.fsdp) == (2, "none", 1)
     assert {each["fsdp"] for each in tried} == {1, 2}
-    same = building.laid_out(chosen, fsdp=config.mesh.fsdp, tensor=1, remat=False, accumulate=1)
+    same = building.laid_out(chosen, fsdp=config.mesh.fsdp, tensor=1, remat="none", accumulate=1)
     assert same.to_dict() == config.to_dict()
     assert "plan: the fastest that fits: --config.mesh.data=-1 --config.mesh.fsdp=1" in capsys.readouterr().err
 

@@ -7,7 +7,14 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.nets import attention, attention_kernels, splash_attention
+from diffusion_jax.nets import (
+    attention,
+    attention_kernels,
+    multi_head,
+    rematerialization,
+    splash_attention,
+    transformer,
+)
 from diffusion_jax.nets.transformer import TransformerLayer
 from diffusion_jax.nets.unet import UNet
 from diffusion_jax.train import sharding
@@ -74,10 +81,22 @@ def test_the_chunked_kernel_takes_a_mask_of_each_query_and_head():
         np.testing.assert_allclose(mine, its, rtol=1e-5, atol=1e-5)
 
 
+def test_the_backward_pass_holds_as_many_keys_as_fit():
+    """A multiple of a block that divides all keys, of half a MiB at most; of each such part a gradient is written."""
+
+    def held(keys, features=128, dtype=jnp.bfloat16):
+        return splash_attention._held(jax.ShapeDtypeStruct((1, 1, keys, features), dtype))
+
+    assert [held(n) for n in (128, 1024, 4096, 8192, 9216)] == [128, 1024, 2048, 2048, 1536]
+    assert held(4096, features=256) == held(4096, dtype=jnp.float32) == 1024
+
+
 @pytest.mark.slow
-def test_splash_in_more_blocks_than_one_pass_takes():
-    """Nine blocks of keys: the gradients of the queries come from a pass of their own."""
-    args, g = qkv(keys=9 * 128)
+@pytest.mark.parametrize("keys", [9, 4])
+def test_splash_in_several_parts(keys, monkeypatch):
+    """Of nine parts of the keys the gradients of the queries come from a pass of their own, of four they are summed."""
+    monkeypatch.setattr(splash_attention, "HELD", 128 * 128 * 4)
+    args, g = qkv(keys=keys * 128)
     for mine, its in zip(both_ways(lambda *a: by("splash", *a), args, g), both_ways(xla(), args, g), strict=True):
         np.testing.assert_allclose(mine, its, rtol=1e-5, atol=1e-5)
 
@@ -170,6 +189,69 @@ def test_a_kernel_for_tpus_is_in_the_program_for_a_tpu_alone():
     assert "tpu_custom_call" not in traced.lower(lowering_platforms=("cpu",)).as_text()
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_heads_padded_in_the_projections_give_the_same(bias):
+    """Values and gradients, also of the parameters; by splash attention, which takes 128 features."""
+    x, context, g = (jax.random.normal(jax.random.key(i), (2, n, 24)) for i, n in enumerate((130, 140, 130)))
+    mask = jnp.arange(140) < jnp.array([[140], [70]])
+    keys = iter(jax.random.split(jax.random.key(5), 8))
+    draw = lambda bias: (  # noqa: E731
+        jax.random.normal(next(keys), (24, 24)) / 5,
+        jax.random.normal(next(keys), (24,)) if bias else None,
+    )
+    weights = multi_head.Projections(draw(bias), draw(bias), draw(bias), draw(True))
+
+    def run(f, x, context, weights):
+        out, pull = jax.vjp(lambda *a: f(*a[:2], mask, a[2], 3, "flash", jnp.float32), x, context, weights)
+        return out, pull(g)
+
+    expected = run(multi_head._attended, x, context, weights)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_flash", lambda *a: SPLASH)
+        got = run(multi_head._attended_padded, x, context, weights)
+    # Sums over 280 rows, and of the keys' bias 0 but for rounding.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=5e-5), got, expected)
+
+
+def test_heads_are_padded_in_the_program_for_a_tpu_alone():
+    """40 features a head: on a TPU no array of them goes in or out of a kernel."""
+    layer = TransformerLayer(2, dtype=jnp.bfloat16)
+    x, text = (jax.ShapeDtypeStruct((1, n, 80), jnp.bfloat16) for n in (attention.FLASH_FROM, 4))
+    params = jax.eval_shape(layer.init, jax.random.key(0), x, text)
+    mesh = sharding.mesh(1, 1, 1, devices=jax.devices()[:1])
+    step = jax.grad(lambda *a: layer.apply(*a).astype(jnp.float32).sum())
+    traced = jax.jit(sharding.on_mesh(mesh, step)).trace(params, x, text)
+    for platform, wide in (("tpu", True), ("cpu", False)):
+        lines = traced.lower(lowering_platforms=(platform,)).as_text().splitlines()
+        assert any("stablehlo.dot_general" in line and "x2x128xbf16>" in line for line in lines) == wide
+        if platform == "tpu":
+            assert not any("stablehlo.pad" in line and "1024x40xbf16" in line for line in lines)
+
+
+class TestGatedGelu:
+    """In 16 bits its gradient is written out."""
+
+    args = tuple(jax.random.normal(jax.random.key(i), (3, 5)) for i in range(4))
+
+    def test_it_is_the_product_in_every_mode(self):
+        linear, gate, *tangents = self.args
+
+        def everything(f):
+            mixed = lambda linear, gate: jax.jvp(f, (linear, gate), tuple(tangents))[1].sum()  # noqa: E731
+            pull = jax.vjp(f, linear, gate)
+            return pull[0], pull[1](tangents[0]), mixed(linear, gate), jax.grad(mixed, (0, 1))(linear, gate)
+
+        got, expected = (everything(f) for f in (transformer.geglu_in_16_bits, transformer.geglu))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
+
+    def test_it_keeps_its_arguments_alone(self):
+        a = jax.ShapeDtypeStruct((64, 64), jnp.bfloat16)
+        kept = jax.tree.leaves(jax.eval_shape(lambda *a: jax.vjp(transformer.geglu_in_16_bits, *a)[1], a, a))
+        assert {(b.shape, b.dtype) for b in kept} == {(a.shape, a.dtype)}
+        left_to_jax = jax.tree.leaves(jax.eval_shape(lambda *a: jax.vjp(transformer.geglu, *a)[1], a, a))
+        assert len(kept) < len(left_to_jax)
+
+
 def test_a_layer_gives_the_same_by_each_choice():
     x, text, mask = jnp.ones((2, 4, 4)).at[:, 1].set(2), jnp.ones((2, 3, 3)), jnp.array([[True, True, False]] * 2)
     layer = TransformerLayer(2)
@@ -181,6 +263,8 @@ def test_a_layer_gives_the_same_by_each_choice():
 
 
 def test_another_choice_is_refused():
+    with pytest.raises(UserError, match="model.remat is one of none, attention, dots, offload, blocks; got 'True'"):
+        rematerialization.check_choice("True")
     net = UNet(1, channels=4, multipliers=(1,), blocks=1, groups=2, attention_kernel="pallas")
     with pytest.raises(UserError, match=r"model.attention_kernel is one of auto, xla, flash; got 'pallas'"):
         jax.eval_shape(net.init, jax.random.key(0), jnp.ones((1, 4, 4, 1)), jnp.ones(1))

@@ -11,6 +11,7 @@ from dit_twin import random_params
 from flax import linen as nn
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.nets import rematerialization
 from diffusion_jax.nets.dit import DiT, Layer, positions
 from diffusion_jax.nets.families import NETWORKS
 from diffusion_jax.nets.layers import time_embedding
@@ -169,14 +170,29 @@ class TestLayers:
         expected = by_a_plain_loop(FULL, params, *batch)
         np.testing.assert_allclose(run(params, *batch), expected, rtol=1e-4, atol=1e-4)
 
-    @pytest.mark.parametrize("other", [{"remat": True}, {"unroll": 2}])
+    @pytest.mark.parametrize("other", [*({"remat": choice} for choice in rematerialization.CHOICES[1:]), {"unroll": 2}])
     def test_neither_remat_nor_unrolling_changes_output_or_gradient(self, gradient, params, batch, other):
         net = FULL.clone(dropout=0.3)
         changed = net.clone(**other)
         text = str(jax.make_jaxpr(partial(gradient, net=changed, train=True))(params, *batch))
-        assert ("remat" in text) == changed.remat
+        assert ("remat" in text) == (changed.remat != "none")
         expected = gradient(params, *batch, net=net, train=True)
         close(gradient(params, *batch, net=changed, train=True), expected)
+
+    def test_each_rematerialization_holds_less_than_the_one_before(self):
+        """As the compiler lays it out: in a U-Net, CPU's puts together again what was to be computed twice."""
+        x, t = jax.ShapeDtypeStruct((4, 16, 16, 3), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.float32)
+
+        def temporaries(remat):
+            net = DiT(3, patch=1, width=16, depth=4, heads=2, remat=remat)
+            loss = lambda params, x, t: jnp.square(net.apply({"params": params}, x, t, train=True)).mean()  # noqa: E731
+            params = jax.eval_shape(net.init, jax.random.key(0), x, t)["params"]
+            return jax.jit(jax.grad(loss)).lower(params, x, t).compile().memory_analysis().temp_size_in_bytes
+
+        none, attention, dots, blocks = map(temporaries, ("none", "attention", "dots", "blocks"))
+        assert none > 1.5 * attention
+        assert attention > 1.2 * dots
+        assert dots > 1.2 * blocks
 
     def test_dropout_acts_in_training_alone(self, run, params, batch):
         net = FULL.clone(dropout=0.5)
@@ -193,6 +209,9 @@ class TestLayers:
         exact, out = run(params, *batch), run(params, *batch, net=net)
         assert out.dtype == jnp.float32
         assert 0 < np.square(out - exact).mean() < 0.03**2 * np.square(exact).mean()
+        read = net.as_read(params)
+        assert {read[name]["kernel"].dtype for name in ("patch_in", "patch_out")} == {jnp.dtype("bfloat16"), out.dtype}
+        np.testing.assert_array_equal(run(read, *batch, net=net), out)
         text = str(jax.make_jaxpr(partial(run, net=net))(params, *batch))
         products = [line for line in text.splitlines() if "dot_general[" in line and ":f32" in line]
         # The logits of the two attentions of the layer, which stands there once, and the last layer.

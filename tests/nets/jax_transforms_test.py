@@ -40,7 +40,7 @@ SMALL_FAMILIES = {
     "unet": (UNet(3, **SMALL, attention=(2,)), None, (IMAGES, TIMES)),
     "unet_of_text": (
         UNet(
-            3, **SMALL, attention=(2,), num_classes=2, text_features=8, scale_shift=True, resample="block", remat=True
+            3, **SMALL, attention=(2,), num_classes=2, text_features=8, scale_shift=True, resample="block", remat="dots"
         ),
         told,
         (IMAGES, TIMES, STATES),

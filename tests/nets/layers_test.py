@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets import layers
+from diffusion_jax.nets.attention import attend
 from diffusion_jax.nets.conv import upsample_nearest
 from diffusion_jax.nets.layers import Conv, Downsample, GroupNorm, ResBlock, SelfAttention, Upsample
 
@@ -146,7 +147,7 @@ class TestSelfAttention:
         q = jnp.asarray([32.0, 1.0, 0.0, 0.0], jnp.bfloat16).reshape(1, 1, 1, 4)
         k = jnp.asarray([[32.0, 0.0, 0.0, 0.0], [32.0, 2.0, 0.0, 0.0]], jnp.bfloat16).reshape(1, 2, 1, 4)
         v = jnp.asarray([0.0, 1.0], jnp.bfloat16).reshape(1, 2, 1, 1)
-        got = float(layers.attend(q, k, jnp.broadcast_to(v, (1, 2, 1, 4)))[0, 0, 0, 0])
+        got = float(attend(q, k, jnp.broadcast_to(v, (1, 2, 1, 4)))[0, 0, 0, 0])
         assert got == pytest.approx(1 / (1 + np.exp(-1.0)), abs=5e-3)
 
     def test_heads_must_divide_the_channels(self):
@@ -163,15 +164,15 @@ class TestMask:
 
     def test_it_leaves_the_attention_to_the_other_keys(self):
         q, k, v, mask = self.draw()
-        got = layers.attend(q, k, v, mask[:, None, None])
+        got = attend(q, k, v, mask[:, None, None])
         for i, kept in enumerate(mask):
-            alone = layers.attend(q[i : i + 1], k[i : i + 1, kept], v[i : i + 1, kept])
+            alone = attend(q[i : i + 1], k[i : i + 1, kept], v[i : i + 1, kept])
             np.testing.assert_allclose(got[i : i + 1], alone, rtol=1e-5, atol=1e-6)
 
     def test_without_a_key_the_result_is_zero_and_the_gradient_finite(self):
         q, k, v, mask = self.draw()
         mask[0] = False
-        out, back = jax.vjp(lambda *qkv: layers.attend(*qkv, mask[:, None, None]), q, k, v)
+        out, back = jax.vjp(lambda *qkv: attend(*qkv, mask[:, None, None]), q, k, v)
         np.testing.assert_array_equal(out[0], 0.0)
         for g in back(out):
             np.testing.assert_array_equal(g[0], 0.0)
@@ -258,7 +259,7 @@ def test_what_is_traced_once_is_no_function_of_its_own_in_the_program(name):
         "conv": lambda x: layers.conv(x, jnp.ones((3, 3, 8, 8)), 1),
         "group_norm": lambda x: layers.group_norm(x, ones, ones, 4, 1e-6, jnp.float32),
         "dropout": lambda x: layers.dropout(jax.random.key(0), x, 0.5),
-        "attend": lambda x: layers.attend(x, x, x),
+        "attend": lambda x: attend(x, x, x),
     }[name]
     program = jax.jit(jax.grad(lambda x: jnp.square(call(x)).sum())).lower(x).as_text()
     assert "@main" in program

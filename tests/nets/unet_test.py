@@ -1,5 +1,6 @@
 """The U-Net: its size, the shapes it takes, what its output depends on, and what it refuses."""
 
+import importlib
 import math
 from functools import partial
 
@@ -8,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax import experiment
 from diffusion_jax.errors import UserError
+from diffusion_jax.nets import rematerialization
 from diffusion_jax.nets.layers import time_embedding
 from diffusion_jax.nets.transformer import SpatialTransformer, place_embedding
 from diffusion_jax.nets.unet import UNet
@@ -98,6 +101,37 @@ class TestSize:
         x, t, text = jnp.zeros((1, 64, 64, 4)), jnp.zeros(1), jnp.zeros((1, 77, 768))
         params = jax.eval_shape(SD_1_5.init, jax.random.key(0), x, t, {"text": text})["params"]
         assert size(params) == 859_520_964
+
+    def test_adm_for_imagenet_64_has_the_296_million_of_its_paper(self):
+        """Table 11 of arXiv:2105.05233; and exactly what its layers come to, with a row for the null class."""
+        config = importlib.import_module("configs.adm_imagenet64").get_config()
+
+        def block(a, b):  # norm, convolution, embedding's scale and shift, norm, convolution, shortcut
+            return 2 * a + (9 * a * b + b) + 769 * 2 * b + 2 * b + (9 * b * b + b) + (a * b + b) * (a != b)
+
+        def attention(c):
+            return 2 * c + 4 * (c * c + c)
+
+        widths = [192, 384, 576, 768]
+        total = 3 * 192 * 9 + 192 + (192 * 768 + 768) + (768 * 768 + 768) + 1001 * 768
+        skips, c = [192], 192
+        for i, width in enumerate(widths):
+            for _ in range(3):
+                total += block(c, width) + (attention(width) if i else 0)
+                c = width
+                skips.append(c)
+            if i < 3:
+                total += block(c, c)
+                skips.append(c)
+        total += 2 * block(c, c) + attention(c)
+        for i, width in reversed(list(enumerate(widths))):
+            for _ in range(4):
+                total += block(c + skips.pop(), width) + (attention(width) if i else 0)
+                c = width
+            total += block(c, c) if i else 0
+        total += 2 * 192 + 9 * 192 * 6 + 6
+        assert round(total / 1e6) == 296
+        assert size(experiment.model(config).abstract) == total
 
     def test_names_of_parameters(self):
         params = shapes_of(TINY, (1, 8, 8, 2), label=0)
@@ -299,7 +333,7 @@ def test_one_vector_of_the_text_is_added_to_the_time_embedding(run):
 
 
 @pytest.mark.parametrize("options", [{}, {"text_features": 3, "scale_shift": True}])
-def test_remat_changes_no_parameter_output_or_gradient(options):
+def test_no_rematerialization_changes_parameters_output_or_gradient(options):
     x, t = np.random.default_rng(0).standard_normal((2, 4, 2), np.float32), np.float32([1.0, 2.0])
     cond = {"text": x[:, :, [0, 1, 1]]} if options else None
     plain = UNet(2, channels=4, multipliers=(1,), blocks=1, attention=(), groups=2, dropout=0.3).clone(**options)
@@ -310,11 +344,13 @@ def test_remat_changes_no_parameter_output_or_gradient(options):
             out = net.apply({"params": params}, x, t, cond, train=True, rngs={"dropout": jax.random.key(0)})
             return jnp.square(out).mean()
 
-        assert ("remat" in str(jax.make_jaxpr(loss)(params))) == net.remat
+        assert ("remat" in str(jax.make_jaxpr(loss)(params))) == (net.remat != "none")
         return jax.jit(jax.value_and_grad(loss))(params)
 
-    recomputed, expected = gradient(plain.clone(remat=True)), gradient(plain)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), recomputed, expected)
+    expected = gradient(plain)
+    for remat in rematerialization.CHOICES[1:] if options else ("dots",):
+        got = gradient(plain.clone(remat=remat))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, expected)
 
 
 def test_bfloat16_computes_between_float32_parameters_and_output(run, params, batch):
@@ -326,6 +362,9 @@ def test_bfloat16_computes_between_float32_parameters_and_output(run, params, ba
     exact, out = run(params, *batch), run(params, *batch, net=net)
     assert out.dtype == jnp.float32
     assert 0 < np.square(out - exact).mean() < 0.02**2 * np.square(exact).mean()
+    read = net.as_read(params)
+    assert {read[name]["kernel"].dtype for name in ("conv_in", "conv_out")} == {jnp.dtype("bfloat16"), out.dtype}
+    np.testing.assert_array_equal(run(read, *batch, net=net), out)
 
 
 @pytest.mark.parametrize(

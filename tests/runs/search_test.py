@@ -7,6 +7,7 @@ import pytest
 from diffusion_jax.runs.plan.search import Choice, Outcome, best, meshes, search
 
 BATCH = 64
+REMAT = ("none", "dots", "blocks")
 
 
 def machine(memory):
@@ -14,8 +15,10 @@ def machine(memory):
 
     def measure(choice):
         state = 40 / choice.fsdp
-        activations = 64 / choice.accumulate / (4 if choice.remat else 1)
-        seconds = (4 / 3 if choice.remat else 1) + 0.02 * choice.fsdp + 0.05 * choice.accumulate
+        activations = 64 / choice.accumulate / {"none": 1, "dots": 2, "blocks": 4}[choice.remat]
+        seconds = (
+            {"none": 1, "dots": 1.1, "blocks": 4 / 3}[choice.remat] + 0.02 * choice.fsdp + 0.05 * choice.accumulate
+        )
         peak = state + activations
         return Outcome(peak <= memory, BATCH / seconds if peak <= memory else 0.0, int(peak))
 
@@ -29,8 +32,8 @@ def accumulate(fsdp, tensor):
 @pytest.mark.parametrize("memory", [5, 12, 18, 25, 40, 60, 110])
 def test_the_best_is_that_of_all_layouts_in_fewer_compilations(memory):
     options = meshes(8)
-    found = list(search(options, (False, True), accumulate, machine(memory)))
-    every = [Choice(f, t, r, n) for (f, t), r, n in itertools.product(options, (False, True), accumulate(1, 1))]
+    found = list(search(options, REMAT, accumulate, machine(memory)))
+    every = [Choice(f, t, r, n) for (f, t), r, n in itertools.product(options, REMAT, accumulate(1, 1))]
     expected = best([(choice, machine(memory)(choice)) for choice in every])
     assert best(found) == expected
     assert (expected is None) == (memory == 5)
@@ -45,7 +48,7 @@ def test_meshes_are_all_that_there_are():
 
 
 def test_rematerialization_is_not_tried_where_it_makes_no_room():
-    tried = [choice for choice, _ in search([(1, 1)], (False, True), accumulate, machine(1000))]
-    assert tried == [Choice(1, 1, False, 1)]
+    tried = [choice for choice, _ in search([(1, 1)], REMAT, accumulate, machine(1000))]
+    assert tried == [Choice(1, 1, "none", 1)]
     assert "--config.mesh.fsdp=1" in tried[0].flags
-    assert "--config.model.remat=False" in tried[0].flags
+    assert "--config.model.remat=none" in tried[0].flags

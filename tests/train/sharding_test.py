@@ -83,3 +83,15 @@ def test_gather_states_whole_arrays_but_for_tensor():
     gathered = jax.jit(lambda t: sharding.gather(t, mesh, TENSOR_RULES))(placed)
     assert gathered["block_0"]["conv1"]["kernel"].sharding.spec == P(None, None, None, "tensor")
     assert gathered["conv_in"]["kernel"].sharding.is_fully_replicated
+
+
+def test_what_is_read_in_16_bits_is_sent_in_16_bits():
+    """As the program asks for it: compiled for a CPU, bfloat16 is sent as float32."""
+    mesh = sharding.mesh(1, 2, 1, devices=jax.devices()[:2])
+    tree = {"kernel": np.ones((64, 128), np.float32)}
+    cast = lambda tree: jax.tree.map(lambda a: a.astype(jax.numpy.bfloat16), tree)  # noqa: E731
+    cast_first, split, whole = jax.make_jaxpr(lambda t: sharding.gather(t, mesh, (), cast))(tree).eqns
+    assert cast_first.primitive.name == "convert_element_type"
+    assert split.params["sharding"].spec == P(None, "fsdp")
+    assert whole.params["sharding"].is_fully_replicated
+    assert whole.invars[0].aval.dtype == jax.numpy.bfloat16

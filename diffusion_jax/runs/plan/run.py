@@ -168,13 +168,12 @@ def _searched(
         )
 
     count, found = len(devices), []
-    remat = (False, True) if config.task == "diffusion" and "remat" in config.model else (False,)
     options = searching.meshes(count, tuple({1, max(config.mesh.tensor, 1)}))
 
     def accumulate(fsdp: int, tensor: int) -> list[int]:
         return building.accumulations(config, count // tensor)
 
-    for choice, outcome in searching.search(options, remat, accumulate, measure):
+    for choice, outcome in searching.search(options, building.rematerializations(config), accumulate, measure):
         found.append((choice, outcome))
         line = report.tried(
             len(found),

@@ -10,15 +10,16 @@ class Choice:
 
     fsdp: int
     tensor: int
-    remat: bool
+    remat: str | bool | None  # None of a network without the option
     accumulate: int
 
     @property
     def flags(self) -> str:
         """Of the command line."""
+        remat = "" if self.remat is None else f"--config.model.remat={self.remat} "
         return (
             f"--config.mesh.data=-1 --config.mesh.fsdp={self.fsdp} --config.mesh.tensor={self.tensor} "
-            f"--config.model.remat={self.remat} --config.train.accumulate={self.accumulate}"
+            f"{remat}--config.train.accumulate={self.accumulate}"
         )
 
 
@@ -44,18 +45,19 @@ def meshes(devices: int, tensor: Sequence[int] = (1,)) -> list[tuple[int, int]]:
 
 def search(
     meshes: Sequence[tuple[int, int]],
-    remat: Sequence[bool],
+    remat: Sequence[str | bool | None],
     accumulate: Callable[[int, int], Sequence[int]],
     measure: Callable[[Choice], Outcome],
 ) -> Iterator[tuple[Choice, Outcome]]:
-    """Measures, for each mesh, with rematerialization and without, the largest batch a chip that fits.
+    """Measures, for each mesh and each choice of rematerialization, the largest batch a chip that fits.
 
-    accumulate(fsdp, tensor) are the numbers of micro-batches that the batch can be split into, rising. Left out is what
-    cannot be better: more micro-batches than fit already, and rematerialization that does not make room for fewer.
+    remat has its choices from the most memory to the least. accumulate(fsdp, tensor) are the numbers of micro-batches
+    that the batch can be split into, rising. Left out is what cannot be better: more micro-batches than fit already,
+    and rematerialization that does not make room for fewer.
     """
     for fsdp, tensor in meshes:
         fitting: int | None = None
-        for again in sorted(remat):
+        for again in remat:
             for n in accumulate(fsdp, tensor):
                 if fitting is not None and n >= fitting:
                     break
