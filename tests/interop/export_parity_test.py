@@ -186,9 +186,10 @@ def digits(**model):
     return config
 
 
-@pytest.mark.parametrize("count", [0, 10])
-def test_digits_that_were_trained_here(tmp_path, count):
-    config = digits(num_classes=count)
+@pytest.mark.parametrize(("count", "dtype"), [(0, "float32"), (10, "bfloat16")])
+def test_digits_that_were_trained_here(tmp_path, count, dtype):
+    """Both are compared in float32, whatever training computes in."""
+    config = digits(num_classes=count, dtype=dtype)
     config.sample.guidance = 2.0 if count else 1.0
     workdir = trained(tmp_path, config, "digits")
     assert export(workdir, tmp_path / "out", "--check") == 0
