@@ -213,10 +213,8 @@ def _autoencoder(shapes: Shapes, prefix: str, *, side: int) -> tuple[dict[str, A
 
 def _text(shapes: Shapes, *, second: bool) -> tuple[dict[str, Any], dict[str, Source]]:
     """(config of a `CLIPTextModel`, where its arrays stand)."""
-    layer = (
-        rf"{re.escape(OPEN_CLIP)}transformer\.resblocks" if second else rf"{re.escape(CLIP)}text_model\.encoder\.layers"
-    )
-    layers = _highest(rf"{layer}\.(\d+)\.", shapes) + (0 if second else 1)
+    where = rf"{OPEN_CLIP}transformer\.resblocks" if second else rf"{CLIP}(?:text_model\.)?encoder\.layers"
+    layers = _highest(rf"{where}\.(\d+)\.", shapes) + (0 if second else 1)
     sources = text_names(shapes, layers=layers)
     stored = {name.removeprefix("text_model."): source.name for name, source in sources.items()}
     size = lambda name: _of(shapes, stored.get(name, f"{CLIP}text_model.{name}"))  # noqa: E731

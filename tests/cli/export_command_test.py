@@ -210,6 +210,22 @@ def test_a_model_without_a_twin_is_refused_by_name(tmp_path, capsys, change, sai
     assert "--format=safetensors" in found
 
 
+def test_a_dit_of_pixels_is_its_transformer_and_a_scheduler(tmp_path, capsys):
+    config = configs.base("dit")
+    config.schedule = "cosine(steps=100)"
+    config.model.update(width=8, depth=2, heads=2, sinusoids="ddpm", num_classes=10)
+    config.sample.update(sampler="ddim", steps=5, guidance=2.0, threshold="none")
+    root = save(tmp_path / "w", config)
+    assert "guidance 0.5, below 1, has no twin" in refused(capsys, root, tmp_path / "out", "--guidance=0.5")
+    assert export(root, tmp_path / "out") == 0
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert (config["_class_name"], config["num_embeds_ada_norm"]) == ("DiTTransformer2DModel", 10)
+    assert (tmp_path / "out" / WEIGHTS).is_file()
+    assert (tmp_path / "out/scheduler/scheduler_config.json").is_file()
+    assert not (tmp_path / "out/model_index.json").exists()
+    assert "DiTTransformer2DModel.from_pretrained('out')" in (tmp_path / "out/README.md").read_text()
+
+
 def test_what_a_user_asks_amiss_is_one_sentence(workdir, autoencoder, tmp_path, capsys):
     out = tmp_path / "out"
     assert "--format is diffusers or safetensors; got 'onnx'" in refused(capsys, workdir, out, "--format=onnx")

@@ -165,6 +165,42 @@ def test_a_unet_is_read_as_it_was_written(net):
     assert (found.in_channels, found.size) == (3, (8, 16))
 
 
+SD_1 = {  # as published
+    "_class_name": "UNet2DConditionModel",
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "cross_attention_dim": 768,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "out_channels": 4,
+    "sample_size": 64,
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+}
+SD_2 = SD_1 | {
+    "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024,
+    "sample_size": 96,
+    "upcast_attention": True,
+    "use_linear_projection": True,
+}
+
+
+@pytest.mark.parametrize("published", [SD_1, SD_2])
+def test_published_configs_are_written_as_they_were(published):
+    """What changes nothing here, as upcast_attention, is kept as their layout."""
+    found = diffusers_options.unet(published, "there")
+    net = UNet(found.out_channels, text_features=found.text_features, **found.options)
+    config = unet_config(_fields(net), options(UNet), size=found.size, in_channels=found.in_channels) | found.layout
+    assert {key: config[key] for key in published} == published
+
+
 def test_heads_that_are_counted_are_theirs_by_their_channels():
     """Where every attention has the same channels; a `UNet2DModel` has heads of so many channels, not so many heads."""
     net = UNet(3, channels=8, multipliers=(1, 2), attention=(2,), heads=4)

@@ -4,7 +4,7 @@ import diffusers_folders as folders
 import numpy as np
 import original_layout
 import pytest
-from import_parity_test import GUIDANCE, STEPS, drawn, import_
+from imported_pipelines import GUIDANCE, STEPS, drawn, import_
 
 pytestmark = pytest.mark.parity
 

@@ -120,6 +120,21 @@ def test_every_array_finds_its_place(original, tmp_path):
     assert "model_ema" in record["left_out"]
 
 
+def test_text_encoders_without_the_prefix_of_their_class(original, tmp_path):
+    """As files of before transformers' `text_model.` have them."""
+    if original[2] is SECOND:
+        pytest.skip("of 1.x")
+
+    def bare(state):
+        for name in [name for name in state if ".text_model." in name]:
+            state[name.replace("text_model.", "")] = state.pop(name)
+
+    file = changed(original, tmp_path, bare)
+    assert import_(file, tmp_path / "w", *flags_of(original)) == 0
+    kept = load_file(tmp_path / "w/text_encoder/model.safetensors")
+    assert {name for name in kept if not name.endswith("position_ids")} == set(original[-1])
+
+
 def test_its_autoencoder_alone(original, tmp_path):
     file, *_, coder, _ = original
     assert import_(file, tmp_path / "w", "--part=autoencoder") == 0

@@ -181,7 +181,7 @@ def _stable_diffusion(trained: Trained, parts: dict[str, Part], text: Text, fold
     if text.trained or not isinstance(text.network, ClipText):
         raise no_twin(f"text={trained.config.text!r}, which is no published CLIP,")
     scheduler = _scheduler(trained, STABLE_DIFFUSION)
-    call = _steps(trained) | {"guidance_scale": trained.how.guidance} | scheduler.call
+    call = _steps(trained) | _guidance(trained) | scheduler.call
     call |= {"guidance_rescale": trained.how.guidance_rescale} if trained.how.guidance_rescale else {}
     notes = (*scheduler.notes, *_guidance_notes(trained, rescales=True))
     read = TextFolder(folder, text.length, text.network.penultimate)
@@ -196,7 +196,7 @@ def _dit(trained: Trained, parts: dict[str, Part], config: dict[str, Any]) -> Di
     scheduler = _scheduler(trained, DIT)
     names = trained.model.classes.names if trained.model.classes else None
     notes = [*scheduler.notes, *_guidance_notes(trained, rescales=False)]
-    call = _steps(trained) | {"guidance_scale": trained.how.guidance} | scheduler.call
+    call = _steps(trained) | _guidance(trained) | scheduler.call
     if "vae" not in parts:
         return DiffusersFolder("DiTTransformer2DModel", {"": part}, scheduler, call=call, notes=tuple(notes))
     if trained.model.num_classes != ANY_LABEL:
@@ -220,6 +220,13 @@ def _guidance_notes(trained: Trained, *, rescales: bool) -> list[str]:
     if how.guidance_rescale and not rescales:
         notes.append("guidance_rescale is not there")
     return notes
+
+
+def _guidance(trained: Trained) -> dict[str, Any]:
+    """What a pipeline's call is given; raises UserError for a scale below 1, which pipelines take for 1."""
+    if trained.how.guidance < 1:
+        raise no_twin(f"guidance {trained.how.guidance:g}, below 1,", "give --guidance=1")
+    return {"guidance_scale": trained.how.guidance}
 
 
 def _steps(trained: Trained) -> dict[str, Any]:

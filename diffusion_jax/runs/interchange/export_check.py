@@ -19,6 +19,7 @@ import numpy as np
 from diffusion_jax import experiment
 from diffusion_jax.core.samplers.loop import standard_normal, start_noise
 from diffusion_jax.errors import UserError
+from diffusion_jax.models.conditions import Caption
 from diffusion_jax.models.sampling import START
 from diffusion_jax.nets.autoencoder import AutoencoderKL
 from diffusion_jax.runs.interchange.diffusers_folder import DiffusersFolder, network_params
@@ -119,10 +120,11 @@ def _ours(run: ExportedRun, theirs: DiffusersFolder, dtype: str) -> tuple[dict[s
     rng = np.random.default_rng(0)
     request: dict[str, Any] = {"name": theirs.name, "call": theirs.call}
     if run.trained is None:
-        net = experiment.autoencoder.network(run.config)
+        net = experiment.autoencoder.network(run.config).clone(dtype=jnp.float32)
         return request, *_autoencoder(net, _rounded(run.params["autoencoder"], dtype), image_shape(run.config), rng)
     trained = dataclasses.replace(
         run.trained,
+        model=_in_float32(run.trained.model),
         params=_rounded(run.trained.params, dtype),
         pretrained={name: _rounded(tree, dtype) for name, tree in run.trained.pretrained.items()},
     )
@@ -134,6 +136,20 @@ def _ours(run: ExportedRun, theirs: DiffusersFolder, dtype: str) -> tuple[dict[s
         sampled = _sample(trained, theirs)
         request, inputs, outputs = request | sampled[0], inputs | sampled[1], outputs | sampled[2]
     return request, inputs, outputs
+
+
+def _in_float32(model: experiment.Model) -> experiment.Model:
+    """The model whose networks compute in float32, whatever they are trained in."""
+    coder, conditions = model.autoencoder, []
+    for each in model.conditions:
+        if isinstance(each, Caption):
+            network = each.encoder.network.clone(dtype=jnp.float32)
+            each = dataclasses.replace(each, encoder=dataclasses.replace(each.encoder, network=network))
+        conditions.append(each)
+    if coder is not None:
+        coder = dataclasses.replace(coder, network=coder.network.clone(dtype=jnp.float32))
+    network = model.network.clone(dtype=jnp.float32)
+    return dataclasses.replace(model, network=network, autoencoder=coder, conditions=tuple(conditions))
 
 
 def _network(trained: Trained, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
