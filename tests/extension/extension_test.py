@@ -98,6 +98,25 @@ def test_it_is_planned_with_its_own_tensor_rules(installed, capsys):
     assert tuple(spec) == (None, "tensor")
 
 
+def test_it_is_swept(installed, tmp_path):
+    """Both trials in one program, whose learning rates and results differ."""
+    (tmp_path / "sweep.py").write_text(
+        "from diffusion_jax.sweeps import Objective, Sweep, choice\n\n\n"
+        "def get_sweep():\n"
+        "    rates = {'optimizer.learning_rate': choice(1e-4, 1e-2)}\n"
+        "    return Sweep(space=rates, objective=Objective('loss', 'minimize'))\n"
+    )
+    root = tmp_path / "sweep"
+    words = ["sweep", f"--config={CONFIG}", f"--sweep={tmp_path / 'sweep.py'}", f"--workdir={root}", "--vectorised"]
+    assert main(words) == 0
+    losses = []
+    for number in range(2):
+        lines = (root / "trials" / f"{number:03d}" / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines if "loss" in line])
+    assert losses[0] != losses[1]
+    assert np.isfinite(losses).all()
+
+
 def test_its_parts_conform(installed):
     from diffusion_jax_example.conditions import Brightness
     from diffusion_jax_example.data import Corners
