@@ -212,6 +212,7 @@ def test_a_model_without_a_twin_is_refused_by_name(tmp_path, capsys, change, sai
 
 def test_a_dit_of_pixels_is_its_transformer_and_a_scheduler(tmp_path, capsys):
     config = configs.base("dit")
+    config.data.shape = (8, 8, 1)
     config.schedule = "cosine(steps=100)"
     config.model.update(width=8, depth=2, heads=2, sinusoids="ddpm", num_classes=10)
     config.sample.update(sampler="ddim", steps=5, guidance=2.0, threshold="none")
