@@ -16,9 +16,9 @@ from diffusion_jax.experiment.autoencoder import Reconstruction
 from diffusion_jax.modalities import Image
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.runs.evaluate import measured_samples, nearest_neighbors, sample_sources
-from diffusion_jax.runs.evaluate.bits_per_dim import BITS_PER_DIM, Likelihood, bits_per_dim
 from diffusion_jax.runs.evaluate.evaluation import Evaluation, EvaluationSettings
 from diffusion_jax.runs.evaluate.feature_extractor import MetricRequest
+from diffusion_jax.runs.evaluate.likelihood import BITS_PER_DIM, Likelihood, bits_per_dim
 from diffusion_jax.runs.evaluate.measured_samples import SampleSource
 from diffusion_jax.runs.evaluate.partial import PartialEvaluation
 from diffusion_jax.runs.evaluate.real_images import Interrupted
