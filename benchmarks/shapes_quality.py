@@ -51,12 +51,9 @@ def measure(root: Path, num: int, out: Path | None, overrides: dict) -> dict[str
     found: dict[str, float] = {"num": num, "step": trained.step}
     if model.text:
         captions = [source[int(i)]["caption"] for i in batch["index"]]
-        found["captions right"] = float(
-            np.mean([shape_reader.matches(*pair) for pair in zip(pixels, captions, strict=True)])
-        )
-        found["with relation"] = float(
-            np.mean([shape_reader.related(*pair) for pair in zip(pixels, captions, strict=True)])
-        )
+        pairs = list(zip(pixels, captions, strict=True))
+        found["captions right"] = float(np.mean([shape_reader.matches(*pair) for pair in pairs]))
+        found["with relation"] = float(np.mean([shape_reader.related(*pair) for pair in pairs]))
     if "low_resolution" in names:
         found["psnr"] = float(psnr(images.clip(-1, 1), batch["x"]).mean())
         found["psnr bicubic"] = float(psnr(cond["low_resolution"], batch["x"]).mean())

@@ -106,7 +106,7 @@ def _inside(draw: float, extent: float) -> float:
 
 
 def _apart(extents: list[float], *draws: float) -> tuple[list[float], list[float]]:
-    """Coordinates (along, across) of two shapes: the first is before the second on the axis, across it they are nearer."""
+    """Coordinates (along, across) of two shapes: on the axis the first comes first, across it they are nearer."""
     near, far = sorted(draws[:2])
     slack = 1 - 2 * (_MARGIN + sum(extents)) - _GAP
     along = [_MARGIN + extents[0] + near * slack, 1 - _MARGIN - extents[1] - (1 - far) * slack]

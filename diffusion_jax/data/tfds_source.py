@@ -19,6 +19,9 @@ from diffusion_jax.errors import UserError
 
 _FORMAT = "array_record"  # the format that TFDS writes and reads at random without TensorFlow
 
+Record = tuple[int, dict[str, object]]
+"""(key, {feature: value}) of an example, as TFDS writes it."""
+
 
 class SklearnDigits(tfds.core.GeneratorBasedBuilder):
     """scikit-learn's 1,797 handwritten digits, 8 x 8; its pixel values 0 to 16 become round(255 v / 16)."""
@@ -33,10 +36,10 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder):
             builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Record]]:
         return {"train": self._generate_examples()}
 
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self) -> Iterator[Record]:
         from sklearn.datasets import load_digits  # a second to import, for the first run only
 
         data = load_digits()
@@ -72,11 +75,11 @@ class DrawnShapes(tfds.core.GeneratorBasedBuilder):
             builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Record]]:
         counts = {"train": self.builder_config.count, "test": 1000}
         return {split: self._generate_examples(split, count) for split, count in counts.items()}
 
-    def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, split: str, count: int) -> Iterator[Record]:
         for i in range(count):
             picture = shapes.picture(split, i)
             image, classes = shapes.draw(picture, self.builder_config.size)
