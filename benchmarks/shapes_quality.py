@@ -16,7 +16,7 @@ import numpy as np
 
 from diffusion_jax import experiment
 from diffusion_jax.core.similarity import psnr, ssim
-from diffusion_jax.data import shapes
+from diffusion_jax.data import shape_reader
 from diffusion_jax.models.likelihood import own_conditions
 from diffusion_jax.report import pictures
 from diffusion_jax.runs.sample.examples import first_batch
@@ -51,8 +51,9 @@ def measure(root: Path, num: int, out: Path | None, overrides: dict) -> dict[str
     found: dict[str, float] = {"num": num, "step": trained.step}
     if model.text:
         captions = [source[int(i)]["caption"] for i in batch["index"]]
-        found["captions right"] = float(np.mean([shapes.matches(*pair) for pair in zip(pixels, captions, strict=True)]))
-        found["with relation"] = float(np.mean([shapes.related(*pair) for pair in zip(pixels, captions, strict=True)]))
+        pairs = list(zip(pixels, captions, strict=True))
+        found["captions right"] = float(np.mean([shape_reader.matches(*pair) for pair in pairs]))
+        found["with relation"] = float(np.mean([shape_reader.related(*pair) for pair in pairs]))
     if "low_resolution" in names:
         found["psnr"] = float(psnr(images.clip(-1, 1), batch["x"]).mean())
         found["psnr bicubic"] = float(psnr(cond["low_resolution"], batch["x"]).mean())
@@ -62,7 +63,7 @@ def measure(root: Path, num: int, out: Path | None, overrides: dict) -> dict[str
         known = ~batch["mask"][..., None]
         pasted = np.where(known, pictures.to_uint8(batch["x"]), pixels)
         found["all regions are shapes"] = float(
-            np.mean([all(seen.shape for seen in shapes.read_picture(image)) for image in pasted])
+            np.mean([all(seen.shape for seen in shape_reader.read_picture(image)) for image in pasted])
         )
         found["mean error of known pixels"] = float(
             np.abs(images - batch["x"])[np.broadcast_to(known, images.shape)].mean()
@@ -74,7 +75,7 @@ def mean_iou(pixels: np.ndarray, maps: np.ndarray) -> float:
     """The mean over classes of intersection over union, each shape of a picture drawn anew where it was seen."""
     counts = np.zeros((4, 2))
     for image, wanted in zip(pixels, maps, strict=True):
-        seen = shapes.read_map(image)
+        seen = shape_reader.read_map(image)
         for k in range(4):
             counts[k] += [((seen == k) & (wanted == k)).sum(), ((seen == k) | (wanted == k)).sum()]
     return float((counts[:, 0] / counts[:, 1]).mean())

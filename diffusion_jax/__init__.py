@@ -6,13 +6,13 @@
     images = dj.load("runs/digits").sample(num=16, labels=3, guidance=2.0)  # float32 [16, 8, 8, 1] in [-1, 1]
     result = dj.evaluate("runs/digits", metrics="bits_per_dim", num=256)
 
-`dj.config.base()` is the config to start from, and `dj.core` the mathematics as functions of arrays. What is here is
-imported when it is first used, so that a command's `--help` waits for no jax.
+`dj.config.base()` is the config to start from, and `dj.core` the mathematics as functions of arrays. These names are
+imported at their first use, so that a command's `--help` does not wait for jax.
 """
 
 import importlib
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffusion_jax import train as _package
 
@@ -41,9 +41,9 @@ _MODULES = ("config", "core")
 
 
 class _Train(ModuleType):
-    """The package `diffusion_jax.train`, which is the function of that name too: both stand at one place."""
+    """The type of the package `diffusion_jax.train`, which can be called as the function of the same name."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         """`functions.train`."""
         return importlib.import_module("diffusion_jax.functions").train(*args, **kwargs)
 
@@ -51,7 +51,7 @@ class _Train(ModuleType):
 _package.__class__ = _Train
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     if name in _WHERE:

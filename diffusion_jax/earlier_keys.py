@@ -1,4 +1,4 @@
-"""Config keys of earlier versions, and what stands for them today: old configs and workdirs are still read."""
+"""Config keys of earlier versions and today's in their place, so that old configs and workdirs can be read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 EARLIER: dict[str, Any] = {"level_scale": 1.0, "data.modality": "image"}
-"""{dotted key: what versions without it did}, where that is not its default: of the configs that they wrote."""
+"""{dotted key: the value that stands for the behaviour of versions without it}, where that is not its default."""
 
 SIDES = ("height", "width", "channels")
 """Keys of `data` that `data.shape` replaced in 0.2, in the order of that tuple."""
 
 _DEFAULT_SIDES = (8, 8, 1)
-"""Their defaults, which a config file that sets one of them counts on for the others."""
+"""Their defaults, for the keys that an earlier config file leaves out."""
 
 
 class DataSection(ConfigDict):
-    """The section `data` of a config, which also answers to the earlier keys of SIDES: each is a part of `shape`.
+    """The section `data` of a config, which also has the earlier keys of SIDES: each is an entry of `shape`.
 
     A config file of an earlier version that sets `config.data.height = 32` sets the first number of `shape`; the
     numbers that it leaves out are the defaults of that version.
@@ -53,7 +53,7 @@ class DataSection(ConfigDict):
 
 
 def renamed(values: Any) -> Any:
-    """The nested values of a config with today's keys in place of earlier ones; values of another kind as they are."""
+    """The nested values of a config with today's keys in place of earlier ones; other values unchanged."""
     if not isinstance(values, Mapping):
         return values
     data = values.get("data")

@@ -1,8 +1,7 @@
-"""Code of other packages, which a dotted name in a config or a flag stands for, and the rule of who is trusted.
+"""Objects of other packages, by dotted names in configs and flags, and the rule of which packages are trusted.
 
-A package's code runs only if its user said so: it is installed with an entry point in the group
-`diffusion_jax.extensions`, or the command was given `--extension=PACKAGE`. A workdir's config.json alone never makes it
-run.
+A package's code runs only with the user's consent: the package is installed with an entry point in the group
+`diffusion_jax.extensions`, or the command has `--extension=PACKAGE`. A workdir's config.json alone never makes it run.
 """
 
 import importlib
@@ -20,7 +19,7 @@ _given: list[str] = []  # by --extension or `trust`
 
 
 def trust(*packages: str) -> None:
-    """Lets this process import dotted names from these packages; raises UserError for what is no package's name."""
+    """Lets this process import dotted names from these packages; raises UserError for text that cannot name one."""
     for package in packages:
         if not package.isidentifier():
             raise UserError(f"--extension is the name of a package, as in --extension=mypkg; got {package!r}")
@@ -29,7 +28,7 @@ def trust(*packages: str) -> None:
 
 
 def given() -> tuple[str, ...]:
-    """The packages that `trust` was called with: what a command that starts others hands on."""
+    """The packages that `trust` was called with; a command passes them to commands that it starts."""
     return tuple(_given)
 
 
@@ -40,14 +39,14 @@ def trusted() -> set[str]:
 
 
 def is_dotted(name: str) -> bool:
-    """Whether a name is that of something in a package, such as "mypkg.nets.MLP"."""
+    """Whether a name is dotted, such as "mypkg.nets.MLP"."""
     return _DOTTED.fullmatch(name) is not None
 
 
 def load(name: str, kind: str) -> Any:
-    """What a dotted name stands for; kind ("network") is for messages.
+    """The object of a dotted name; kind ("network") is for messages.
 
-    Raises UserError where its package is not trusted, is not installed, or has nothing of that name.
+    Raises UserError where its package is not trusted, is not installed, or has no such object.
     """
     package = name.partition(".")[0]
     if package not in trusted():

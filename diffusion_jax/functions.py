@@ -6,13 +6,13 @@ Each takes arguments where the command takes flags, and a UserError names argume
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from diffusion_jax.errors import naming_arguments
 from diffusion_jax.runs.evaluate import run as evaluation
 from diffusion_jax.runs.evaluate.feature_extractor import MetricRequest
+from diffusion_jax.runs.evaluate.results import Result
 from diffusion_jax.runs.sample.conditions import SampleRequest
 from diffusion_jax.runs.sample.loaded import Loaded, checked_sampling, load
 from diffusion_jax.runs.train import train as _train
@@ -20,11 +20,11 @@ from diffusion_jax.runs.train import train as _train
 __all__ = ["Loaded", "evaluate", "load", "train"]
 
 
-def train(config: ConfigDict | Mapping[str, Any], workdir: str | Path) -> Path:
+def train(config: ConfigDict | Mapping[str, object], workdir: str | Path) -> Path:
     """Trains a config, made by `diffusion_jax.config.base()`, in a workdir; goes on from its newest checkpoint if it
     has one. Returns the workdir, which `load` takes.
 
-    SIGINT and SIGTERM save and return early. Raises UserError for what is wrong of the config or of the data.
+    SIGINT and SIGTERM save and return early. Raises UserError for an error in the config or the data.
     """
     with naming_arguments():
         _train(config, Path(workdir))
@@ -52,15 +52,15 @@ def evaluate(
     likelihood_steps: int = 0,
     out: str | Path | None = None,
     **sampling: object,
-) -> dict[str, Any]:
+) -> Result:
     """Measures a checkpoint by metrics, such as ("fd", "kid"); returns the result, which is written as JSON too.
 
-    result["metrics"][name]["value"] is the number; the rest says what it takes to repeat it. The arguments are the
-    flags of `diffusion-jax evaluate`, docs/evaluation.md. Keywords beside them replace what the config says of sampling
-    (sampler, steps, guidance and the like). The JSON is out, or a file of its own in the workdir's evaluations/.
+    result["metrics"][name]["value"] is the number; `Result` documents the rest. The arguments are the
+    flags of `diffusion-jax evaluate`, docs/evaluation.md. Further keywords replace keys of config.sample (sampler,
+    steps, guidance and the like). The JSON is out, or a file of its own in the workdir's evaluations/.
 
-    Raises UserError for what the model or the data cannot give, and KeyboardInterrupt where a signal stopped it: what
-    was gathered is saved, and the same call goes on from there.
+    Raises UserError where the model or the data do not suit a metric, and KeyboardInterrupt where a signal stopped it:
+    the features gathered are saved, and the same call goes on from there.
     """
     files = [None if file is None else Path(file) for file in (weights, reference, clip)]
     with naming_arguments():

@@ -14,9 +14,9 @@ from diffusion_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from low to high, the ends included unless open, and a few more that mean something of their own.
+    """Numbers from low to high, with the ends unless open, and single numbers with a meaning of their own.
 
-    NaN is in no range, an infinity only where `infinite`.
+    No range has NaN; a range has infinities only where `infinite`.
     """
 
     low: float = -math.inf
@@ -26,9 +26,9 @@ class Range:
     integer: bool = False
     infinite: bool = False
     each: bool = False
-    """Of every entry of a tuple, not of one number."""
+    """Whether it is the range of every entry of a tuple."""
     also: Mapping[float, str] = dataclasses.field(default_factory=dict)
-    """{a number outside of it: what that number means}."""
+    """{a number outside of low to high: its meaning}."""
 
     def holds(self, value: float) -> bool:
         """Whether a single number lies in the range."""
@@ -40,7 +40,7 @@ class Range:
 
     @property
     def words(self) -> str:
-        """The range as the end of a sentence that begins with the name: "at least 1", "in [0, 1)"."""
+        """The range as the end of a sentence: "at least 1", "in [0, 1)"."""
         low, high = (f"{end:.16g}" for end in (self.low, self.high))
         if math.isinf(self.low):
             words = "a number" if self.infinite else "a finite number"
@@ -52,9 +52,9 @@ class Range:
             words = words if self.integer or self.infinite else f"{words} and finite"
         return words + "".join(f", or {value:g} for {meaning}" for value, meaning in self.also.items())
 
-    def check(self, name: str, value: Any) -> None:
-        """Raises UserError that says name, range and value, unless value is in the range: all entries, if of each."""
-        for one in value if self.each else (value,):
+    def check(self, name: str, value: object) -> None:
+        """Raises UserError with name, range and value, unless value, or every entry for `each`, is in the range."""
+        for one in value if self.each else (value,):  # type: ignore[attr-defined]
             kinds, kind = ((int,), "an integer") if self.integer else ((int, float), "a number")
             subject = f"{name}: every entry is" if self.each else f"{name} is"
             if isinstance(one, bool) or not isinstance(one, kinds):
@@ -72,7 +72,7 @@ FINITE = Range()
 NOT_NEGATIVE = Range(0)
 POSITIVE = Range(0, open_low=True)
 _SIZE = Range(1, integer=True, also={-1: "all that is left"})
-_SEED = Range(0, 2**32 - 1, integer=True)  # a larger one would be another's twin: jax keeps 32 bits of it
+_SEED = Range(0, 2**32 - 1, integer=True)  # jax uses 32 bits, so that a larger seed would equal another
 _SAMPLE_SEED = Range(0, 2**31 - 1, integer=True)
 
 CONFIG: dict[str, Range] = {
@@ -105,7 +105,7 @@ CONFIG: dict[str, Range] = {
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.clip": NOT_NEGATIVE,
     "ema.decay": BELOW_1,
-    "ema.profiles": Range(0, open_low=True, each=True),  # how long one may be, train.ema knows
+    "ema.profiles": Range(0, open_low=True, each=True),  # train.ema checks the longest
     "ema.every": FROM_0,
     "train.steps": FROM_1,
     "train.batch_size": FROM_1,
@@ -140,10 +140,10 @@ CONFIG: dict[str, Range] = {
     "evaluate.seed": _SAMPLE_SEED,
     "evaluate.batch": FROM_1,
 }
-"""Of every number, and every tuple of numbers, in a config; of `model`, the network family declares its own."""
+"""{key: range} of every number and tuple of numbers in a config; network families declare those of `model`."""
 
 TEXTS = ("spatial", "sample.prompts", "evaluate.metrics")
-"""The tuples of a config whose entries are texts."""
+"""The keys of a config whose values are tuples of texts."""
 
 FLAGS: dict[str, Range] = {
     "num": CONFIG["sample.num"],
@@ -184,7 +184,7 @@ FLAGS: dict[str, Range] = {
     "cpus": FROM_1,
     "restarts": FROM_0,
 }
-"""Of every flag that takes a number or a list of numbers; "COMMAND --flag" where one command has its own range."""
+"""{flag: range} of every number or list of numbers; "COMMAND --flag" where a command has another range."""
 
 
 def check_config(values: Mapping[str, Any], more: Mapping[str, Range] = MappingProxyType({})) -> None:
@@ -197,10 +197,10 @@ def check_config(values: Mapping[str, Any], more: Mapping[str, Range] = MappingP
             raise UserError(f"{key}: every entry is a text; got {other[0]!r} in {value!r}")
 
 
-def check_flag(command: str, name: str, value: Any) -> None:
+def check_flag(command: str, name: str, value: object) -> None:
     """Raises UserError where the value of a flag is out of its range.
 
-    Lists hold texts, which are read here. A text that is no number is left to the command.
+    Texts, alone and in lists, are converted to numbers here; those that are no numbers are left to the command.
     """
     allowed = FLAGS.get(f"{command} --{name}", FLAGS.get(name))
     if allowed is None or value is None:
@@ -210,8 +210,8 @@ def check_flag(command: str, name: str, value: Any) -> None:
         allowed.check(f"--{name}", tuple(read) if allowed.each else read[0])
 
 
-def _number(value: Any, integer: bool) -> float | None:
-    """The number that a flag's text means; None for a text that is none."""
+def _number(value: object, integer: bool) -> object:
+    """The number in a flag's text, None for a text that is no number; other values as they are."""
     if not isinstance(value, str):
         return value
     try:

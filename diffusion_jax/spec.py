@@ -1,8 +1,8 @@
-"""Choosing a pure function by a short text: "ddim", "ddim(eta=0.5)", "cosine(steps=4000)", "mypkg.samplers.mine(k=2)".
+"""Specs, texts that choose a pure function: "ddim", "ddim(eta=0.5)", "cosine(steps=4000)", "mypkg.samplers.mine(k=2)".
 
-The same text stands in a config, in a sweep and in a command's flag. A dotted name is one of another package, which is
-to be trusted (`extensions`). The function's own signature is the schema: an unknown name, an unknown argument or a
-value of another type is an error that says what would do.
+Configs, sweeps and flags have the same specs. A dotted name is one of another package, which must be trusted
+(`extensions`). The function's signature is the schema: an unknown name, an unknown argument or a value of another type
+is an error that says what is expected.
 """
 
 import ast
@@ -18,11 +18,11 @@ T = TypeVar("T")
 
 
 def from_spec(
-    text: str, table: Mapping[str, Callable[..., T]], kind: str, offered: Mapping[str, Any] | None = None
+    text: str, table: Mapping[str, Callable[..., T]], kind: str, offered: Mapping[str, object] | None = None
 ) -> T:
-    """Calls the entry of table that text names with the arguments it gives; kind ("sampler") is for messages.
+    """Calls the entry of table that text names, with the arguments in text; kind ("sampler") is for messages.
 
-    offered are further arguments for an entry that takes them and is not given them by text.
+    offered are further arguments, passed to an entry that takes them where text does not have them.
     """
     name, arguments = _parse(text, kind)
     make = chosen(name, table, kind)
@@ -34,8 +34,8 @@ def from_spec(
     return make(**arguments)
 
 
-def completed(text: str, table: Mapping[str, Callable[..., Any]], kind: str) -> tuple[str, dict[str, Any]]:
-    """The name in a spec and its arguments, with the defaults of those that text leaves out: nothing is called."""
+def completed(text: str, table: Mapping[str, Callable[..., object]], kind: str) -> tuple[str, dict[str, Any]]:
+    """(the name in a spec, its arguments with the defaults of those that are missing), without a call."""
     name, arguments = _parse(text, kind)
     known = _checked(name, chosen(name, table, kind), arguments, kind)
     defaults = {key: one.default for key, one in known.items() if one.default is not one.empty}
@@ -43,7 +43,7 @@ def completed(text: str, table: Mapping[str, Callable[..., Any]], kind: str) -> 
 
 
 def _checked(
-    name: str, make: Callable[..., Any], arguments: Mapping[str, Any], kind: str
+    name: str, make: Callable[..., object], arguments: Mapping[str, object], kind: str
 ) -> Mapping[str, inspect.Parameter]:
     """The parameters of make; raises UserError for an argument that it does not take, or of another type."""
     known = inspect.signature(make).parameters
@@ -65,7 +65,7 @@ _OPTIONAL = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
 def chosen(name: str, table: Mapping[str, T], kind: str) -> T:
-    """The entry of table, or what a dotted name stands for; raises UserError where there is none."""
+    """The entry of table, or the object of a dotted name; raises UserError where there is none."""
     if extensions.is_dotted(name):
         return extensions.load(name, kind)
     if name not in table:
@@ -76,7 +76,7 @@ def chosen(name: str, table: Mapping[str, T], kind: str) -> T:
     return table[name]
 
 
-def _parse(text: str, kind: str) -> tuple[str, dict[str, Any]]:
+def _parse(text: str, kind: str) -> tuple[str, dict[str, object]]:
     try:
         node = ast.parse(text.strip(), mode="eval").body
         if name := _name(node):
@@ -91,7 +91,7 @@ def _parse(text: str, kind: str) -> tuple[str, dict[str, Any]]:
 
 
 def _name(node: ast.expr) -> str:
-    """The name or the dotted name that node is; "" for anything else."""
+    """The name or dotted name in node; "" for other expressions."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute) and (before := _name(node.value)):
@@ -99,14 +99,14 @@ def _name(node: ast.expr) -> str:
     return ""
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: object) -> bool:
     """Whether no number in value is infinite, as the literal 1e999 is."""
     if isinstance(value, list | tuple | set):
         return all(map(_finite, value))
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _same_type(value: Any, default: Any) -> bool:
+def _same_type(value: object, default: object) -> bool:
     if default is None:
         return True
     if isinstance(default, bool) or isinstance(value, bool):
@@ -114,7 +114,7 @@ def _same_type(value: Any, default: Any) -> bool:
     return isinstance(value, (int, float) if isinstance(default, float) else type(default))
 
 
-def _type_name(value: Any) -> str:
+def _type_name(value: object) -> str:
     return {bool: "True or False", int: "an integer", float: "a number", str: "a text"}.get(
         type(value), type(value).__name__
     )

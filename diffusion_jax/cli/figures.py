@@ -36,14 +36,16 @@ def run(values: flags.FlagValues) -> None:
     alone = [name for name in sampling.FLAGS if name != "seed" and values[name].present]  # noise has a seed too
     if alone and not values.workdir:
         raise UserError(f"--{alone[0]} is of a trained model; give its --workdir=FOLDER too")
-    from diffusion_jax.runs.sample.figures import figures
+    arguments = sampling.arguments(values)
+    overrides = {name: arguments.pop(name) for name in sampling.OVERRIDES}
+    from diffusion_jax.runs.sample.figures import Request, figures
 
-    figures(
-        Path(values.out),
+    request = Request(
         schedules=values.schedule,
         image=Path(values.image) if values.image else None,
         size=values.size,
         root=Path(values.workdir) if values.workdir else None,
-        overwrite=values.overwrite,
-        **sampling.arguments(values),
+        overrides=overrides,
+        **arguments,
     )
+    figures(request, Path(values.out), overwrite=values.overwrite)

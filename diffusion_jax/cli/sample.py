@@ -47,17 +47,24 @@ def run(values: flags.FlagValues) -> None:
     """Samples."""
     if not values.workdir or not values.out:
         raise UserError("sample needs --workdir=FOLDER and --out=FOLDER")
-    given, guided_by, said = _given(values), sampling.guided_by(values), sampling.arguments(values)
-    overrides = {name: said.pop(name) for name in sampling.OVERRIDES}
+    edit_request, guided_by = _edit_request(values), sampling.guided_by(values)
+    arguments = sampling.arguments(values)
+    overrides = {name: arguments.pop(name) for name in sampling.OVERRIDES}
     from diffusion_jax.runs.sample.run import Request, sample
     from diffusion_jax.runs.sample.starting_noise import NoiseRequest
 
     noise = NoiseRequest(Path(values.noise) if values.noise else None, values.save_noise)
-    chosen = {"batch": values.batch, "given": given, "guided_by": guided_by, "noise": noise, "overrides": overrides}
-    sample(Request(Path(values.workdir), **chosen, **said), Path(values.out), overwrite=values.overwrite)
+    chosen = {
+        "batch": values.batch,
+        "edit_request": edit_request,
+        "guided_by": guided_by,
+        "noise": noise,
+        "overrides": overrides,
+    }
+    sample(Request(Path(values.workdir), **chosen, **arguments), Path(values.out), overwrite=values.overwrite)
 
 
-def _given(values: flags.FlagValues) -> Any:
+def _edit_request(values: flags.FlagValues) -> Any:
     if not values.init_image:
         of_edits = ("strength", "mask", "paint", "expand", "resample", "jump", "invert")
         if alone := [name for name in of_edits if values[name].present]:

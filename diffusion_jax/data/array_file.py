@@ -14,7 +14,7 @@ LABELS = ("labels", "label", "y")
 """Names of the entry with the class of each array."""
 
 _CHANNELS = 4
-"""The longest last side that counts as channels where `data.shape` does not say it."""
+"""The longest last side that counts as channels where `data.shape` is open."""
 
 _HASHED = 2**16  # bytes at each of a few places, for the fingerprint
 
@@ -34,8 +34,8 @@ class Sliced(Protocol):
 class ArrayFile:
     """The arrays [N, *S, C] or [N, *S] of a file, and the class of each where the file has a second entry for it.
 
-    Which of the two it is `data.shape` says. Where that is open, the last side counts as channels if it is at most 4
-    and there is a side before it.
+    shape, which is `data.shape`, says which of the two it is. Where that is open, the last side counts as channels if
+    it is at most 4 and there is a side before it.
     """
 
     modality = "array"
@@ -47,17 +47,17 @@ class ArrayFile:
 
     def _open(self) -> None:
         self._arrays, labels = _entries(self._path)
-        of = self._arrays.shape
-        if len(of) < 2 or not of[0] or 0 in of:
+        shape = self._arrays.shape
+        if len(shape) < 2 or 0 in shape:
             raise UserError(
-                f"{self._path} holds an array {list(of)}; expected [N, *S, C] or [N, *S], with no side of 0"
+                f"{self._path} holds an array {list(shape)}; expected [N, *S, C] or [N, *S], with no side of 0"
             )
         if self._arrays.dtype.kind not in "biuf":
             raise UserError(f"{self._path} holds {self._arrays.dtype}; expected numbers, integer or floating-point")
-        self._add_channel = _lacks_channels(self._path, of[1:], self._shape)
-        self._labels = None if labels is None else _checked(self._path, labels, of[0])
+        self._add_channel = _lacks_channels(self._path, shape[1:], self._shape)
+        self._labels = None if labels is None else _checked(self._path, labels, shape[0])
 
-    def __getstate__(self) -> dict[str, object]:  # of a worker, which opens the file itself
+    def __getstate__(self) -> dict[str, object]:  # for a worker, which opens the file itself
         return {"_path": self._path, "_shape": self._shape}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -71,7 +71,7 @@ class ArrayFile:
 
     @property
     def fingerprint(self) -> str:
-        """Of shape, type, labels and the bytes of a few examples: equal for equal files, wherever they lie."""
+        """A digest of shape, type, labels and the bytes of a few examples: equal for equal files in all folders."""
         digest = hashlib.sha256(f"{self._arrays.shape} {self._arrays.dtype}".encode())
         for place in np.unique(np.linspace(0, len(self) - 1, 16).round().astype(int)):
             digest.update(np.ascontiguousarray(self._arrays[int(place)]).tobytes()[:_HASHED])
@@ -94,14 +94,14 @@ class ArrayFile:
 
 
 def array_file(path: str, split: str, shape: tuple[int, ...] = ()) -> ArrayFile:
-    """The arrays of a file, whose only split is train; raises UserError where there are none."""
+    """The arrays of a file, whose only split is train; raises UserError for another split, and as `ArrayFile`."""
     if split != "train":
         raise UserError(f"arrays:{path} has the split train alone; got {split!r}; name another file as the data source")
     return ArrayFile(path, shape)
 
 
 def _lacks_channels(path: str, sides: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether arrays with these sides are without channels, as shape says or, where it is open, as the sides do."""
+    """Whether arrays with these sides lack an axis of channels, by shape or, where that is open, by their last side."""
     if not shape:
         return len(sides) == 1 or sides[-1] > _CHANNELS
     if sides == shape:
@@ -112,7 +112,7 @@ def _lacks_channels(path: str, sides: tuple[int, ...], shape: tuple[int, ...]) -
 
 
 def _checked(path: str, labels: Sliced, count: int) -> np.ndarray:
-    """The labels as int64 [N]; raises UserError where they are none."""
+    """The labels as int64 [N]; raises UserError where they are not N integers from 0."""
     values = np.asarray(labels)
     if values.shape != (count,) or values.dtype.kind not in "iu" or values.min() < 0:
         raise UserError(

@@ -1,4 +1,4 @@
-"""A folder of sounds, or a zip of one, with labels and captions as a folder of images has them."""
+"""A folder or zip of sounds, with labels and captions as in a folder of images."""
 
 import collections
 import dataclasses
@@ -15,7 +15,7 @@ from diffusion_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class AudioFolder(LabelledFiles):
-    """Sounds in one folder of files, WAV, FLAC or OGG, which become clips at `rate` Hz."""
+    """WAV, FLAC and OGG files in one folder, which become clips at `rate` Hz."""
 
     suffixes: ClassVar[tuple[str, ...]] = sound.SUFFIXES
     noun: ClassVar[str] = "sounds"
@@ -24,11 +24,11 @@ class AudioFolder(LabelledFiles):
 
     @property
     def modality(self) -> str:
-        """Clips at the rate."""
+        """The spec of clips at the rate."""
         return f"audio(rate={self.rate})"
 
     def __getitem__(self, index: int) -> Example:
-        example = self.told(index)
+        example = self.described(index)
         example["audio"] = self.read(index)
         return example
 
@@ -36,8 +36,8 @@ class AudioFolder(LabelledFiles):
 def audio_folder(spec: str, split: str = "train", *, caption: str = "text", needs: Collection[str] = ()) -> AudioFolder:
     """The sounds under the path of "PATH" or "PATH@RATE", a folder or a zip, as `labelled_files` finds them.
 
-    RATE, in Hz, is what they are resampled to. Without it the header of every file is read, and all must have one rate;
-    files whose header cannot be read are passed over, and are corrupt examples later. Raises UserError that lists the
+    They are resampled to RATE in Hz. Without it the header of every file is read, and all must have one rate; files
+    whose header cannot be read are skipped here, and are corrupt examples in training. Raises UserError that lists the
     rates where they differ, and as `labelled_files` does.
     """
     path, at, text = spec.rpartition("@")
@@ -70,7 +70,7 @@ def _common_rate(folder: AudioFolder, path: str) -> int:
 
 
 def _header(folder: AudioFolder, index: int) -> sound.SoundHeader:
-    """Of the file at index: of a folder its first bytes are read, of a zip all."""
-    name = folder.told(index)["name"]
+    """The header of the file at index; of a zip the whole file is read."""
+    name = folder.described(index)["name"]
     on_disk = os.path.isdir(folder.files.path)
     return sound.read_header(name if on_disk else folder.read(index), name)

@@ -6,13 +6,12 @@ import functools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from diffusion_jax.data.example import Example, Source
 from diffusion_jax.errors import UserError
 
 NULL = "none"
-"""What a user writes for the null class."""
+"""The name of the null class in flags and arguments."""
 
 _SHOWN = 12  # names in a sentence
 
@@ -22,21 +21,21 @@ def natural_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(names), key=_natural))
 
 
-def _natural(name: str) -> tuple[list[Any], str]:
-    parts = re.split(r"([0-9]+)", name)  # text and digits in turns, so that like is compared with like
-    digits = [part.lstrip("0") for part in parts[1::2]]
-    parts[1::2] = [(len(part), part) for part in digits]
-    return parts, name
+def _natural(name: str) -> tuple[list[str | tuple[int, str]], str]:
+    """The key by which names are sorted: text and numbers in turns, a number as (count of digits, digits)."""
+    parts = re.split(r"([0-9]+)", name)
+    digits = [part.lstrip("0") for part in parts]
+    return [(len(digits[i]), digits[i]) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def shown(names: Sequence[str]) -> str:
-    """The names as a sentence lists them, the first dozen of many."""
+    """The names as a list in a sentence; of more than twelve the first twelve and how many more there are."""
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def find(name: str, names: Sequence[str]) -> int | None:
-    """The number of the class of that name, in whatever Unicode normal form it is written; None where there is none."""
+    """The number of the class called name, in any Unicode normal form; None where there is none."""
     if name in names:
         return names.index(name)
     composed = [unicodedata.normalize("NFC", each) for each in names]
@@ -46,21 +45,21 @@ def find(name: str, names: Sequence[str]) -> int | None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classes:
-    """The classes that the labels of a model number."""
+    """The classes of a model, by the numbers of its labels."""
 
     count: int
-    recorded: bool  # whether the names are kept with the model; else they are those of its training data
+    recorded: bool  # whether the names are stored in the workdir; otherwise they are those of its training data
     read: Callable[[], tuple[str, ...] | None]
 
     @functools.cached_property
     def names(self) -> tuple[str, ...] | None:
-        """The name of each, in order; None for classes that are numbers. Raises UserError where data cannot be read."""
+        """The names in the order of labels; None for numbered classes. Raises UserError where data cannot be read."""
         return self.read()
 
     def number(self, text: str) -> int | None:
-        """The class that a user means, by its name or, where no name is a number, by its number; None for no class.
+        """The label of the class with this name or, where no name is a number, with this number; None for no class.
 
-        Where names are not kept with the model, a number is one whatever the names.
+        Where the workdir does not store names, a text of digits is always a number.
         """
         names = self.names if self.recorded or not text.isdecimal() else None
         if names is not None and (found := find(text, names)) is not None:
@@ -69,15 +68,15 @@ class Classes:
         return int(text) if numbered and text.isdecimal() and int(text) < self.count else None
 
     def choices(self, text: str) -> str:
-        """What a user who wrote text, which is no class, can choose from."""
+        """The classes to choose from, as the end of an error about text, which is none of them."""
         names = self.names if self.recorded or not text.isdecimal() else None
         if names is None or names == tuple(map(str, range(self.count))):
             return f"a class from 0 to {self.count - 1}"
-        alike = difflib.get_close_matches(text, names, 1) if len(names) > _SHOWN else []
-        return f"one of {shown(names)}" + (f" (did you mean {alike[0]}?)" if alike else "")
+        near = difflib.get_close_matches(text, names, 1) if len(names) > _SHOWN else []
+        return f"one of {shown(names)}" + (f" (did you mean {near[0]}?)" if near else "")
 
     def name(self, number: int) -> str:
-        """The name of a class as far as it is kept with the model, else its number; of the null class none."""
+        """The name of a class if the workdir stores it, otherwise its number; `NULL` for the null class."""
         if number == self.count:
             return NULL
         names = self.names if self.recorded else None
@@ -85,7 +84,7 @@ class Classes:
 
 
 def known(names: Sequence[str] | None, count: int) -> Classes:
-    """Classes of these names."""
+    """The classes with these names, in the order of their labels; None for count classes without names."""
     return Classes(count, True, lambda: None if names is None else tuple(names))
 
 
@@ -99,12 +98,12 @@ class Renumbered:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are, whether the source has examples of them or not."""
+        """The number of classes, with those that the source has no example of."""
         return len(self.class_names)
 
     @property
     def fingerprint(self) -> str:
-        """The source's own, which says nothing of numbers."""
+        """That of the source, which does not depend on the numbers of classes."""
         return self.source.fingerprint
 
     def __len__(self) -> int:
@@ -118,12 +117,12 @@ class Renumbered:
 
 
 def renumbered(source: Source, names: Sequence[str] | None, count: int, what: str) -> Source:
-    """The source with the labels of a model of count classes: numbers of names or, where None, those of its own.
+    """The source with the labels of a model of count classes, numbers of names; None: those of the source.
 
-    what names the source in errors. Raises UserError where the source has a class that is not among the model's.
+    what is the source's name in errors. Raises UserError where the source has a class that is not among the model's.
     """
-    own = source.class_names
-    if own is None:
+    named = source.class_names
+    if named is None:
         if source.num_classes is not None and source.num_classes > count:
             raise UserError(
                 f"{what} has labels up to {source.num_classes - 1}, and the model was trained on {count} classes, "
@@ -132,16 +131,16 @@ def renumbered(source: Source, names: Sequence[str] | None, count: int, what: st
         return source
     if names is None:
         raise UserError(
-            f"{what} has classes by name ({shown(own)}), and the model was trained on numbers, 0 to {count - 1}; "
+            f"{what} has classes by name ({shown(named)}), and the model was trained on numbers, 0 to {count - 1}; "
             "give the images numbers as labels, in a metadata.jsonl"
         )
-    found = [find(name, names) for name in own]
-    if unknown := [name for name, number in zip(own, found, strict=True) if number is None]:
+    found = [find(name, names) for name in named]
+    if unknown := [name for name, number in zip(named, found, strict=True) if number is None]:
         raise UserError(
             f"{what} has {_classes(unknown)}, of which the model was not trained; it was trained on {shown(names)}; "
             "leave these images out, or train with them"
         )
-    if own == tuple(names):
+    if named == tuple(names):
         return source
     return Renumbered(source, tuple(names), tuple(number for number in found if number is not None))
 

@@ -1,4 +1,4 @@
-"""Examples that cannot be read: what takes their place, and when they are too many."""
+"""Examples that cannot be read: which example replaces one, and the limit on their number."""
 
 import sys
 from collections.abc import Callable
@@ -16,14 +16,15 @@ class CorruptError(UserError):
 
 
 def readable(index: int, size: int, limit: int, read: Callable[[int], T]) -> tuple[int, T]:
-    """(which, its example): index, or where that is corrupt the next one in the source that is not.
+    """(place, example): of index or, where that is corrupt, of the next place in the source that is not.
 
-    So what takes its place depends on the data alone, not on who reads or when. Raises CorruptError after limit + 1.
+    So the replacement depends on the data alone, not on the process or the time. Raises CorruptError where limit + 1
+    examples in a row are corrupt.
     """
     for tried in range(limit + 1):
-        which = (index + tried) % size
+        place = (index + tried) % size
         try:
-            return which, read(which)
+            return place, read(place)
         except CorruptError:
             if tried == limit:
                 raise
@@ -31,15 +32,15 @@ def readable(index: int, size: int, limit: int, read: Callable[[int], T]) -> tup
 
 
 class Skipped:
-    """Counts and names the corrupt examples of this process's rows; raises UserError once they are more than limit."""
+    """Counts and prints the corrupt examples of this process's rows; raises UserError once they exceed limit."""
 
     def __init__(self, limit: int, size: int, read: Callable[[int], object]):
         self.limit, self._size, self._read = limit, size, read
         self.found: dict[int, str] = {}  # place in the source: why it cannot be read
 
-    def compare(self, asked: np.ndarray, used: np.ndarray) -> None:
-        """Takes the examples [b] that were to be read, and those that were."""
-        for first, last in zip(asked[asked != used], used[asked != used], strict=True):
+    def compare(self, ordered: np.ndarray, used: np.ndarray) -> None:
+        """Counts the corrupt examples, from the examples [b] in the data's order and those [b] that were used."""
+        for first, last in zip(ordered[ordered != used], used[ordered != used], strict=True):
             for index in ((first + i) % self._size for i in range((last - first) % self._size)):
                 if index not in self.found:
                     self._add(int(index))

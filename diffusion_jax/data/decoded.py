@@ -1,7 +1,7 @@
-"""Examples of a source as arrays of one shape, before what chance does to them."""
+"""Examples of a source as arrays of one shape, before random augmentation."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -10,12 +10,12 @@ from diffusion_jax.data.example import Example, Source
 from diffusion_jax.data.readers import Place, Reader, require
 from diffusion_jax.errors import UserError
 
-Read = tuple[np.ndarray | None, tuple[dict[str, Any], ...]]
+Read = tuple[np.ndarray | None, tuple[dict[str, object], ...]]
 """The array of one example (None where only other fields are read), and the values of each reader."""
 
 
 class Decoder(Protocol):
-    """How examples become arrays of one shape; `modalities.Modality` says what each member is."""
+    """The part of `modalities.Modality`, which documents its members, that makes arrays of one shape of examples."""
 
     @property
     def dtype(self) -> np.dtype: ...  # noqa: D102
@@ -38,32 +38,32 @@ class Decoder(Protocol):
 
 
 class Examples(NamedTuple):
-    """Examples as they were decoded, before what chance does to them."""
+    """Decoded examples, before random augmentation."""
 
-    indices: np.ndarray  # int64 [B]: what was asked for, or what took the place of a corrupt one
+    indices: np.ndarray  # int64 [B]: places in the source; a corrupt example is replaced by another
     arrays: np.ndarray  # [B, *S, C] of the decoder's dtype, or [B, 0] where they are not read
     values: tuple[dict[str, np.ndarray], ...]  # of each reader, [B, ...]
 
     def take(self, rows: np.ndarray) -> "Examples":
-        """Those in rows."""
+        """The examples in rows."""
         values = tuple({name: a[rows] for name, a in each.items()} for each in self.values)
         return Examples(self.indices[rows], self.arrays[rows], values)
 
     def put(self, row: int, index: int, read: Read) -> None:
-        """Takes one example in."""
+        """Writes one example into a row."""
         array, values = read
         self.indices[row] = index
         if array is not None:
             self.arrays[row] = array
-        for mine, one in zip(self.values, values, strict=True):
+        for columns, one in zip(self.values, values, strict=True):
             for name, value in one.items():
-                mine[name][row] = value
+                columns[name][row] = value
 
 
 class Decoded:
-    """The examples of a source: their arrays of shape *S C, unless arrays is False, and what readers read.
+    """The examples of a source: arrays [*S, C], unless arrays is False, and the values that readers read.
 
-    cache holds what was read.
+    With cache, examples that were read stay in memory.
     """
 
     def __init__(
@@ -94,15 +94,15 @@ class Decoded:
         )
         return Examples(np.empty(size, np.int64), arrays, values)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_examples", "_held")}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._hold()
 
     def read(self, indices: np.ndarray) -> Examples:
-        """The examples at indices [B]; raises UserError that names one that lacks what a reader reads."""
+        """The examples at indices [B]; raises UserError that names an example without a field that a reader needs."""
         if not self._cache:
             examples = self._room(len(indices))
             for row, index in enumerate(indices):
@@ -110,14 +110,14 @@ class Decoded:
             return examples
         for index in np.unique(indices[~self._held[indices]]):
             self._examples.put(index, *self._readable(int(index)))
-            self._held[index] = True  # last: another thread may be looking
+            self._held[index] = True  # last, since other threads read it
         return self._examples.take(indices)
 
     def _readable(self, index: int) -> tuple[int, Read]:
         return readable(index, len(self._source), self._corrupt_limit, self.read_one)
 
     def read_one(self, index: int) -> Read:
-        """The array of one example, and the values of each reader; raises CorruptError if they cannot be read."""
+        """The array of one example and the values of each reader; raises CorruptError if they cannot be read."""
         try:
             example = self._source[index]
         except UserError as error:

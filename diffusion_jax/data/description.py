@@ -1,4 +1,4 @@
-"""What a data set holds, and what is done to its images, in sentences for a person."""
+"""Sentences that describe a data set and the processing of its images."""
 
 import collections
 import io
@@ -26,7 +26,7 @@ _TURNED = {5, 6, 7, 8}  # orientations that exchange height and width
 
 
 class Header(NamedTuple):
-    """What the header of an image says."""
+    """The header of an image."""
 
     height: int
     width: int
@@ -35,19 +35,19 @@ class Header(NamedTuple):
 
 
 def examples_of(source: Source, most: int = LOOKED_AT) -> list[Example]:
-    """At most so many examples, spread evenly over the source; without those that cannot be read."""
+    """At most `most` examples, spread evenly over the source, without those that cannot be read."""
     places = np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).round().astype(int))
     found = []
     for place in places:
         try:
             found.append(source[int(place)])
-        except UserError:  # training says so
+        except UserError:  # training names it
             continue
     return found
 
 
 def header(data: bytes) -> Header | None:
-    """Of an encoded image, upright; None where it is none that can be read."""
+    """The header of an encoded image, upright; None where it cannot be read."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             height, width = image.height, image.width
@@ -61,7 +61,7 @@ def header(data: bytes) -> Header | None:
 
 
 def images(source: Source, examples: list[Example], height: int, width: int, channels: int) -> str:
-    """What the images of a source are, as far as examples say, and how they become height x width x channels."""
+    """The sizes and colours of the images, from examples, and how they get height x width x channels."""
     heads = [head for head in (header(image_of(example)) for example in examples) if head is not None]
     count = f"{len(source):,} images"
     if not heads:
@@ -85,9 +85,9 @@ def images(source: Source, examples: list[Example], height: int, width: int, cha
 
 
 def image_shape(source: Source) -> tuple[int, int, int]:
-    """(height, width, channels) of the images of a source: of all, or of DECIDING that lie evenly in it.
+    """(height, width, channels) of the images of a source: of all, or of DECIDING spread evenly over it.
 
-    The channels are 4 where a pixel is transparent, 3 where one of the images has colour, else 1: what loses nothing.
+    The channels are 4 where a pixel is transparent, 3 where an image has colour, else 1, so that nothing is lost.
     Raises UserError that lists the sizes where they differ.
     """
     examples = examples_of(source, DECIDING)
@@ -109,10 +109,10 @@ def image_shape(source: Source) -> tuple[int, int, int]:
 
 
 def _is_transparent(example: Example) -> bool:
-    """Whether a pixel is other than opaque; an image that cannot be decoded has none."""
+    """Whether a pixel is not opaque; False for an image that cannot be decoded."""
     try:
         return bool((transforms.decode(image_of(example), channels=4, name=example["name"])[..., 3] < 255).any())
-    except UserError:  # which training counts as a corrupt one
+    except UserError:  # a corrupt example in training
         return False
 
 
@@ -122,31 +122,31 @@ def _range(sides: list[int]) -> str:
 
 
 def _resizing(sizes: list[tuple[int, int]], height: int, width: int) -> list[str]:
-    """What `transforms.resize_crop` does to images of these sizes."""
+    """Phrases for the scaling and cropping of images of these sizes by `transforms.resize_crop`."""
     done = []
     scales = [max(height / h, width / w) for h, w in sizes]
     if any((h, w) != (height, width) for h, w in sizes):
         done.append(f"shorter side to {height}" if height == width else f"scaled to cover {height} x {width}")
         if max(scales) > 1:
             done[0] += f" (up to {max(scales):.3g} times larger)"
-    kept = min((height / scale) * (width / scale) / (h * w) for scale, (h, w) in zip(scales, sizes, strict=True))
-    if kept < 0.999:
+    visible = min((height / scale) * (width / scale) / (h * w) for scale, (h, w) in zip(scales, sizes, strict=True))
+    if visible < 0.999:
         least = "" if len(sizes) == 1 else "at least "
-        done.append(f"centre crop to {height} x {width}, {least}{kept:.0%} of the picture")
+        done.append(f"centre crop to {height} x {width}, {least}{visible:.0%} of the picture")
     return done
 
 
 class Missing(NamedTuple):
-    """The names of examples that training does without, or without a caption."""
+    """The names of examples that are left out of training, or have no caption."""
 
-    left_out: list[str]  # by a file that lists examples
+    left_out: list[str]  # they are not in the file that lists examples
     empty: list[str]  # whose caption is empty
     looked_at: int  # of the captions
     noun: str = "images"
 
 
 def missing(source: Source, examples: list[Example]) -> Missing:
-    """What is missing in a source: all of it in a folder, of others what examples show."""
+    """The missing examples and captions: for a folder of all files, for other sources of the given examples."""
     inner = source.source if isinstance(source, Renumbered) else source
     if isinstance(inner, LabelledFiles):
         named = zip(inner.names, inner.captions or (), strict=inner.captions is not None)
@@ -156,7 +156,7 @@ def missing(source: Source, examples: list[Example]) -> Missing:
 
 
 def missing_sentences(found: Missing) -> list[str]:
-    """One for what is left out, one for what is empty; none where nothing is."""
+    """One sentence for files that are left out, one for empty captions; [] where there are none."""
     sentences = []
     if found.left_out:
         sentences.append(

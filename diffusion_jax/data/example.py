@@ -1,4 +1,4 @@
-"""What the pipeline sees of a data set."""
+"""The interface of a data set: examples, and sources of examples."""
 
 from typing import NotRequired, Protocol, TypedDict
 
@@ -8,9 +8,9 @@ from diffusion_jax.errors import UserError
 
 
 class Example(TypedDict):
-    """One image or sound, still encoded (PNG, JPEG, WAV, ...), or one array, with what is known of it.
+    """One image or sound, still encoded (PNG, JPEG, WAV, ...), or one array, with its label, caption and map.
 
-    A source may add fields of its own (a number, a text, an array of one shape), which a `data.readers.Reader` reads.
+    A source may add further fields (a number, a text, an array of one shape), which a `data.readers.Reader` reads.
     """
 
     image: NotRequired[bytes]
@@ -25,23 +25,22 @@ class Example(TypedDict):
 class Source(Protocol):
     """A random-access sequence of examples, the same in every process; picklable, and safe to read from threads.
 
-    A source of other data than images has an attribute `modality` too, the spec by which they are read; `modality_of`
-    reads it.
+    A source of other data than images also has an attribute `modality`, the spec of its modality; see `modality_of`.
     """
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes the labels have; None if the examples have no labels."""
+        """The number of classes; None if the examples have no labels."""
         ...
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """A name for each class; None where none are known."""
+        """The names of the classes, in the order of labels; None where they have none."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal data, wherever it lies: what a saved position in it is checked against."""
+        """A text that is equal for equal data in all places; a saved position is checked against it."""
         ...
 
     def __len__(self) -> int: ...
@@ -52,7 +51,7 @@ class Source(Protocol):
 
 
 def modality_of(source: Source) -> str:
-    """The spec by which the examples of a source are read, such as "array"; "image" where the source says nothing."""
+    """The spec of the modality of a source, such as "array"; "image" where it has no attribute `modality`."""
     return getattr(source, "modality", "image")
 
 

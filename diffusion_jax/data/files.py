@@ -27,18 +27,18 @@ HIDDEN = frozenset(
         "desktop.ini",
     }
 )
-"""What systems and their viewers leave beside a user's files, in lower case; names that begin with a dot are more."""
+"""Files that operating systems and viewers add, in lower case; names that begin with a dot are hidden too."""
 
 _BROKEN = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 class Files(Protocol):
-    """A tree of files; their names are relative to path and parted by /. Picklable, safe to read from threads."""
+    """A tree of files; names are relative to path, with / between their parts. Picklable, safe to read from threads."""
 
     path: str
 
     def names(self) -> list[str]:
-        """The files, and the folders with a / at the end, sorted; hidden ones and all in them left out."""
+        """The files, and the folders with a / at the end, sorted; without hidden ones and their contents."""
         ...
 
     def read(self, name: str) -> bytes:
@@ -47,7 +47,7 @@ class Files(Protocol):
 
 
 def open_files(path: str, noun: str = "images") -> Files:
-    """The files in the folder or zip at path; raises UserError if it is neither, which calls files noun."""
+    """The files in the folder or zip at path; raises UserError, with noun for the files, if it is neither."""
     path = os.path.normpath(os.path.expanduser(path))
     if os.path.isdir(path):
         return _Folder(path)
@@ -62,10 +62,10 @@ class _Folder:
 
     def names(self) -> list[str]:
         found: list[str] = []
-        above: dict[str, tuple[str, ...]] = {}  # a folder: its real place and those of the folders that lead to it
+        above: dict[str, tuple[str, ...]] = {}  # {folder: real paths of the folders above it and its own}
         for folder, folders, files in os.walk(self.path, followlinks=True):
             place, way = os.path.realpath(folder), above.get(os.path.dirname(folder), ())
-            if place in way:  # by a link that leads back
+            if place in way:  # a symbolic link to a folder above
                 folders.clear()
                 continue
             above[folder] = (*way, place)
@@ -116,5 +116,5 @@ class _Zip:
 
 
 def _hidden(part: str) -> bool:
-    """Whether one part of a name hides what it names; no name goes up or starts at the root."""
+    """Whether a file or folder whose name has this part is hidden; so are names that go up or start at the root."""
     return not part or part.startswith(".") or part.lower() in HIDDEN

@@ -1,4 +1,4 @@
-"""A folder of images, or a zip of one, with labels from its sub-folders, or what files beside the images say."""
+"""A folder or zip of images, with labels from sub-folders, or labels and captions from files beside the images."""
 
 import dataclasses
 from collections.abc import Collection
@@ -12,13 +12,13 @@ from diffusion_jax.data.transforms import SUFFIXES
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder(LabelledFiles):
-    """Images in one folder of files; labels and captions, where there are any, go with names."""
+    """Images in one folder, with labels and captions where there are any."""
 
     suffixes: ClassVar[tuple[str, ...]] = tuple(SUFFIXES)
     noun: ClassVar[str] = "images"
 
     def __getitem__(self, index: int) -> Example:
-        example = self.told(index)
+        example = self.described(index)
         example["image"] = self.read(index)
         return example
 

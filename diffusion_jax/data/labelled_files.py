@@ -1,4 +1,4 @@
-"""Files of one kind in a folder or a zip of one, with labels from sub-folders or from what files beside them say."""
+"""Files of one kind in a folder or zip, with labels from sub-folders, or labels and captions from files beside them."""
 
 import dataclasses
 import functools
@@ -19,15 +19,15 @@ SPLITS = frozenset({"train", "validation", "valid", "val", "test"})
 
 @dataclasses.dataclass(frozen=True)
 class LabelledFiles:
-    """Files of one kind in one folder; labels and captions, where there are any, go with names.
+    """Files of one kind in one folder; labels and captions, where there are any, are in the order of names.
 
-    A subclass says the kind, and reads an example: it is a `Source`.
+    A subclass has the kind's suffixes and noun, and reads an example: it is a `Source`.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = ()
-    """Of the kind, in lower case."""
+    """The suffixes of the kind, in lower case."""
     noun: ClassVar[str] = "files"
-    """What a sentence calls files of the kind."""
+    """The word for such files in messages."""
 
     files: Files
     root: str  # the folder, ending in / unless it is the top
@@ -35,7 +35,7 @@ class LabelledFiles:
     labels: Sequence[int] | None = None
     captions: Sequence[str] | None = None
     class_names: tuple[str, ...] | None = None
-    left_out: Sequence[str] = ()  # files of root that the files with captions say nothing of
+    left_out: Sequence[str] = ()  # files of root without a row or a caption
 
     @functools.cached_property
     def num_classes(self) -> int | None:
@@ -48,7 +48,7 @@ class LabelledFiles:
     def fingerprint(self) -> str:
         """The number of files and a hash of their names, classes and captions: the same for a folder and its zip.
 
-        It does not depend on the order of the classes, which are numbered by code points in it.
+        It does not depend on the order of the classes: in it, they are numbered by code points.
         """
         labels, names = self.labels, self.class_names
         if labels is not None and names is not None:
@@ -60,8 +60,8 @@ class LabelledFiles:
     def __len__(self) -> int:
         return len(self.names)
 
-    def told(self, index: int) -> Example:
-        """The name of the example at index, its label and its caption: all but the file itself."""
+    def described(self, index: int) -> Example:
+        """The example at index without the file's content: its name, and its label and caption where there are any."""
         example: Example = {"name": f"{self.files.path}/{self.root}{self.names[index]}"}
         if self.labels is not None:
             example["label"] = self.labels[index]
@@ -75,7 +75,7 @@ class LabelledFiles:
 
     @classmethod
     def has(cls, name: str) -> bool:
-        """Whether a file of that name is of the kind."""
+        """Whether a file called name is of the kind."""
         return name.lower().endswith(cls.suffixes)
 
 
@@ -91,13 +91,13 @@ def labelled_files(
     one named split. There, metadata.jsonl lists the files if it exists: an object a line with "file_name" and
     optionally the column caption, the caption, and "label", a number or a name (the layout of Hugging Face's
     ImageFolder and AudioFolder). Otherwise the files are taken in the order of their names; each sub-folder is a class,
-    numbered in natural order, and files in no sub-folder have no labels. Hidden files, those of another suffix, and
-    what systems keep beside a user's files are left out.
+    numbered in natural order, and files in no sub-folder have no labels. Hidden files, files of another suffix, and
+    those that operating systems add are left out.
 
     With "caption" in needs, captions are read from a metadata.csv of the same columns, or from a .txt beside each
     file, where no metadata.jsonl has them; with "label", labels from a metadata.csv where there are no class folders,
-    and a folder that was entered last is the class of the loose files in it. Raises UserError where that fits nothing
-    or more than one thing.
+    and loose files have the name of the folder that was entered last as their class. Raises UserError where the folder
+    has none of these layouts, or more than one.
     """
     files = open_files(path, kind.noun)
     everything = files.names()
@@ -116,7 +116,7 @@ def labelled_files(
 def _open(
     kind: type[T], files: Files, everything: list[str], split: str, caption: str, tables: Sequence[str]
 ) -> tuple[T, list[str]]:
-    """The files of the kind, as tables list them if there is one, and all names in their folder."""
+    """(the files of the kind, listed by the first of tables that is there, all names in their folder)."""
     root, names = _enter(kind, files.path, everything, split, tables)
     where = f"{files.path}/{root}".rstrip("/")
     found = [name for name in names if kind.has(name)]
@@ -142,7 +142,7 @@ def _open(
 def _enter(
     kind: type[LabelledFiles], path: str, names: list[str], split: str, tables: Sequence[str]
 ) -> tuple[str, list[str]]:
-    """The folder that holds the split, ending in / unless it is the top, and the names in it, relative to it."""
+    """(the folder of the split, ending in / unless it is the top, the names in it, relative to it)."""
     root, chosen = "", False
     while not set(tables) & set(names) and not any("/" not in name and kind.has(name) for name in names):
         folders = {_top(name) for name in names if "/" in name}
@@ -172,7 +172,7 @@ def _from_table(kind: type[T], files: Files, root: str, file: str, names: list[s
 
 
 def _captioned(folder: T, names: list[str], caption: str) -> T:
-    """The files that have a .txt beside them, with these as captions; raises UserError that says what there is."""
+    """The files with a .txt beside them, whose texts are the captions; raises UserError where there is no .txt."""
     where = f"{folder.files.path}/{folder.root}"
     for file in (metadata.JSONL, metadata.CSV):
         if file in names:
@@ -202,7 +202,7 @@ def _captioned(folder: T, names: list[str], caption: str) -> T:
 
 
 def _numbered(classes: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
-    """Each example's label, and the names of the classes in the order of their labels."""
+    """(the label of each example, the names of the classes in the order of their labels)."""
     names = natural_order(classes)
     number = {name: i for i, name in enumerate(names)}
     return [number[name] for name in classes], names

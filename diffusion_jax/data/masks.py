@@ -1,4 +1,4 @@
-"""Pixel masks: which pixels inpainting has to fill, and the class that each pixel of a semantic map shows."""
+"""Masks of the values that inpainting fills, and semantic maps, which have a class for each pixel."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -16,7 +16,7 @@ def random_masks(seed: int, first: int, count: int, size: tuple[int, ...]) -> np
 
     Of images, half are brush strokes, in the manner of Yu et al. 2019 (arXiv:1806.03589), 3 in 10 boxes, and 2 in 10
     a side of the image, as for outpainting. Of other arrays, half are boxes, such as a gap in a waveform, half a side,
-    such as its end. Some values are unknown, and some known, in each. A mask is a function of seed and its position
+    such as its end. Each mask has unknown and known values. A mask is a function of seed and its position
     alone. Raises UserError for a side of 1, which has no part to hide.
     """
     if min(size) < 2:
@@ -73,15 +73,15 @@ def _side(draws: list[float], size: tuple[int, ...]) -> np.ndarray:
 
 
 def _part(share: float, side: int) -> int:
-    """So many of the pixels of a side, but neither none nor all."""
+    """round(share * side), but at least 1 and at most side - 1."""
     return min(max(round(share * side), 1), side - 1)
 
 
 def read_map(data: bytes, image_size: tuple[int, ...], size: tuple[int, ...], *, name: str) -> np.ndarray:
     """A semantic map for the image of image_size (h, w), brought to size (H, W) as `transforms.resize_crop` does.
 
-    The classes are int32 [H, W]; each pixel takes that of the nearest. Raises UserError that names the map if
-    it is none for the image.
+    The classes are int32 [H, W], those of the nearest pixels. Raises UserError that names the map if its size is not
+    that of the image.
     """
     classes = read_classes(data, name=f"the map of {name}")
     if classes.shape != image_size:
@@ -96,7 +96,7 @@ def read_map(data: bytes, image_size: tuple[int, ...], size: tuple[int, ...], *,
 def read_classes(data: bytes, *, name: str) -> np.ndarray:
     """The classes of a semantic map, upright, int32 [h, w]: the values of gray of 8 or 16 bits, or palette indices.
 
-    Raises UserError that names the map where it is no such image.
+    Raises UserError that names the map where it is an image in colours.
     """
     with transforms.opened(data, name) as image:
         mode = image.mode
@@ -106,7 +106,7 @@ def read_classes(data: bytes, *, name: str) -> np.ndarray:
 
 
 def _nearest(image_size: tuple[int, ...], size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The row and the column in which the centre of each pixel lies, once scaled to just cover and cropped."""
+    """(rows [H], columns [W]) of the map in which the centres of the pixels of the scaled and cropped image lie."""
     scale = max(new / side for side, new in zip(image_size, size, strict=True))
     indices = []
     for side, new in zip(image_size, size, strict=True):

@@ -1,4 +1,4 @@
-"""What files beside images or sounds say of them: captions and classes, in metadata.jsonl, .csv or a .txt each."""
+"""Captions and classes in files beside images or sounds: metadata.jsonl, metadata.csv, or a .txt for each."""
 
 import csv
 import io
@@ -14,22 +14,22 @@ from diffusion_jax.errors import UserError
 JSONL, CSV = "metadata.jsonl", "metadata.csv"
 
 FILE_NAME, LABEL = "file_name", "label"
-"""Columns; that of captions is chosen."""
+"""Names of columns; that of captions is `data.caption`."""
 
 
 class Table(NamedTuple):
-    """What a file lists of others, a row each; the columns are as far as the file has them."""
+    """The rows of a metadata file; a column that it lacks is None."""
 
     names: list[str]
     captions: list[str] | None
     labels: list[int] | list[str] | None
-    columns: tuple[str, ...]  # all that the first row has
+    columns: tuple[str, ...]  # all columns of the first row
 
 
 def read_table(data: bytes, path: str, known: Collection[str], caption: str, noun: str = "images") -> Table:
     """The rows of a metadata.jsonl or metadata.csv, path, about the files known, with the column caption.
 
-    Names are matched as `lookup` does. Raises UserError that names the line where one is not as it should be.
+    Names are matched as `lookup` does. Raises UserError that names a malformed line, or one of an unknown file.
     """
     text = decode_text(data, path)
     rows = list(_csv_rows(text, path) if path.endswith(CSV) else _jsonl_rows(text, path))
@@ -53,7 +53,7 @@ def read_table(data: bytes, path: str, known: Collection[str], caption: str, nou
 
 
 def lookup(known: Collection[str]) -> Callable[[str], str | None]:
-    """What finds a name among known ones: as it is, else with ./ left out, a backslash as / and in any Unicode form."""
+    """A function name -> the known name equal to it, up to ./, a backslash for / and Unicode normal forms, or None."""
     exact = set(known)
     plain = {_plain(name): name for name in known}
     return lambda name: name if name in exact else plain.get(_plain(name))
@@ -64,8 +64,8 @@ def _plain(name: str) -> str:
 
 
 def _advice(row: dict[str, Any], known: Collection[str]) -> str:
-    alike = [name for name in known if _plain(name).casefold() == _plain(row[FILE_NAME]).casefold()]
-    return f"there is {alike[0]!r}" if alike else "add it"
+    near = [name for name in known if _plain(name).casefold() == _plain(row[FILE_NAME]).casefold()]
+    return f"there is {near[0]!r}" if near else "add it"
 
 
 def _jsonl_rows(text: str, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -83,7 +83,7 @@ def _jsonl_rows(text: str, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _csv_rows(text: str, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Labels that are all whole numbers are numbers."""
+    """Yields (place in the file, row); labels are numbers if all of them are whole numbers."""
     first = text.partition("\n")[0]
     delimiter = next((mark for mark in ",;\t" if FILE_NAME in [cell.strip('" \r') for cell in first.split(mark)]), ",")
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -117,11 +117,11 @@ def _check(row: dict[str, Any], where: str, caption: str) -> None:
 
 
 def text_beside(name: str) -> str:
-    """The name of the file of the caption of the file name, if it has one of its own."""
+    """The name of the .txt with the caption of the file name."""
     return posixpath.splitext(name)[0] + ".txt"
 
 
 def found_instead(names: Sequence[str]) -> list[str]:
-    """Files at the top that may hold captions in a form that is not read."""
+    """Files at the top that may hold captions in a form that is not supported."""
     forms = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".caption", ".txt")
     return [name for name in names if "/" not in name and name.lower().endswith(forms)]

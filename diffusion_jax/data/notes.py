@@ -43,7 +43,7 @@ _MOST_OUTSIDE = 0.1  # of the power of a clip that may lie off the harmonics
 
 @dataclasses.dataclass(frozen=True)
 class Note:
-    """What a clip holds, whatever its sampling rate."""
+    """The note of a clip, for every sampling rate."""
 
     pitch: str  # of SCALE
     timbre: str  # of TIMBRES
@@ -59,7 +59,7 @@ class Note:
 
     @property
     def caption(self) -> str:
-        """Such as "a plucked A4 that fades slowly"."""
+        """The caption, such as "a plucked A4 that fades slowly"."""
         return f"a {self.timbre} {self.pitch} that {self.fade}"
 
 
@@ -93,7 +93,7 @@ def amplitudes(timbre: str, count: int) -> np.ndarray:
 
     A saw has 1/n, a square the odd ones of them. "plucked" is the velocity of a string plucked at a third of its
     length, sin(n pi / 3) / n, which has no third harmonic (Fletcher and Rossing, The Physics of Musical Instruments,
-    section 2.6). So the second and the third harmonic, there or not, tell the four apart.
+    section 2.6). So the presence of the second and the third harmonic distinguishes the four.
     """
     n = np.arange(1, count + 1)
     forms = {
@@ -108,7 +108,7 @@ def amplitudes(timbre: str, count: int) -> np.ndarray:
 def wave(note: Note, times: np.ndarray, seconds: float, rate: int) -> np.ndarray:
     """The values of a note at times (seconds, any shape) in a clip of this length, with the harmonics fit for rate.
 
-    times need not be those of the samples: more densely sampled, the spectrum shows all that the wave holds.
+    times need not be those of the samples; at denser times the spectrum shows whether the wave is band-limited.
     """
     base = frequency(note.pitch)
     heights = amplitudes(note.timbre, int(BAND * rate / base))
@@ -137,17 +137,17 @@ class NotesSource:
 
     @property
     def modality(self) -> str:
-        """Clips at their rate."""
+        """The spec of clips at their rate."""
         return f"audio(rate={self.rate})"
 
     @property
     def num_classes(self) -> int:
-        """Pitches times timbres."""
+        """The number of pitches times timbres."""
         return len(CLASSES)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Such as "A4 saw"."""
+        """The names of the classes, such as "A4 saw"."""
         return CLASSES
 
     @property
@@ -172,9 +172,10 @@ class NotesSource:
 
 
 def notes_source(numbers: str, split: str = "train") -> NotesSource:
-    """The notes that "RATE,SECONDS,COUNT" or the start of it names: rate in Hz, length of a clip, clips to train on.
+    """The notes of "RATE,SECONDS,COUNT": rate in Hz, length of a clip in seconds, number of clips to train on.
 
-    The rest is of "4000,0.256,20000"; the validation split has VALIDATION_COUNT notes, whatever COUNT. Raises UserError
+    Numbers may be missing at the end; the default is "4000,0.256,20000". The validation split always has
+    VALIDATION_COUNT notes. Raises UserError
     for other text, a clip that is too short or no whole number of samples, and a rate under LEAST_RATE.
     """
     found = re.fullmatch(r"(?:(\d{1,6})(?:,(\d{0,4}\.?\d{1,6})(?:,(\d{1,9}))?)?)?", numbers, re.ASCII)
@@ -200,7 +201,7 @@ def notes_source(numbers: str, split: str = "train") -> NotesSource:
 
 
 class Heard(NamedTuple):
-    """What was read from a clip."""
+    """The pitch and the timbre that were read from a clip."""
 
     hertz: float  # of the strongest partial
     pitch: str | None  # None: none of SCALE is near
@@ -212,9 +213,9 @@ def read_note(clip: np.ndarray, rate: int) -> Heard:
     """Pitch and timbre of the note in clip [L, 1], from its spectrum alone.
 
     The pitch is the strongest partial, which is the fundamental in every timbre, and is read between the bins of a
-    spectrum with a Hann window by the parabola through the three highest. The second and the third harmonic are there
-    where they lie within 6 dB of half and of a third of it, and absent below a quarter of that; in between, and where
-    more than a tenth of the power is off the harmonics, the timbre is none.
+    spectrum with a Hann window by the parabola through the three highest. The second and the third harmonic are present
+    where they are within 6 dB of a half and of a third of it, and absent below a quarter of that. Between these levels,
+    and where more than a tenth of the power is off the harmonics, the timbre is None.
     """
     x = clip[:, 0] - clip[:, 0].mean()
     size = 2 ** int(np.ceil(np.log2(8 * len(x))))

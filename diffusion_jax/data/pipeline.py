@@ -2,8 +2,8 @@
 
 The examples form one endless stream: epoch after epoch, each in an order of its own. A position in the stream fixes the
 example and its augmentation. Batch n of size B is the positions [n B, (n + 1) B), and each process takes a contiguous
-share of its rows, as the devices of a global array do. So hosts, threads and workers change nothing of what is trained
-on, and where a run stopped is one number.
+share of its rows, as the devices of a global array do. So batches do not depend on the number of hosts, threads and
+workers, and one number says where a run stopped.
 
 Grain runs this in threads or processes. Its ElasticIterator deals rows out in turns (i, i + n, i + 2n, ...): the order
 of the global batch, and with it the noise that each image meets, would depend on the host count. Its shuffle takes
@@ -17,7 +17,7 @@ import multiprocessing
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol, TypedDict
 
 import grain
 import numpy as np
@@ -32,11 +32,27 @@ from diffusion_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
+
+class StreamPosition(TypedDict):
+    """A place in the stream of examples of one data set, as a checkpoint stores it."""
+
+    position: int  # examples before the next batch
+    source: str  # fingerprint of the data
+
+
+class _BatchIterator(Protocol):
+    """Grain's iterator of batches."""
+
+    def __next__(self) -> Batch: ...
+
+    def close(self) -> None: ...
+
+
 MAX_CACHE = 2**32  # bytes of decoded examples
 
 
 def _key(seed: int, purpose: int) -> np.ndarray:
-    """A Philox key; raw Philox output is what NumPy promises to keep, unlike the streams of its Generator."""
+    """A Philox key. NumPy promises to keep raw Philox output the same, unlike the streams of its Generator."""
     return np.random.SeedSequence([seed, purpose]).generate_state(2, np.uint64)
 
 
@@ -64,21 +80,21 @@ def coins(seed: int, first: int, count: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """Which examples each step is given, and which of them this process reads."""
+    """The order of the examples, and the share of each batch that this process reads."""
 
     seed: int
     batch_size: int  # global
-    flip: bool = False  # whether half of the examples are mirrored, at random, but none that a reader keeps from it
+    flip: bool = False  # mirror half of the examples at random, except where `Reader.keeps_side` forbids it
     process_index: int = 0
     process_count: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How a process reads; it changes nothing of what is read."""
+    """Options of reading, on which the batches do not depend."""
 
     cache: bool = False  # hold decoded examples in memory
-    corrupt_limit: int = 0  # examples that cannot be read, are named, and have another in their place
+    corrupt_limit: int = 0  # unreadable examples, at most, that are named and replaced
     threads: int = 4  # in each worker, or in this process where there are none
     workers: int = 0  # processes
 
@@ -88,7 +104,7 @@ PLAIN = Reading()
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Our process's rows of the batch that starts at a position of the stream; what threads and workers run."""
+    """The function that threads and workers run: position of a batch in the stream -> this process's rows of it."""
 
     decoded: Decoded
     shape: tuple[int, ...]  # *S C of an example
@@ -96,11 +112,11 @@ class _Rows:
     seed: int
     flip: bool
     precomputed: Precomputed | None
-    offset: int  # of the first of our rows in the global batch
+    offset: int  # of this process's first row in the global batch
     count: int
 
     def indices(self, start: int) -> np.ndarray:
-        """The examples of our rows, int64 [count], whether they can be read or not."""
+        """The examples of this process's rows, int64 [count], with those that cannot be read."""
         return example_indices(self.seed, self.size, start + self.offset, self.count)
 
     def __call__(self, start: int) -> Batch:
@@ -135,7 +151,7 @@ class TrainBatches:
         self._threads, self._workers = reading.threads, reading.workers
         self._prefetch = max(reading.threads, 2)
         self._position = 0
-        self._batches: Any = None  # Grain's iterator from _position on, once it is needed
+        self._batches: _BatchIterator | None = None  # from _position on, once it is needed
         self._lock = threading.Lock()
 
     def __iter__(self) -> "TrainBatches":
@@ -152,7 +168,7 @@ class TrainBatches:
         # Workers hand over shared memory, which would leak if a batch outlived the iterator.
         return {key: np.array(array) for key, array in batch.items()} if self._workers else batch
 
-    def _open(self) -> Any:
+    def _open(self) -> _BatchIterator:
         starts = grain.MapDataset.range(self._position, sys.maxsize, self._batch_size)
         options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self._prefetch)
         batches = starts.map(self._rows).to_iter_dataset(options)
@@ -162,12 +178,12 @@ class TrainBatches:
             batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
         return iter(batches)
 
-    def get_state(self) -> dict[str, Any]:
-        """The position of the next batch, JSON-able; equal in all processes."""
+    def get_state(self) -> StreamPosition:
+        """The position of the next batch, as JSON takes it; equal in all processes."""
         return {"position": self._position, "source": self._fingerprint}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on at a position that `get_state` gave; raises UserError if it belongs to other data."""
+    def set_state(self, state: StreamPosition) -> None:
+        """Goes on at a position from `get_state`; raises UserError if it belongs to other data."""
         if state["source"] != self._fingerprint:
             raise UserError(
                 f"the saved position is one in the data {state['source']!r}, but the source is {self._fingerprint!r}; "
@@ -177,9 +193,9 @@ class TrainBatches:
         self._position = state["position"]
 
     def close(self) -> None:
-        """Stops the threads and workers; leaves them, ending workers, where a thread is still reading after a second.
+        """Stops the threads and workers.
 
-        Such a thread waits for data that stalls, and was left behind when the run was asked to end.
+        Where a thread still reads after a second, because the data stall, threads are left behind and workers ended.
         """
         if not self._lock.acquire(timeout=1):
             for worker in multiprocessing.active_children() if self._workers else []:
@@ -203,13 +219,13 @@ def train_batches(
     precomputed: Precomputed | None = None,
     reading: Reading = PLAIN,
 ) -> TrainBatches:
-    """Batches of source for ever, this process's rows of each: batch n is a function of the seed and n alone.
+    """Endless batches of source, this process's rows of each; batch n is a function of the seed and n alone.
 
-    A batch holds "x" float32 [b, *S, C], of this shape and in the model's units, "index" int64 [b], the places of the
-    examples in source, and the entries that readers make; b = batch_size / process_count. With precomputed it holds
-    those arrays too, and no "x" if latents are among them. "index" tells which example took the place of a corrupt one.
-    Raises UserError for one corrupt example more than the limit, for numbers that don't fit together, and for a source
-    that lacks what a reader reads.
+    A batch has "x" float32 [b, *S, C], of this shape and in the model's units, "index" int64 [b], the places of the
+    examples in source, and the entries of the readers; b = batch_size / process_count. With precomputed it has those
+    arrays too, and no "x" if latents are among them. A corrupt example is replaced by another, whose place is in
+    "index". Raises UserError for one corrupt example more than the limit, for numbers that don't fit together, and for
+    a source without a field that a reader needs.
     """
     _check_numbers(source, decoder, shape, order, reading)
     _check_cache(source, decoder, shape, readers, reading.cache)

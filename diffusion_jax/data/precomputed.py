@@ -1,4 +1,4 @@
-"""Arrays that were computed once of every example: latents, and features of captions; `runs.precompute` makes them."""
+"""Arrays computed once for every example: latents, and features of captions (`experiment.precompute`)."""
 
 import dataclasses
 import functools
@@ -9,7 +9,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -22,32 +21,32 @@ RECORDS, META = "examples.array_record", "meta.json"
 
 @dataclasses.dataclass(frozen=True)
 class Precomputed:
-    """A folder with the same arrays of each example of one data set, and of its mirror image if they differ there.
+    """A folder with the arrays of each example of one data set and, with flip, of its mirror image.
 
-    A record is the bytes of the arrays of one example, one after the other; the mirror image's, if any, follow all.
+    A record is the bytes of the arrays of one example, one after the other. Records of mirror images follow all others.
     """
 
     folder: str
     fingerprint: str  # of the data set
     count: int  # of its examples
-    flip: bool  # whether the mirror images' are there: record count + i is of the mirror image of example i
+    flip: bool  # whether there are records of mirror images: record count + i is of the mirror image of example i
     arrays: tuple[tuple[str, tuple[int, ...], str], ...]  # name, shape and dtype, in the order of a record
-    weights: tuple[tuple[str, str], ...]  # digests of what computed them, by what that is
+    weights: tuple[tuple[str, str], ...]  # (network, digest of its weights) that computed the arrays
 
     @functools.cached_property
     def _records(self) -> ArrayRecordDataSource:
         return ArrayRecordDataSource([str(Path(self.folder) / RECORDS)])
 
-    def __getstate__(self) -> dict[str, Any]:  # of a worker, which opens the file itself
+    def __getstate__(self) -> dict[str, object]:  # for a worker, which opens the file itself
         return {key: value for key, value in self.__dict__.items() if key != "_records"}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the arrays."""
+        """The names of the arrays."""
         return tuple(name for name, _, _ in self.arrays)
 
     def read(self, indices: np.ndarray, mirrored: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """The arrays of the examples at indices [B], each [B, ...], of the mirror images where mirrored [B] says so.
+        """The arrays of the examples at indices [B], each [B, ...]; those of the mirror images where mirrored [B].
 
         float16 is read as float32.
         """
@@ -65,7 +64,7 @@ class Precomputed:
 
 
 def open_precomputed(folder: str) -> Precomputed:
-    """What lies in a folder; raises UserError where nothing does, or not all of it."""
+    """The arrays in a folder; raises UserError where there are none or some are missing."""
     root = Path(folder)
     if not (root / META).is_file():
         raise UserError(f"no precomputed arrays in {folder}; make them with diffusion-jax precompute --out={folder}")

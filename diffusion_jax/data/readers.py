@@ -1,15 +1,16 @@
-"""Readers: which fields of an example a batch is made of beside its image, and what entries of a batch they become.
+"""Readers: from fields of examples, beside their images, to entries of a batch.
 
-A reader runs in threads and worker processes, so it is picklable and keeps no state. What it makes of an example
-depends on that example, and on the place of its row in the stream of examples, alone.
+A reader runs in threads and worker processes, so it is picklable and has no state. Its entries depend on the examples
+and on the places of their rows in the stream of examples alone.
 """
 
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from diffusion_jax.data import masks, transforms
 from diffusion_jax.data.corrupt import CorruptError
@@ -19,72 +20,75 @@ from diffusion_jax.errors import UserError
 Encode = Callable[[Sequence[str]], np.ndarray]
 """Captions [B] -> tokens int32 [B, N]."""
 
+Held = dict[str, tuple[tuple[int, ...], DTypeLike]]
+"""{value of one example: (shape, dtype)}; dtype object for texts."""
+
 _SIDED = re.compile(r"\b(left|right)", re.IGNORECASE)
 
 
 class Place(NamedTuple):
-    """What an example is read for."""
+    """The sizes before and after an example's array is scaled."""
 
     size: tuple[int, ...]  # *S of the arrays of a batch: H W of images
-    original: tuple[int, ...] | None  # *S of the example's own array, before it is scaled; None: arrays are not read
+    original: tuple[int, ...] | None  # *S of the array before it is scaled; None: arrays are not read
 
 
 class Rows(NamedTuple):
-    """The rows of one batch: where in the stream of examples they are, and what chance did to their arrays."""
+    """The rows of one batch: their place in the stream of examples, and which are mirrored."""
 
     seed: int
     first: int  # position of the first row in the stream
     num: int  # B
     size: tuple[int, ...]  # *S of the arrays
-    mirrored: np.ndarray | None  # bool [B]: which of them are flipped left to right; None: none is
+    mirrored: np.ndarray | None  # bool [B]: flipped left to right; None: none is
 
 
 class Reader:
-    """Makes entries of a batch of fields of its examples; as it stands, it reads nothing.
+    """Makes entries of a batch from fields of its examples; this base class reads nothing.
 
     size is *S of the arrays of a batch, H W of images.
     """
 
     fields: tuple[str, ...] = ()
-    """Fields that every `Example` must have for it."""
+    """Fields that every `Example` must have."""
     of_image: bool = False
-    """Whether its entries lie on the pixels of the image: then latents cannot take the image's place."""
+    """Whether its entries belong to pixels of the image, so that latents cannot replace the image."""
 
     def check(self, source: Source, size: tuple[int, ...]) -> None:
-        """Raises UserError where the source, or arrays of this size, cannot serve; called before the first batch."""
+        """Raises UserError where the source or arrays of this size do not suit; called before the first batch."""
         try:
             example = source[0]
-        except UserError:  # which counts as a corrupt one, when its turn comes
+        except UserError:  # it counts as a corrupt example in training
             return
         for field in self.fields:
             require(example, field)
 
-    def held(self, size: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """{value: (shape, dtype)} of what `read` gives for one example; dtype object for texts."""
+    def held(self, size: tuple[int, ...]) -> Held:
+        """Shapes and dtypes of the values that `read` returns for one example."""
         return {}
 
-    def read(self, example: Example, place: Place) -> dict[str, Any]:
-        """The values of one example, before what chance does to it; they may be kept in memory.
+    def read(self, example: Example, place: Place) -> dict[str, object]:
+        """The values of one example, before random augmentation; they may be cached.
 
-        Raises CorruptError where the example cannot be read and another may take its place, UserError where the config
-        and the data do not fit together.
+        Raises CorruptError where the example cannot be read and another may replace it, UserError where the config and
+        the data do not fit together.
         """
         return {}
 
     def keeps_side(self, values: Mapping[str, np.ndarray]) -> np.ndarray | None:
-        """bool [B]: which examples must not be mirrored, as their values would be false then; None: all may be."""
+        """bool [B]: examples that must not be mirrored, since their values would become false; None: all may be."""
         return None
 
     def entries(self, values: Mapping[str, np.ndarray], rows: Rows) -> dict[str, np.ndarray]:
-        """The entries [B, ...] of a batch, of values [B, ...]."""
+        """The entries [B, ...] of a batch from values [B, ...]."""
         return {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Field(Reader):
-    """A number, or an array of one shape, that each example has in the field `name`: the entry of that name.
+    """A number, or an array of one shape, in the field `name` of each example: the entry `name`, [B, *shape] of dtype.
 
-    A mirror image has the same. Its entry is [B, *shape] of dtype.
+    A mirror image has the same value.
     """
 
     name: str
@@ -96,11 +100,11 @@ class Field(Reader):
         """The one field."""
         return (self.name,)
 
-    def held(self, size: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], Any]]:
+    def held(self, size: tuple[int, ...]) -> Held:
         """As `Reader`."""
         return {self.name: (self.shape, np.dtype(self.dtype))}
 
-    def read(self, example: Example, place: Place) -> dict[str, Any]:
+    def read(self, example: Example, place: Place) -> dict[str, object]:
         """As `Reader`."""
         value = np.asarray(require(example, self.name))
         if value.shape != self.shape or value.dtype.kind not in "biuf":
@@ -131,19 +135,19 @@ class Labels(Field):
 class Captions(Reader):
     """Captions as tokens, entry "tokens" int32 [B, N]; without encode, no entry.
 
-    encode must be picklable where there are workers. No image whose caption says left or right is mirrored, as that
-    would be false of the mirror image.
+    encode must be picklable where there are workers. An image whose caption has the word left or right is not mirrored,
+    since the caption would be false for its mirror image.
     """
 
     encode: Encode | None = None
 
     fields = ("caption",)
 
-    def held(self, size: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], Any]]:
+    def held(self, size: tuple[int, ...]) -> Held:
         """As `Reader`."""
         return {"caption": ((), object)}
 
-    def read(self, example: Example, place: Place) -> dict[str, Any]:
+    def read(self, example: Example, place: Place) -> dict[str, object]:
         """As `Reader`."""
         return {"caption": require(example, "caption")}
 
@@ -171,16 +175,17 @@ class Maps(Reader):
             raise UserError(f"a semantic map is of images (height, width, channels); data.shape has {len(size)} sides")
         super().check(source, size)
 
-    def held(self, size: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], Any]]:
+    def held(self, size: tuple[int, ...]) -> Held:
         """As `Reader`."""
         return {"map": (size, np.dtype(np.int32))}
 
-    def read(self, example: Example, place: Place) -> dict[str, Any]:
+    def read(self, example: Example, place: Place) -> dict[str, object]:
         """As `Reader`."""
-        picture, name = require(example, "map"), example["name"]
-        assert place.original is not None  # as `of_image` says
+        require(example, "map")
+        name = example["name"]
+        assert place.original is not None  # `of_image` excludes it
         try:
-            found = masks.read_map(picture, place.original, place.size, name=name)
+            found = masks.read_map(example["map"], place.original, place.size, name=name)
         except UserError as error:
             raise CorruptError(str(error)) from error
         if found.max() >= self.classes:
@@ -196,7 +201,7 @@ class Maps(Reader):
 
 @dataclasses.dataclass(frozen=True)
 class Masks(Reader):
-    """Random masks of what is to be painted, entry "mask" bool [B, *S], as `masks.random_masks` draws them."""
+    """Random masks for inpainting, entry "mask" bool [B, *S], drawn by `masks.random_masks`."""
 
     of_image = True
 
@@ -209,8 +214,8 @@ class Masks(Reader):
         return {"mask": masks.random_masks(rows.seed, rows.first, rows.num, rows.size)}
 
 
-def require(example: Example, field: str) -> Any:
-    """What an example has in a field; raises UserError that names it where it has nothing."""
+def require(example: Example, field: str) -> object:
+    """The value of a field of an example; raises UserError that names the example where it lacks the field."""
     if field not in example:
         raise UserError(
             f"{example['name']} has no {field}, which the model is trained on; use data with a {field} for each"

@@ -7,15 +7,19 @@ import io
 import math
 import wave
 import zlib
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from diffusion_jax.errors import UserError
 
+if TYPE_CHECKING:
+    import soundfile
+
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga")
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG")
-"""libsndfile's names of what files of these suffixes hold."""
+"""libsndfile's names of the formats of these files."""
 
 CROPS = ("start", "random")
 
@@ -24,7 +28,7 @@ _LOUDEST = 2**15  # of 16 bits
 
 
 class SoundHeader(NamedTuple):
-    """What the header of a file of sound says."""
+    """The header of a file of sound."""
 
     rate: int  # Hz
     frames: int  # samples a channel
@@ -48,24 +52,24 @@ def decode_clip(data: bytes, shape: tuple[int, ...], rate: int, *, crop: str = "
     """
     length, channels = shape
     with _opened(data, name) as sound:
-        frames, own = sound.frames, sound.samplerate
+        frames, file_rate = sound.frames, sound.samplerate
         if not frames:
             raise UserError(f"{name} is empty; leave it out")
-        if frames * rate < length * own:
+        if frames * rate < length * file_rate:
             raise UserError(
-                f"{name} is {frames / own:.4g} s long, and a clip of {length} samples at {rate} Hz is "
+                f"{name} is {frames / file_rate:.4g} s long, and a clip of {length} samples at {rate} Hz is "
                 f"{length / rate:.4g} s; leave it out, or make data.shape shorter"
             )
         # Pieces begin where a sample of the file and one of the clip fall together.
-        step, step_out = (each // math.gcd(own, rate) for each in (own, rate))
-        needed = -(-length * own // rate)
+        step, step_out = (each // math.gcd(file_rate, rate) for each in (file_rate, rate))
+        needed = -(-length * file_rate // rate)
         begin = step * _place(data, (frames - needed) // step) if crop == "random" else 0
-        margin = 0 if own == rate else step * math.ceil(_MARGIN * max(own / rate, 1) / step)
+        margin = 0 if file_rate == rate else step * math.ceil(_MARGIN * max(file_rate / rate, 1) / step)
         before = min(begin, margin)
         count = min(before + needed + margin, frames - begin + before)
         samples = _read(sound, begin - before, count, name)
-    if own != rate:
-        samples = _soxr().resample(samples, own, rate, quality="HQ")[before // step * step_out :]
+    if file_rate != rate:
+        samples = _soxr().resample(samples, file_rate, rate, quality="HQ")[before // step * step_out :]
     samples = to_channels(samples[:length], channels, name)
     if not np.isfinite(samples).all():
         raise UserError(f"{name} has values that are NaN or infinite; leave it out, or mend it")
@@ -77,8 +81,8 @@ def _place(data: bytes, last: int) -> int:
     return zlib.crc32(data) * (last + 1) >> 32
 
 
-def _read(sound: Any, start: int, count: int, name: str) -> np.ndarray:
-    """float32 [count, C] from a frame on."""
+def _read(sound: "soundfile.SoundFile", start: int, count: int, name: str) -> np.ndarray:
+    """float32 [count, C] from the frame start on."""
     try:
         sound.seek(start)
         samples = sound.read(count, dtype="float32", always_2d=True)
@@ -94,14 +98,16 @@ def to_channels(samples: np.ndarray, channels: int, name: str) -> np.ndarray:
 
     Raises UserError that names the clip where more than two channels were to become two.
     """
-    own = samples.shape[1]
-    if own == channels:
+    count = samples.shape[1]
+    if count == channels:
         return samples
     if channels == 1:
         return samples.mean(axis=1, keepdims=True, dtype=np.float32)
-    if own == 1:
+    if count == 1:
         return np.repeat(samples, channels, axis=1)
-    raise UserError(f"{name} has {own} channels, which do not become {channels}; mix it down, or set data.shape=(L, 1)")
+    raise UserError(
+        f"{name} has {count} channels, which do not become {channels}; mix it down, or set data.shape=(L, 1)"
+    )
 
 
 def encode_wav(clip: np.ndarray, rate: int) -> bytes:
@@ -119,12 +125,12 @@ def encode_wav(clip: np.ndarray, rate: int) -> bytes:
     return file.getvalue()
 
 
-def _opened(file: bytes | str, name: str) -> Any:
-    """soundfile's object for a file, to be closed by `with`."""
-    soundfile = _soundfile()
+def _opened(file: bytes | str, name: str) -> "soundfile.SoundFile":
+    """The open file, to be closed by `with`; raises UserError that names it where it is not sound of FORMATS."""
+    library = _soundfile()
     try:
-        sound = soundfile.SoundFile(io.BytesIO(file) if isinstance(file, bytes) else file)
-    except (soundfile.SoundFileError, TypeError, OSError) as error:
+        sound = library.SoundFile(io.BytesIO(file) if isinstance(file, bytes) else file)
+    except (library.SoundFileError, TypeError, OSError) as error:
         reason = getattr(error, "error_string", str(error)).rstrip(".")
         raise UserError(
             f"{name} is not a file of sound that can be read ({reason}); convert it to WAV or FLAC"
@@ -135,7 +141,7 @@ def _opened(file: bytes | str, name: str) -> Any:
     return sound
 
 
-def _soundfile() -> Any:
+def _soundfile() -> ModuleType:
     try:
         import soundfile
     except (ImportError, OSError):  # OSError: the package without the library libsndfile
@@ -143,7 +149,7 @@ def _soundfile() -> Any:
     return soundfile
 
 
-def _soxr() -> Any:
+def _soxr() -> ModuleType:
     try:
         import soxr
     except ImportError:

@@ -14,35 +14,37 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.spec import from_spec
 
 CAPTION = "text"
-"""The column of captions, or the feature of a TFDS data set, where none is chosen."""
-
+"""The default column of captions in a table."""
 
 OF_IMAGES = frozenset({"digits", "shapes", "tfds", "folder"})
-"""Names whose examples are images, which nobody has to open the data to know."""
+"""Names of sources whose examples are images; for others the data are opened to know the modality."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Opening:
-    """Which part of a data set is read, and how."""
+    """Options of opening a data set."""
 
     split: str = "train"
     data_dir: str | None = None  # where TFDS keeps its data sets; None: its default
     caption: str = CAPTION
-    needs: frozenset[str] = frozenset()  # of "caption" and "label": what the model is trained on
-    shape: tuple[int, ...] = ()  # of an example, as `data.shape` says it; (): open
+    needs: frozenset[str] = frozenset()  # of "caption" and "label": the fields that the model is trained on
+    shape: tuple[int, ...] = ()  # of an example, `data.shape`; (): open
 
 
 # name: opens the source from what follows the colon
 SOURCES: dict[str, Callable[[str, Opening], Source]] = {
-    "digits": lambda _, how: digits(how.split, data_dir=how.data_dir),
-    "shapes": lambda numbers, how: drawn_shapes(how.split, data_dir=how.data_dir, **_numbers(numbers)),
-    "tfds": lambda name, how: tfds_source(
-        name, how.split, data_dir=how.data_dir, caption_key=None if how.caption == CAPTION else how.caption
+    "digits": lambda _, opening: digits(opening.split, data_dir=opening.data_dir),
+    "shapes": lambda numbers, opening: drawn_shapes(opening.split, data_dir=opening.data_dir, **_numbers(numbers)),
+    "tfds": lambda name, opening: tfds_source(
+        name,
+        opening.split,
+        data_dir=opening.data_dir,
+        caption_key=None if opening.caption == CAPTION else opening.caption,
     ),
-    "folder": lambda path, how: image_folder(path, how.split, caption=how.caption, needs=how.needs),
-    "arrays": lambda path, how: array_file(path, how.split, how.shape),
-    "audio": lambda path, how: audio_folder(path, how.split, caption=how.caption, needs=how.needs),
-    "notes": lambda numbers, how: notes_source(numbers, how.split),
+    "folder": lambda path, opening: image_folder(path, opening.split, caption=opening.caption, needs=opening.needs),
+    "arrays": lambda path, opening: array_file(path, opening.split, opening.shape),
+    "audio": lambda path, opening: audio_folder(path, opening.split, caption=opening.caption, needs=opening.needs),
+    "notes": lambda numbers, opening: notes_source(numbers, opening.split),
 }
 
 
@@ -57,15 +59,15 @@ def open_source(
 ) -> Source:
     """The split of the source that spec names; raises UserError where there is none, or it can't be read.
 
-    needs, of "caption" and "label", is what the model is trained on: a folder may have it in files that are read for
-    that alone. shape is `data.shape`, which says whether arrays have channels; (): open. A dotted name with arguments,
-    "mypkg.data.MySource(count=64)", is a class or function of a trusted package, which is called with what it takes of
-    split, data_dir, caption, needs and shape too.
+    needs has the fields, of "caption" and "label", that the model is trained on; files of a folder that hold them are
+    read only for these. shape is `data.shape`, which says whether arrays have channels; (): open. A dotted name with
+    arguments, "mypkg.data.MySource(count=64)", is a class or function of a trusted package, which is also called with
+    those of split, data_dir, caption, needs and shape that it takes.
     """
     name, _, argument = spec.partition(":")
-    how = Opening(split, data_dir, caption, needs, shape)
+    opening = Opening(split, data_dir, caption, needs, shape)
     if extensions.is_dotted(spec.partition("(")[0]):
-        return from_spec(spec, {}, "data source", dataclasses.asdict(how))
+        return from_spec(spec, {}, "data source", dataclasses.asdict(opening))
     if name not in SOURCES or (name not in ("shapes", "notes") and bool(argument) == (name == "digits")):
         raise UserError(
             f"unknown data source {spec!r}; write digits, shapes:SIZE,COUNT, tfds:NAME, folder:PATH (images, a folder "
@@ -75,11 +77,11 @@ def open_source(
         raise UserError(
             f"data.caption={caption!r} is of data from folder:, audio: or tfds:; leave it at {CAPTION!r} for {name}"
         )
-    return SOURCES[name](argument, how)
+    return SOURCES[name](argument, opening)
 
 
 def _numbers(text: str) -> dict[str, int]:
-    """The size, and the count, that follow `shapes:`, as far as they are there."""
+    """The size and the count in the text after `shapes:`; either may be missing."""
     parts = text.split(",") if text else []
     if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
         raise UserError(f"unknown data source 'shapes:{text}'; write shapes, shapes:SIZE or shapes:SIZE,COUNT")

@@ -1,4 +1,4 @@
-"""The text of files that a user hands over: prompts, captions, lists."""
+"""The text of a user's files: prompts, captions, lists."""
 
 import codecs
 import re
@@ -21,7 +21,7 @@ _LINE_END = re.compile(r"\r\n|\n|\r")
 def decode_text(data: bytes, name: str) -> str:
     """The text of a file's bytes: UTF-8 with or without a byte-order mark, or UTF-16 or UTF-32 with one.
 
-    The mark is no part of the text. name is the file's, for messages. Raises UserError that says at which byte the
+    The mark is not part of the text. name is the file's, for messages. Raises UserError that says at which byte the
     file is in another encoding; a byte 0 in UTF-8 is taken for UTF-16 without its mark.
     """
     mark, encoding = next(((mark, known) for mark, known in _MARKS if data.startswith(mark)), (b"", "utf-8"))

@@ -19,6 +19,9 @@ from diffusion_jax.errors import UserError
 
 _FORMAT = "array_record"  # the format that TFDS writes and reads at random without TensorFlow
 
+Record = tuple[int, dict[str, object]]
+"""(key, {feature: value}) of an example, as TFDS writes it."""
+
 
 class SklearnDigits(tfds.core.GeneratorBasedBuilder):
     """scikit-learn's 1,797 handwritten digits, 8 x 8; its pixel values 0 to 16 become round(255 v / 16)."""
@@ -33,10 +36,10 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder):
             builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Record]]:
         return {"train": self._generate_examples()}
 
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self) -> Iterator[Record]:
         from sklearn.datasets import load_digits  # a second to import, for the first run only
 
         data = load_digits()
@@ -46,7 +49,7 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder):
 
 @dataclasses.dataclass(kw_only=True)
 class ShapesConfig(tfds.core.BuilderConfig):
-    """The side of the pictures in pixels, and how many there are to train on."""
+    """The side of the pictures in pixels, and the number of those to train on."""
 
     size: int
     count: int
@@ -72,11 +75,11 @@ class DrawnShapes(tfds.core.GeneratorBasedBuilder):
             builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Record]]:
         counts = {"train": self.builder_config.count, "test": 1000}
         return {split: self._generate_examples(split, count) for split, count in counts.items()}
 
-    def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, split: str, count: int) -> Iterator[Record]:
         for i in range(count):
             picture = shapes.picture(split, i)
             image, classes = shapes.draw(picture, self.builder_config.size)
@@ -84,7 +87,7 @@ class DrawnShapes(tfds.core.GeneratorBasedBuilder):
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    """Encoded here: TFDS would need TensorFlow to encode an array."""
+    """The pixels as a PNG. TFDS would need TensorFlow to encode an array."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
@@ -105,7 +108,7 @@ class TfdsSource:
 
     @property
     def fingerprint(self) -> str:
-        """The set's name, configuration, version and split, and how many examples it has."""
+        """The data set's name, configuration, version and split, and its number of examples."""
         return f"{self.name}, {len(self)} examples"
 
     def __len__(self) -> int:
@@ -225,9 +228,9 @@ def _caption_key(name: str, features: tfds.features.FeaturesDict, chosen: str | 
 def _prepared(
     name: str, data_dir: str | None, config: tfds.core.BuilderConfig | None = None
 ) -> tfds.core.DatasetBuilder:
-    """The builder of a data set whose files are there, after downloading and preparing them if need be."""
+    """The builder of a data set whose files are on disk, after downloading and preparing them where they are not."""
     chosen = {} if config is None else {"config": config}  # a name with a configuration in it allows no other, nor None
-    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR")  # TFDS looks at it only when it is imported
+    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR")  # TFDS reads it only when it is imported
     try:
         builder = tfds.builder(name, data_dir=data_dir, **chosen)
         if builder.is_prepared():

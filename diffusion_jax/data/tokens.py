@@ -24,7 +24,7 @@ CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]
 
 
 class Cut(NamedTuple):
-    """A text that is longer than its ids, and the end of it that these leave out."""
+    """A text that is too long for its ids, and the end of it that is cut off."""
 
     text: str
     lost: str
@@ -52,7 +52,7 @@ class Tokenizer:
         return self.encode_and_cut(texts, length)[0]
 
     def encode_and_cut(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, list[Cut]]:
-        """(ids as of `encode`, the texts that are too long for them, in order)."""
+        """(ids as `encode` returns them, the texts that are too long for them, in order)."""
         if length < 2:
             raise UserError(f"a text takes at least 2 tokens, its beginning and its end; got a length of {length}")
         if isinstance(texts, str):
@@ -74,12 +74,12 @@ class Tokenizer:
     def mask(self, ids: np.ndarray) -> np.ndarray:
         """True up to the eos that ends the text, False on the padding after it: [B, N] -> bool [B, N].
 
-        Where eos pads, as in CLIP, an eos that ends the text's own words is taken for the text's end.
+        Where eos pads, as in CLIP, an eos at the end of the words is taken for the end of the text.
         """
         return np.arange(ids.shape[1]) < self._lengths(ids)[:, None]
 
     def decode(self, ids: np.ndarray) -> list[str]:
-        """The texts of ids [B, N] without bos, eos and padding; the very text of a tokenizer of `train`."""
+        """The texts of ids [B, N] without bos, eos and padding; exact for a tokenizer of `train`."""
         suffix = getattr(self.model.model, "end_of_word_suffix", None)
         texts = [
             self.model.decode(row[1 : end - 1].tolist(), skip_special_tokens=False)
@@ -88,13 +88,13 @@ class Tokenizer:
         return [text.replace(suffix, " ").strip() for text in texts] if suffix else texts
 
     def to_json(self) -> str:
-        """All of it as one line of JSON, of which `from_json` makes the same tokenizer."""
+        """The tokenizer as one line of JSON, from which `from_json` makes an equal one."""
         ids = {"bos": self.bos, "eos": self.eos, "pad": self.pad}
         return json.dumps({**ids, "tokenizer": json.loads(self.model.to_str())})
 
     @staticmethod
     def from_json(text: str) -> "Tokenizer":
-        """What `to_json` wrote; raises UserError where it is anything else."""
+        """The tokenizer of the JSON that `to_json` wrote; raises UserError for other text."""
         try:
             saved = json.loads(text)
             model = tokenizers.Tokenizer.from_str(json.dumps(saved["tokenizer"]))
@@ -103,7 +103,7 @@ class Tokenizer:
             raise UserError(f"this is not the JSON of a tokenizer that was saved here ({error!r})") from None
 
     def _lengths(self, ids: np.ndarray) -> np.ndarray:
-        """How many of each row's ids, [B], come before its padding."""
+        """The number of ids [B] before the padding of each row."""
         count = ids.shape[1]
         last = count - np.argmax(ids[:, ::-1] != self.pad, axis=1)  # after the last id that is not pad's
         # Where eos pads, as in CLIP, the first of the last ids is the text's own.
@@ -135,7 +135,7 @@ def train(captions: Iterable[str], vocabulary: int) -> Tokenizer:
         show_progress=False,
     )
     model.train_from_iterator(captions, trainer)
-    # Of added tokens a caption's own "<eos>" would be one; as mere entries of the vocabulary they are out of its reach.
+    # As added tokens they would match "<eos>" in a caption; as entries of the vocabulary alone they do not.
     model = tokenizers.Tokenizer.from_str(json.dumps({**json.loads(model.to_str()), "added_tokens": []}))
     return Tokenizer(model, bos=1, eos=2, pad=0)
 
@@ -143,7 +143,7 @@ def train(captions: Iterable[str], vocabulary: int) -> Tokenizer:
 def from_folder(path: str | Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder: tokenizer.json, or CLIP's vocab.json and merges.txt, or BERT's vocab.txt.
 
-    Raises UserError where the folder holds none of them, or one that does not put texts between two special tokens.
+    Raises UserError where the folder holds none of them, or one that does not enclose texts in two special tokens.
     """
     folder = Path(path)
     settings = {**_json(folder / "special_tokens_map.json", {}), **_json(folder / "tokenizer_config.json", {})}
@@ -243,7 +243,7 @@ def _add(model: tokenizers.Tokenizer, folder: Path, settings: Mapping[str, Any],
 def _pad(
     model: tokenizers.Tokenizer, padding: Mapping[str, Any] | None, names: Mapping[str, str], eos: int
 ) -> int | None:
-    """The id that pads: of the folder's pad_token, else as tokenizer.json says, else [PAD]'s, else eos as in CLIP."""
+    """The padding id: the first of that of the folder's pad_token, of tokenizer.json, of [PAD], and eos as in CLIP."""
     if "pad_token" in names:
         return model.token_to_id(names["pad_token"])
     if padding:
@@ -260,11 +260,12 @@ def _pair(model: tokenizers.Tokenizer, token: str) -> tuple[str, int]:
 
 
 def _content(token: str | Mapping[str, Any]) -> str:
-    """A token as the settings write it: its text, or an object with its content."""
+    """The text of a token in the settings, which is a text or an object with its content."""
     return token if isinstance(token, str) else token["content"]
 
 
-def _json(path: Path, absent: Any) -> Any:
+def _json(path: Path, absent: dict[str, Any]) -> dict[str, Any]:
+    """The object in a JSON file, or absent where there is no file; raises UserError where it is not JSON."""
     if not path.is_file():
         return absent
     text = decode_text(path.read_bytes(), str(path))

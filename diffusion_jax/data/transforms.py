@@ -44,8 +44,8 @@ def decode(data: bytes, *, channels: int, name: str) -> np.ndarray:
 def opened(data: bytes, name: str) -> Iterator[Image.Image]:
     """The image in data, decoded and upright, in the mode of its file.
 
-    What the file says of it (orientation, transparency) is read after its pixels, as a PNG may say it there. What the
-    block raises is an error of the image too. Raises UserError as `decode` does.
+    Orientation and transparency are read after the pixels, where a PNG may store them. Errors raised in the block count
+    as errors of the image. Raises UserError as `decode` does.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -81,8 +81,8 @@ def _scale_transparency(image: Image.Image, depth: int) -> None:
 def to_pixels(image: Image.Image, mode: str) -> np.ndarray:
     """An image of any mode of Pillow's as uint8 [h, w, C] in mode, one of MODES.
 
-    What is transparent shows white unless mode is RGBA. Gray of 16 bits is divided by 257 and rounded, where Pillow's
-    own conversion would clip it. Raises ValueError for floating-point pixels, and integers of more than 16 bits.
+    Transparent pixels become white unless mode is RGBA. Gray of 16 bits is divided by 257 and rounded, where the
+    conversion of Pillow clips it. Raises ValueError for floating-point pixels, and integers of more than 16 bits.
     """
     if image.mode == "F":
         raise ValueError("its pixels are floating-point")
@@ -113,8 +113,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def resize_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """The central height x width of image [h, w, C] uint8 after it was scaled, sides in proportion, to just cover it.
 
-    Pillow's bicubic filter, whose support grows with the reduction, so that no frequency aliases; what FID is best
-    measured with as well (Parmar et al. 2022, arXiv:2104.11222). An image that has the size is returned as it is.
+    Pillow's bicubic filter, whose support grows with the reduction, so that no frequency aliases; FID is best
+    measured with it too (Parmar et al. 2022, arXiv:2104.11222). An image that has the size is returned as it is.
     """
     h, w, channels = image.shape
     if (h, w) == (height, width):
@@ -128,7 +128,7 @@ def resize_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def mirror(images: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """images [B, H, W, C], those where [B] holds flipped left to right."""
+    """images [B, H, W, C], flipped left to right where `where` [B] is true."""
     mirrored = images.copy()
     mirrored[where] = images[where, :, ::-1]
     return mirrored
@@ -140,5 +140,5 @@ def to_float(images: np.ndarray) -> np.ndarray:
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """The nearest pixel values of images in [-1, 1], the exact inverse of `to_float`; what lies outside is clipped."""
+    """The nearest pixel values of images in [-1, 1], the exact inverse of `to_float`; values outside are clipped."""
     return np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What kinds of data there are: images, sounds and plain arrays, and how each is read, pictured and written."""
+"""The modalities: images, sounds and plain arrays, each with how it is read, pictured and written."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ MODALITIES: dict[str, Callable[..., Modality]] = {
     "array": Array,
     "audio": Audio,
 }
-"""Open to dotted names: `mypkg.Volume(spacing=0.5)`."""
+"""{name: modality}; dotted names, such as `mypkg.Volume(spacing=0.5)`, are of other packages."""
 
 
 def modality(spec: str) -> Modality:

@@ -18,10 +18,10 @@ _MEASURED_AT_ONCE = 256  # examples
 
 @dataclasses.dataclass(frozen=True)
 class Array(Modality):
-    """Arrays of float32 in any unit, which the model sees less their mean and divided by their deviation.
+    """Arrays of float32 in any unit; the model's units are (array - mean) / deviation.
 
-    mean and deviation have a number for each channel or one for all; (), as in "array", is measured over the training
-    data at the start of a run.
+    mean and deviation have a number for each channel or one for all; () is measured over the training data at the start
+    of a run.
     """
 
     mean: tuple[float, ...] = ()
@@ -85,10 +85,10 @@ class Array(Modality):
         return np.asarray(self.mean, np.float32), np.asarray(self.deviation, np.float32)
 
     def measured(self, source: Source, shape: tuple[int, ...]) -> str:
-        """The spec with the mean and deviation of each channel over all of the data; as it is where it has them.
+        """The spec with the mean and deviation of each channel over all of the data, unless it has them.
 
         In float64, by Chan's update of mean and sum of squares, so that a large mean costs no digits. Raises UserError
-        for a channel that is the same everywhere, and for an example that cannot be read.
+        for a constant channel, and for an example that cannot be read.
         """
         if self.mean:
             return f"array(mean={self.mean!r}, deviation={self.deviation!r})"
@@ -98,27 +98,26 @@ class Array(Modality):
             values = np.concatenate(
                 [self.fit(self.decode(source[i], shape), shape).reshape(-1, shape[-1]) for i in chosen]
             ).astype(np.float64)
-            here = values.mean(axis=0)
-            more = len(values)
-            apart = here - mean
-            mean = mean + apart * more / (count + more)
-            squares = squares + ((values - here) ** 2).sum(axis=0) + apart**2 * count * more / (count + more)
-            count += more
+            batch_mean, n = values.mean(axis=0), len(values)
+            shift = batch_mean - mean
+            mean = mean + shift * n / (count + n)
+            squares = squares + ((values - batch_mean) ** 2).sum(axis=0) + shift**2 * count * n / (count + n)
+            count += n
         deviation = np.sqrt(squares / count)
-        if still := [channel for channel, value in enumerate(deviation) if not value > 0]:
+        if flat := [channel for channel, value in enumerate(deviation) if not value > 0]:
             raise UserError(
-                f"channel {still[0]} of the data is {mean[still[0]]:g} everywhere, so there is nothing to learn of it; "
+                f"channel {flat[0]} of the data is {mean[flat[0]]:g} everywhere, so there is nothing to learn of it; "
                 "leave it out"
             )
         numbers = [tuple(float(np.float32(value)) for value in each) for each in (mean, deviation)]
         return f"array(mean={numbers[0]!r}, deviation={numbers[1]!r})"
 
     def shape_of(self, source: Source) -> tuple[int, ...]:
-        """The shape of the first array: those of a file all have one shape."""
+        """The shape of the first array; all arrays of a file have the same shape."""
         return array_of(source[0]).shape
 
     def description(self, source: Source, examples: Sequence[Example], shape: tuple[int, ...]) -> str:
-        """Number, shape and channels, the range of some, and the mean and deviation that are taken off."""
+        """A sentence with number, shape and channels, the range of the examples, and mean and deviation."""
         values = np.stack([np.asarray(array_of(example), np.float64) for example in examples])
         sides = " x ".join(str(side) for side in shape[:-1])
         channels = f"{shape[-1]} channel{'s' if shape[-1] > 1 else ''}"

@@ -1,4 +1,4 @@
-"""Sound: clips [L, C] of one sampling rate, mono or stereo, for files, players and the network alike in [-1, 1]."""
+"""Sound: clips [L, C] of one sampling rate, mono or stereo, in [-1, 1] for files, players and the network."""
 
 import collections
 import dataclasses
@@ -24,7 +24,7 @@ _KINDS = {1: "mono", 2: "stereo"}
 class Audio(Modality):
     """Clips of sound at a sampling rate in Hz; WAV, FLAC and OGG in, WAV of 16 bits out.
 
-    crop says which part of a longer file is taken: the "start", or a "random" place that is the same in every epoch.
+    crop is the part that is taken of a longer file: its "start", or a "random" place that is the same in every epoch.
     """
 
     rate: int
@@ -42,7 +42,7 @@ class Audio(Modality):
 
     @property
     def places_a_unit(self) -> float:
-        """The rate: `sample --paint` takes seconds."""
+        """The rate, since `sample --paint` takes seconds."""
         return float(self.rate)
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
@@ -53,7 +53,7 @@ class Audio(Modality):
     def decode(self, example: Example, shape: tuple[int, ...]) -> np.ndarray:
         """The clip of an example, float32 [L, C] in [-1, 1], of a file resampled to the rate (`sound.decode_clip`).
 
-        An array is taken to be at the rate. Raises UserError that names an example that is shorter or cannot be read.
+        An array is expected at the rate. Raises UserError that names an example that is shorter or cannot be read.
         """
         name = example["name"]
         if "audio" in example:
@@ -75,7 +75,7 @@ class Audio(Modality):
         return sound.decode_clip(path.read_bytes(), (length, channels), self.rate, name=str(path))
 
     def from_model(self, x: np.ndarray) -> np.ndarray:
-        """x [N, L, C] clipped to [-1, 1], which a line on stderr counts; raises UserError for NaN and infinities."""
+        """x [N, L, C] clipped to [-1, 1]; prints how many values were. Raises UserError for NaN and infinities."""
         pictures.check_finite(x)
         outside = abs(x) > 1
         if outside.any():
@@ -89,13 +89,13 @@ class Audio(Modality):
         return np.clip(x, -1, 1).astype(np.float32)
 
     def measured(self, source: Source, shape: tuple[int, ...]) -> str:
-        """Nothing of the data has to be known."""
+        """The spec itself, which has no numbers of the data."""
         return f"audio(rate={self.rate}, crop={self.crop!r})"
 
     def shape_of(self, source: Source) -> tuple[int, ...]:
-        """(samples, channels) that all clips have at the rate: of all, or of 1,024 that lie evenly in the data.
+        """(samples, channels) that all clips have at the rate: of all, or of 1,024 spread evenly over the data.
 
-        The channels are 2 where one has two. Raises UserError that lists the lengths where they differ.
+        The channels are 2 where a clip has two. Raises UserError that lists the lengths where they differ.
         """
         sizes = [size for example in examples_of(source, DECIDING) if (size := self._size(example)) is not None]
         if not sizes:
@@ -114,17 +114,17 @@ class Audio(Modality):
         return min(max(channels for _, _, channels in sizes), 2)
 
     def _size(self, example: Example) -> tuple[int, int, int] | None:
-        """An example's own rate, its length at `rate`, and its channels; None where it cannot be read."""
+        """(the rate of an example, its length at `self.rate`, its channels); None where it cannot be read."""
         if "array" in example:
             return self.rate, *example["array"].shape
         try:
             header = sound.read_header(example["audio"], example["name"])
-        except UserError:  # training counts it as a corrupt one
+        except UserError:  # a corrupt example in training
             return None
         return header.rate, header.frames * self.rate // header.rate, header.channels
 
     def description(self, source: Source, examples: Sequence[Example], shape: tuple[int, ...]) -> str:
-        """Number, lengths, rates and channels, as far as examples say, and what becomes of them."""
+        """A sentence with number, lengths, rates and channels, from examples, and how they become clips."""
         length, channels = shape
         found = [size for example in examples if (size := self._size(example)) is not None]
         count = f"{len(source):,} {self.noun}"
@@ -160,7 +160,7 @@ class Audio(Modality):
     def pages(self, arrays: np.ndarray, names: Sequence[str]) -> Mapping[str, bytes]:
         """index.html, with players of the first clips, as many as `players.MOST_BYTES` hold.
 
-        A name says what a clip is of, its class or its prompt; "" for nothing.
+        A name is the class or the prompt of a clip; "" for neither.
         """
         size = 2 * arrays[0].size + 44  # bytes of a WAV
         count = players.shown_count([size] * len(arrays))

@@ -43,7 +43,7 @@ class Image(Modality):
         return transforms.resize_crop(array, *shape[:2])
 
     def mirror(self, arrays: np.ndarray, where: np.ndarray) -> np.ndarray:
-        """Images [B, H, W, C], those where [B] holds flipped left to right."""
+        """Images [B, H, W, C], flipped left to right where `where` [B] is true."""
         return transforms.mirror(arrays, where)
 
     def to_model(self, arrays: np.ndarray) -> np.ndarray:
@@ -51,11 +51,11 @@ class Image(Modality):
         return transforms.to_float(arrays)
 
     def from_model(self, x: np.ndarray) -> np.ndarray:
-        """The nearest pixels of x [N, H, W, C]; what lies outside of [-1, 1] is clipped."""
+        """The nearest pixels of x [N, H, W, C]; values outside of [-1, 1] are clipped."""
         return pictures.to_uint8(x)
 
     def measured(self, source: Source, shape: tuple[int, ...]) -> str:
-        """Nothing of the data has to be known."""
+        """The spec itself, which has no numbers of the data."""
         return "image"
 
     def shape_of(self, source: Source) -> tuple[int, ...]:
@@ -63,7 +63,7 @@ class Image(Modality):
         return description.image_shape(source)
 
     def description(self, source: Source, examples: Sequence[Example], shape: tuple[int, ...]) -> str:
-        """Sizes and colours, and how the images are scaled and cropped."""
+        """A sentence with sizes and colours, and how the images are scaled and cropped."""
         return description.images(source, list(examples), *shape)
 
     def tiles(self, arrays: np.ndarray) -> np.ndarray:

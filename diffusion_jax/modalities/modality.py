@@ -1,6 +1,6 @@
-"""What one kind of data adds to arrays: how an example is read, pictured and written to a file.
+"""The interface of a modality: how examples of one kind of data are read, pictured and written to files.
 
-Everything between the data and these pictures and files is arrays [*S, C] of any rank.
+Between reading and writing there are only arrays [*S, C] of any rank.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,36 +15,36 @@ from diffusion_jax.report.pictures import check_finite
 
 
 class Modality:
-    """One kind of data. Subclasses are frozen dataclasses and picklable: worker processes read by them.
+    """One kind of data. Subclasses are frozen dataclasses, and picklable, since worker processes use them.
 
     "Own units" are those of the data and of the files that are written: pixels 0 to 255, volts, samples of a waveform.
-    "The model's units" are float32 values of the size of 1, which the network is trained on.
+    "The model's units" are float32 values of the order of 1, which the network is trained on.
     """
 
     dtype: ClassVar[np.dtype] = np.dtype(np.float32)
-    """Of arrays in own units."""
+    """The dtype of arrays in own units."""
     mirrors: ClassVar[bool] = False
     """Whether `data.flip` can mirror an example."""
     suffix: ClassVar[str] = ".npy"
-    """Of the file of one sample."""
+    """The suffix of the file of one sample."""
     noun: ClassVar[str] = "arrays"
-    """What a sentence calls examples."""
+    """The word for examples in messages."""
 
     @property
     def places_a_unit(self) -> float:
-        """How many places of the first side are a unit of `sample --paint`: 1, or the samples of a second of audio."""
+        """The places of the first side in a unit of `sample --paint`: 1, or the samples in a second of audio."""
         return 1.0
 
     @property
     def complete(self) -> bool:
-        """Whether it knows all that it needs of the data, so that `measured` has nothing to add."""
+        """Whether it has all its numbers of the data, so that `measured` adds none."""
         return True
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises UserError unless examples of this kind can have the shape [*S, C]."""
 
     def decode(self, example: Example, shape: tuple[int, ...]) -> np.ndarray:
-        """The array of an example in own units, [*S0, C]: of the channels of shape and a size of its own.
+        """The array of an example in own units, [*S0, C], with the channels of shape and the size of the example.
 
         Raises UserError that names the example where it cannot be read.
         """
@@ -61,20 +61,20 @@ class Modality:
         return array
 
     def mirror(self, arrays: np.ndarray, where: np.ndarray) -> np.ndarray:
-        """Arrays [B, *S, C], those where [B] holds mirrored."""
+        """Arrays [B, *S, C], mirrored where `where` [B] is true."""
         raise NotImplementedError
 
     def to_model(self, arrays: np.ndarray) -> np.ndarray:
-        """Arrays [B, *S, C] in own units in the model's, float32."""
+        """Arrays [B, *S, C] from own units to the model's, float32."""
         return arrays.astype(np.float32)
 
     def from_model(self, x: np.ndarray) -> np.ndarray:
-        """Values x [N, *S, C] in the model's units in own units; raises UserError for NaN and infinities."""
+        """Values x [N, *S, C] from the model's units to own units; raises UserError for NaN and infinities."""
         check_finite(x)
         return x.astype(self.dtype)
 
     def measured(self, source: Source, shape: tuple[int, ...]) -> str:
-        """The spec of this modality with what it has to know of the data, measured over all of it.
+        """The spec of this modality with its numbers of the data, such as a mean, measured over all of them.
 
         It goes into the run's config, so that a workdir alone is enough to sample in the data's own units.
         """
@@ -88,7 +88,7 @@ class Modality:
         raise NotImplementedError
 
     def description(self, source: Source, examples: Sequence[Example], shape: tuple[int, ...]) -> str:
-        """What the data holds, as far as examples of it say, and what is done to it to be of shape [*S, C]."""
+        """A sentence on the data, from examples of them, and on how they get the shape [*S, C]."""
         raise NotImplementedError
 
     def tiles(self, arrays: np.ndarray) -> np.ndarray:
@@ -100,5 +100,5 @@ class Modality:
         raise NotImplementedError
 
     def pages(self, arrays: np.ndarray, names: Sequence[str]) -> Mapping[str, bytes]:
-        """Further files {name: content} of a folder with samples [N, *S, C] in own units, whose files have names."""
+        """Further files {name: content} for a folder of samples [N, *S, C] in own units, whose titles are names."""
         return {}

@@ -159,7 +159,7 @@ def test_bits_per_dim_tells_the_model_each_image_s_own_class_and_does_not_guide(
     again = evaluate(home / "model", tmp_path / "a.json", *flags)
     np.testing.assert_allclose(again["metrics"]["bits_per_dim"]["value"], first, rtol=1e-6)
     wrong = lambda model, batch: {"label": (batch["label"] + 1) % 10}  # noqa: E731
-    monkeypatch.setattr("diffusion_jax.runs.evaluate.run.own_conditions", wrong)
+    monkeypatch.setattr("diffusion_jax.runs.evaluate.likelihood.own_conditions", wrong)
     other = evaluate(home / "model", tmp_path / "b.json", *flags)
     assert abs(other["metrics"]["bits_per_dim"]["value"] / first - 1) > 1e-5
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from diffusion_jax.data import shapes, transforms
+from diffusion_jax.data import shape_reader, shapes, transforms
 from diffusion_jax.data.pipeline import Order, train_batches
 from diffusion_jax.data.readers import Maps
 from diffusion_jax.data.sources import open_source
@@ -34,18 +34,18 @@ def jpeg(image, **options):
 
 @pytest.mark.parametrize("change", [lambda image: image, noisy, lambda image: jpeg(image, quality=90, subsampling=0)])
 def test_the_reader_agrees_with_what_was_drawn(images, change):
-    right = [shapes.related(change(image), p.caption) for image, p in zip(images, PICTURES, strict=True)]
+    right = [shape_reader.related(change(image), p.caption) for image, p in zip(images, PICTURES, strict=True)]
     assert np.mean(right) >= 0.99
 
 
 def test_jpeg_with_half_as_many_colours_is_read_at_64():
-    right = [shapes.matches(jpeg(shapes.draw(p, 64)[0], quality=90), p.caption) for p in PICTURES[:100]]
+    right = [shape_reader.matches(jpeg(shapes.draw(p, 64)[0], quality=90), p.caption) for p in PICTURES[:100]]
     assert np.mean(right) >= 0.99
 
 
 def test_centres_are_those_of_the_boxes(images):
     for image, picture in zip(images, PICTURES, strict=True):
-        seen = {(s.shape, s.colour): s.centre for s in shapes.read_picture(image)}
+        seen = {(s.shape, s.colour): s.centre for s in shape_reader.read_picture(image)}
         for shape in picture.shapes:
             np.testing.assert_allclose(seen[shape.shape, shape.colour], (shape.x, shape.y), atol=0.5 / 32)
 
@@ -58,27 +58,27 @@ def test_wrong_captions_are_refused(images):
     for image, picture in list(zip(images, PICTURES, strict=True))[:200]:
         one = picture.shapes[0]
         true = picture.caption
-        assert not shapes.matches(image, true.replace(one.colour, swapped(one.colour, list(shapes.COLOURS)), 1))
-        assert not shapes.matches(image, true.replace(one.shape, swapped(one.shape, shapes.SHAPES), 1))
+        assert not shape_reader.matches(image, true.replace(one.colour, swapped(one.colour, list(shapes.COLOURS)), 1))
+        assert not shape_reader.matches(image, true.replace(one.shape, swapped(one.shape, shapes.SHAPES), 1))
         if picture.relation is None:
-            assert not shapes.matches(image, f"{true} left of a {one.colour} {one.shape}")
+            assert not shape_reader.matches(image, f"{true} left of a {one.colour} {one.shape}")
             continue
-        assert not shapes.matches(image, true.split(f" {picture.relation}")[0])  # one of two
+        assert not shape_reader.matches(image, true.split(f" {picture.relation}")[0])  # one of two
         for other in {"left of", "right of", "above", "below"} - {picture.relation}:
             caption = true.replace(picture.relation, other)
-            assert shapes.matches(image, caption)
-            assert not shapes.related(image, caption)
+            assert shape_reader.matches(image, caption)
+            assert not shape_reader.related(image, caption)
 
 
 def test_what_is_no_shape_matches_nothing():
     gray = np.full((32, 32, 3), 90, np.uint8)
-    assert shapes.read_picture(gray) == []
+    assert shape_reader.read_picture(gray) == []
     bar = gray.copy()
     bar[14:18, 2:30] = shapes.COLOURS["red"]
-    assert [(seen.shape, seen.colour) for seen in shapes.read_picture(bar)] == [(None, "red")]
-    assert not shapes.matches(bar, "a large red square")
+    assert [(seen.shape, seen.colour) for seen in shape_reader.read_picture(bar)] == [(None, "red")]
+    assert not shape_reader.matches(bar, "a large red square")
     with pytest.raises(UserError, match="'a red dog' is no caption of shapes"):
-        shapes.matches(bar, "a red dog")
+        shape_reader.matches(bar, "a red dog")
 
 
 def test_captions_are_true_of_the_places():
@@ -159,7 +159,7 @@ def test_the_map_is_read_from_the_pixels():
     overlap = np.zeros((4, 2))
     for i in range(100):
         image, classes = shapes.draw(shapes.picture("test", i), 32)
-        read = shapes.read_map(image)
+        read = shape_reader.read_map(image)
         for k in range(4):
             overlap[k] += [((read == k) & (classes == k)).sum(), ((read == k) | (classes == k)).sum()]
     assert (overlap[:, 0] / overlap[:, 1]).min() > 0.93

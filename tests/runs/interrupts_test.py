@@ -95,12 +95,14 @@ def test_an_evaluation_that_is_stopped_in_a_batch_keeps_those_before(tmp_path):
             ended.wait(60)
         return jnp.zeros((8, 2, 2, 1))
 
-    told = lambda first: (SampleBatch({}, np.zeros((8, 2, 2, 1), np.float32)) for _ in range(first, 3))  # noqa: E731
-    sample_source = SampleSource(sharding.mesh(), Image(), (2, 2, 1), draw, told, "", restores=True)
+    batches_from = lambda first: (SampleBatch({}, np.zeros((8, 2, 2, 1), np.float32)) for _ in range(first, 3))  # noqa: E731
+    sample_source = SampleSource(
+        sharding.mesh(), Image(), (2, 2, 1), np.arange(24), 8, draw, batches_from, "", restores=True
+    )
     partial = PartialEvaluation(tmp_path, {})
     begun = time.monotonic()
     with stop_on_signal(), pytest.raises(Interrupted, match="8 of 24 samples"):
-        gather_samples(["psnr"], sample_source, np.arange(24), 8, FeatureExtractor(None, None), partial, show=False)
+        gather_samples(["psnr"], sample_source, FeatureExtractor(None, None), partial, show=False)
     ended.set()
     assert time.monotonic() - begun < 10  # two small programs are compiled in it
     found = PartialEvaluation(tmp_path, {}).of("samples")[0]

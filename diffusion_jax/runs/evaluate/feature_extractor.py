@@ -1,4 +1,4 @@
-"""What samples are measured with: a network's features, and the statistics that stand for real images."""
+"""The feature extractor of an evaluation: a network's features, and statistics that stand for real images."""
 
 import contextlib
 import dataclasses
@@ -24,20 +24,21 @@ from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train.checkpoint import Checkpoints
 
 PIXELS = "uint8 rint((x + 1) 127.5), clipped to [0, 255]"
+"""How a sample of an image becomes pixels, as results record it."""
 
 VALUES = "float32, in the model's units"
-"""What stands for pixels of other data than images."""
+"""The same for other data than images, whose values are measured as they are."""
 
 WEIGHTS = {
     build_features.INCEPTION: "FILE.safetensors, the weights of FID's InceptionV3",
     clip.CLIP: "FOLDER, a CLIP model as transformers saves it",
 }
-"""The features that are not a workdir's, and what --weights is of each."""
+"""{name of features that no workdir has: what --weights is for them}."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MetricRequest:
-    """What samples are judged by, as the command's flags say it."""
+    """Features and options of the metrics, as the command's flags."""
 
     features: str = ""  # inception, clip, values, or the workdir of a classifier
     weights: Path | None = None  # of inception or clip
@@ -48,34 +49,37 @@ class MetricRequest:
 
     @property
     def options(self) -> Options:
-        """Of the metrics."""
+        """The options of the metrics."""
         return Options(self.kid_size, self.kid_subsets)
 
     def check(self, names: Sequence[str], num: int, real: int | None = None) -> None:
-        """Raises UserError where a metric of num samples against real images (0: all) has no features, or too few."""
-        within = sample_metrics.of_features(names)
+        """Raises UserError where a flag does not suit the metrics, or they need features or more images.
+
+        num is the number of samples, real that of real images; 0: all, None: num.
+        """
+        of_features = sample_metrics.of_features(names)
         if self.clip is None and "clip_score" in names:
             raise UserError(f"clip_score needs --clip={WEIGHTS[clip.CLIP]}, such as openai/clip-vit-base-patch32's")
         if self.clip is not None and "clip_score" not in names:
             raise UserError("--clip is of clip_score; add it to --metrics")
         for flag, value in (("features", self.features), ("reference", self.reference)):
-            if value and not within:
+            if value and not of_features:
                 raise UserError(
                     f"--{flag} is of {', '.join(sample_metrics.of_features(METRICS))}; add one to --metrics"
                 )
         if not names:
             return
         sample_metrics.check_counts(names, min(num, real or num), self.options)
-        if within:
-            self.check_features(within[0])
+        if of_features:
+            self.check_features(of_features[0])
         if self.reference is not None and not any(METRICS[name].moments for name in names):
             raise UserError("--reference is of fd and sfd; add one to --metrics")
 
-    def check_features(self, what: str) -> None:
-        """Raises UserError where the features that what needs are not said."""
+    def check_features(self, metric: str) -> None:
+        """Raises UserError where there are no features, which the metric called metric needs, or not their weights."""
         if not self.features:
             raise UserError(
-                f"{what} needs features: give --features=inception --weights=FILE.safetensors, "
+                f"{metric} needs features: give --features=inception --weights=FILE.safetensors, "
                 "--features=WORKDIR of a classifier trained on this data, or --features=values for small arrays"
             )
         if self.features in WEIGHTS and self.weights is None:
@@ -86,7 +90,10 @@ class MetricRequest:
     def extractor(
         self, names: Sequence[str], mesh: Mesh, kind: Modality, shape: tuple[int, ...], size: int
     ) -> "FeatureExtractor":
-        """What measures batches of size of examples of this shape; raises UserError where it does not fit them."""
+        """The extractor for batches of size examples of this shape [*S, C].
+
+        Raises UserError where the features, the weights or the reference do not fit the examples or the metrics.
+        """
         if not isinstance(kind, Image) and (self.features in WEIGHTS or self.clip is not None):
             network = self.features if self.features in WEIGHTS else "clip_score"
             raise UserError(
@@ -144,9 +151,9 @@ class MetricRequest:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureExtractor:
-    """What samples are measured with."""
+    """Features and scores of batches of images, on every device of the mesh."""
 
-    features: Features | None  # None: nothing is taken in a network's space
+    features: Features | None  # None: no metric needs them
     options: Options
     reference: Mapping[str, Statistics] = dataclasses.field(default_factory=dict)  # by feature
     reference_sha256: str = ""
@@ -154,21 +161,22 @@ class FeatureExtractor:
 
 
 def described(path: Path) -> Path:
-    """The file beside statistics that says what they are of; those published elsewhere have none."""
+    """The JSON beside a file of statistics, with features and shape; published statistics have no such file."""
     return path.with_suffix(".json")
 
 
 def _check_described(path: Path, features: Features, shape: tuple[int, ...]) -> None:
+    """Raises UserError where the statistics of path are of other features or of images of another shape."""
     if not described(path).is_file():
         return
     try:
-        said = json.loads(described(path).read_text(encoding="utf-8"))
-        other, size = said["features"]["sha256"], tuple(said["shape"])
+        record = json.loads(described(path).read_text(encoding="utf-8"))
+        other, size = record["features"]["sha256"], tuple(record["shape"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{described(path)} does not say what {path} is of; make the statistics anew") from None
     if other != features.record["sha256"]:
         raise UserError(
-            f"--reference={path} is of {said['features']['extractor']}, of other weights than {features.name}"
+            f"--reference={path} is of {record['features']['extractor']}, of other weights than {features.name}"
         )
     if size != tuple(shape):
         raise UserError(f"--reference={path} is of images {list(size)}, the model draws {list(shape)}")

@@ -1,4 +1,4 @@
-"""`diffusion-jax evaluate heatmap`: scores over checkpoints, guidance, steps of the sampler and averages."""
+"""`diffusion-jax evaluate heatmap`: scores by checkpoint, guidance, steps of the sampler and average."""
 
 import contextlib
 import dataclasses
@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.report.heatmap import heatmap_png
 from diffusion_jax.runs.evaluate.real_images import Interrupted
-from diffusion_jax.runs.evaluate.results import FORMAT
+from diffusion_jax.runs.evaluate.results import FORMAT, Measured, Result
 from diffusion_jax.runs.evaluate.run import AGAIN, Evaluator, Request, checkpoint_digest
 from diffusion_jax.runs.workdir.output_folder import OutputFolder
 from diffusion_jax.runs.workdir.paths import Workdir
@@ -26,7 +26,7 @@ from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.faults import stop_on_signal
 
 ALL = "all"
-"""Of the axis `step`: every checkpoint."""
+"""The value of the axis `step` that stands for every checkpoint."""
 
 OVERRIDES = {"guidance": float, "steps": int, "sampler": str, "grid": str, "guidance_rescale": float}
 """Axes that are keys of the config's sampling, and their types."""
@@ -34,30 +34,54 @@ OVERRIDES = {"guidance": float, "steps": int, "sampler": str, "grid": str, "guid
 AXES = ("step", "ema", *OVERRIDES)
 
 HIGHER = {"precision", "recall", "inception_score", "psnr", "ssim", "clip_score", "median_ratio"}
-"""The scores of which more is better."""
+"""The scores of which a higher value is better."""
 
 _MOST = 3  # axes: rows, columns and panels
 
 
+Value = bool | int | float | str
+
+Place = dict[str, Value]
+"""{name of an axis: the value there}."""
+
+
+class Cell(TypedDict):
+    """The scores at one combination of the axes."""
+
+    at: Place
+    file: str  # the result, relative to the heatmap's folder
+    metrics: dict[str, Measured]
+
+
+class Best(TypedDict):
+    """The best value of a score, and where it is."""
+
+    at: Place
+    value: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """What is varied, and its values in order."""
+    """A quantity that is varied, and its values in order."""
 
     name: str
-    values: tuple[Any, ...]
+    values: tuple[Value, ...]
 
-    def label(self, value: Any) -> str:
-        """A value as a person reads it."""
-        return weights_name(value) if self.name == "ema" else f"{value:g}" if isinstance(value, float) else str(value)
+    def label(self, value: Value) -> str:
+        """The value as text, such as "1.5"; an average by its `weights_name`."""
+        if self.name == "ema":
+            assert not isinstance(value, str)
+            return weights_name(value)
+        return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def heatmap(request: Request, over: Sequence[str], out: Path, *, save_seconds: float = 60.0) -> Path:
     """Measures the request at every combination of the axes over ("guidance=1,2,4"), and writes the folder out.
 
-    heatmap.json has every score, SCORE.png a picture of each; cells/ has a result of `evaluate` for each combination,
-    and those that are there are not measured again: a run that was killed goes on. Axes are `AXES`; the first are the
-    rows, the second the columns, a third panels. Returns heatmap.json. Raises UserError where an axis is none, and what
-    `evaluate` raises.
+    The names of axes are `AXES`; the first axis gives the rows, the second the columns, the third panels. heatmap.json
+    has every score, SCORE.png is a picture of one. cells/ has a result of `evaluate` for each combination; a run that
+    was killed goes on from the results there. Returns the path of heatmap.json. Raises UserError for an axis that is
+    unknown or has no such values, and what `evaluate` raises.
     """
     axes = [_axis(text, request.root) for text in over]
     if request.step is None and not any(axis.name == "step" for axis in axes):
@@ -65,42 +89,46 @@ def heatmap(request: Request, over: Sequence[str], out: Path, *, save_seconds: f
     if not 1 <= len(axes) <= _MOST or len({axis.name for axis in axes}) < len(axes):
         raise UserError(f"--over is given for 1 to {_MOST} axes, each once; got {', '.join(over) or 'none'}")
     OutputFolder(out).check()
-    cells: list[dict[str, Any]] = []
+    cells: list[Cell] = []
     evaluator = Evaluator(request)
-    places = list(itertools.product(*(axis.values for axis in axes)))
+    combinations = list(itertools.product(*(axis.values for axis in axes)))
     with stop_on_signal() as stop:
-        for i, values in enumerate(places):
-            at = dict(zip((axis.name for axis in axes), values, strict=True))
-            sample_request = _at(request, at)
-            file = out / "cells" / f"{_key(sample_request)}.json"
+        for i, values in enumerate(combinations):
+            place = dict(zip((axis.name for axis in axes), values, strict=True))
+            cell_request = _at(request, place)
+            file = out / "cells" / f"{_key(cell_request)}.json"
             result = _read(file, request.root)
             if result is None:
-                said = ", ".join(f"{axis.name} {axis.label(value)}" for axis, value in zip(axes, values, strict=True))
-                print(f"{i + 1} of {len(places)}: {said}", flush=True)
+                text = ", ".join(f"{axis.name} {axis.label(value)}" for axis, value in zip(axes, values, strict=True))
+                print(f"{i + 1} of {len(combinations)}: {text}", flush=True)
                 try:
                     result, _ = evaluator.measure(
-                        sample_request, out / "cells", save_seconds, lambda: stop.signal is not None
+                        cell_request, out / "cells", save_seconds, lambda: stop.signal is not None
                     )
                 except Interrupted as done:
                     print(f"stopped by {stop.signal} after {done} of this; the same command goes on", flush=True)
                     raise SystemExit(AGAIN) from None
                 replace_file(file, json.dumps(result, indent=2, allow_nan=False).encode())
-            cells.append({"at": at, "file": str(file.relative_to(out)), "metrics": result["metrics"]})
-            if stop.signal is not None and i + 1 < len(places):
-                print(f"stopped by {stop.signal} after {i + 1} of {len(places)}; the same command goes on", flush=True)
+            cells.append({"at": place, "file": str(file.relative_to(out)), "metrics": result["metrics"]})
+            if stop.signal is not None and i + 1 < len(combinations):
+                print(
+                    f"stopped by {stop.signal} after {i + 1} of {len(combinations)}; the same command goes on",
+                    flush=True,
+                )
                 raise SystemExit(AGAIN)
     return _write(request, axes, cells, out)
 
 
-def _write(request: Request, axes: Sequence[Axis], cells: Sequence[Mapping[str, Any]], out: Path) -> Path:
+def _write(request: Request, axes: Sequence[Axis], cells: Sequence[Cell], out: Path) -> Path:
+    """Writes a picture of each score and heatmap.json, prints the best combination of each; returns heatmap.json."""
     shape = tuple(len(axis.values) for axis in axes)
-    best: dict[str, Any] = {}
-    for score, entry in cells[0]["metrics"].items():
+    best: dict[str, Best] = {}
+    for score, measured in cells[0]["metrics"].items():
         values = np.asarray([cell["metrics"][score]["value"] for cell in cells], np.float64)
-        found = cells[int(np.argmax(values) if score in HIGHER else np.argmin(values))]
-        best[score] = {"at": found["at"], "value": found["metrics"][score]["value"]}
+        winner = cells[int(np.argmax(values) if score in HIGHER else np.argmin(values))]
+        best[score] = {"at": winner["at"], "value": winner["metrics"][score]["value"]}
         names = [(axis.name, [axis.label(value) for value in axis.values]) for axis in axes]
-        title = f"{entry['label']}, n = {entry['how']['n']}"
+        title = f"{measured['label']}, n = {measured['how']['n']}"
         replace_file(out / f"{score}.png", heatmap_png(values.reshape(shape), names, title, higher=score in HIGHER))
     record = {
         "format": "diffusion_jax heatmap 1",
@@ -111,14 +139,15 @@ def _write(request: Request, axes: Sequence[Axis], cells: Sequence[Mapping[str, 
     }
     file = out / "heatmap.json"
     replace_file(file, json.dumps(record, indent=2, allow_nan=False).encode())
-    for score, found in best.items():
-        where = ", ".join(f"{axis.name} {axis.label(found['at'][axis.name])}" for axis in axes)
-        print(f"best {score}: {found['value']:.6g} at {where}")
+    for score, top in best.items():
+        where = ", ".join(f"{axis.name} {axis.label(top['at'][axis.name])}" for axis in axes)
+        print(f"best {score}: {top['value']:.6g} at {where}")
     print(f"{len(cells)} combinations: {file}")
     return file
 
 
 def _axis(text: str, root: Path) -> Axis:
+    """The axis of "NAME=VALUE,VALUE,...". Commas within parentheses do not separate values."""
     name, equals, rest = text.partition("=")
     parts = [part.strip() for part in re.split(r",(?![^()]*\))", rest) if part.strip()]
     if name not in AXES or not equals or not parts:
@@ -126,7 +155,7 @@ def _axis(text: str, root: Path) -> Axis:
     if name == "step":
         return Axis(name, tuple(_steps(parts, root)))
     try:
-        values = [_average(part) if name == "ema" else OVERRIDES[name](part) for part in parts]
+        values: list[Value] = [_average(part) if name == "ema" else OVERRIDES[name](part) for part in parts]
     except ValueError:
         raise UserError(f"--over={text}: the values of {name} are not all of type {_type(name)}") from None
     for value in values:
@@ -146,10 +175,11 @@ def _average(text: str) -> bool | float:
 
 
 def _steps(parts: Sequence[str], root: Path) -> list[int]:
+    """The steps of checkpoints, ascending, each once; raises UserError where the workdir has no such checkpoint."""
     workdir = Workdir(root)
-    workdir.read_config()  # raises where it is none
+    workdir.read_config()  # raises where root is no workdir
     with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
-        choose_step(checkpoints, None)  # raises where there is none
+        choose_step(checkpoints, None)  # raises where there is no checkpoint
         if list(parts) == [ALL]:
             return checkpoints.steps()
         if wrong := [part for part in parts if not part.isdecimal()]:
@@ -157,20 +187,21 @@ def _steps(parts: Sequence[str], root: Path) -> list[int]:
         return [choose_step(checkpoints, step) for step in sorted({int(part) for part in parts})]
 
 
-def _at(request: Request, at: Mapping[str, Any]) -> Request:
-    overrides = dict(request.overrides) | {name: value for name, value in at.items() if name in OVERRIDES}
-    return dataclasses.replace(
-        request, overrides=overrides, step=at.get("step", request.step), average=at.get("ema", request.average)
-    )
+def _at(request: Request, place: Mapping[str, Value]) -> Request:
+    """The request of one combination of the axes."""
+    overrides = dict(request.overrides) | {name: value for name, value in place.items() if name in OVERRIDES}
+    step, average = place.get("step", request.step), place.get("ema", request.average)
+    return dataclasses.replace(request, overrides=overrides, step=step, average=average)  # type: ignore[arg-type]
 
 
 def _key(request: Request) -> str:
+    """The name of the file of a request's result."""
     text = json.dumps(dataclasses.asdict(request), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _read(file: Path, root: Path) -> dict[str, Any] | None:
-    """The result in a file, as `replace_file` leaves it; None where there is none of the checkpoint as it is now."""
+def _read(file: Path, root: Path) -> Result | None:
+    """The result in a file; None where there is no whole one, or the checkpoint was another when it was written."""
     if not file.is_file():
         return None
     try:
@@ -181,4 +212,4 @@ def _read(file: Path, root: Path) -> dict[str, Any] | None:
         return None
     subject = result["subject"]
     now = checkpoint_digest(root, subject["checkpoint_step"])
-    return result if subject["checkpoint_sha256"] == now else None
+    return cast(Result, result) if subject["checkpoint_sha256"] == now else None

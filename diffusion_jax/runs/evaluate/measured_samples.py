@@ -1,11 +1,11 @@
-"""Metrics of samples against real images: drawn, featurised and reduced on the devices, batch by batch."""
+"""Metrics of samples against real images: samples are drawn and reduced to features on the devices, by batches."""
 
 import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,65 +15,69 @@ from jax.sharding import Mesh
 
 from diffusion_jax.core import similarity
 from diffusion_jax.errors import UserError
-from diffusion_jax.evals import moments, sample_metrics
+from diffusion_jax.evals import sample_metrics
 from diffusion_jax.evals.gathering import NOTHING, Gathered, Gathering, Wanted
-from diffusion_jax.evals.sample_metrics import METRICS, NearestNeighbors
+from diffusion_jax.evals.sample_metrics import METRICS
 from diffusion_jax.modalities import Image, Modality
 from diffusion_jax.models.features import Features
 from diffusion_jax.report.progress import progress
-from diffusion_jax.runs.evaluate.feature_extractor import PIXELS, VALUES, FeatureExtractor
+from diffusion_jax.runs.evaluate.feature_extractor import FeatureExtractor
 from diffusion_jax.runs.evaluate.partial import PartialEvaluation
 from diffusion_jax.runs.evaluate.real_images import Interrupted, RealImages
 from diffusion_jax.train import sharding
 from diffusion_jax.train.interruptible import Abandoned, interruptible
 
 Phase = Callable[[str], AbstractContextManager[None]]
-"""As `train.faults.Watchdog.phase`."""
+"""name of a phase -> a context that times it, such as `train.faults.Watchdog.phase`."""
+
+Arrays = TypeVar("Arrays", bound=Mapping[str, Array])
 
 _NAN = "nan"
 
 
 def no_phase(name: str) -> AbstractContextManager[None]:
-    """Of an evaluation that no watchdog looks after."""
+    """The phase of an evaluation without a watchdog; entering it does nothing."""
     return contextlib.nullcontext()
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleBatch:
-    """What samples are made of, beside their seeds; every array leads with B."""
+    """Conditions and originals of a batch of samples; every array leads with B."""
 
     cond: Mapping[str, np.ndarray]
-    originals: np.ndarray | None = None  # [B, *S, C] in the model's units: what they are to look like
+    originals: np.ndarray | None = None  # [B, *S, C] in the model's units: the images that samples restore
     captions: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleSource:
-    """What is measured: a model that draws examples of this shape."""
+    """The samples that are measured: one of shape [*S, C] for each of N seeds, drawn in batches of batch_size."""
 
     mesh: Mesh
     kind: Modality
     shape: tuple[int, ...]
+    seeds: np.ndarray  # int32 [N]
+    batch_size: int
     draw: Callable[[np.ndarray, Mapping[str, np.ndarray]], Array]
     """(seeds int32 [B], cond) -> samples [B, *S, C] in the model's units, on the devices."""
-    told: Callable[[int], Iterator[SampleBatch]]
-    """The batches from the given one on."""
-    record: Any  # what they are told, as the result says it
-    restores: bool = False  # whether its images have originals
-    reconstructs: bool = False  # whether it draws nothing of its own
-    captioned: bool = False  # whether it is told captions
+    batches: Callable[[int], Iterator[SampleBatch]]
+    """number of the first batch -> that batch and all after it."""
+    conditions: str | Mapping[str, object]  # of the samples, as the result's "told" has them
+    restores: bool = False  # whether its samples have originals
+    reconstructs: bool = False  # whether it is an autoencoder, which draws no samples
+    captioned: bool = False  # whether its samples have captions
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What is gathered of the real images, and which these are."""
+    """Features gathered of the real images, and the record of which images these are."""
 
     gathered: Gathered | None
-    record: Mapping[str, Any] | None
+    record: Mapping[str, object] | None
 
 
-def check(names: Sequence[str], sample_source: SampleSource) -> None:
-    """Raises UserError for a metric that the model cannot have."""
+def check_measurable(names: Sequence[str], sample_source: SampleSource) -> None:
+    """Raises UserError for a metric that these samples cannot have, such as ssim where they have no originals."""
     for name in names:
         needs = METRICS[name].needs
         if needs == "originals" and not sample_source.restores:
@@ -101,7 +105,11 @@ def gather_real(
     phase: Phase = no_phase,
     show: bool = True,
 ) -> Reference:
-    """What the metrics take of real images; nothing where none looks at them, or only at a file of statistics."""
+    """The features of real images that the metrics need; none where a file of statistics stands for the images.
+
+    With `partial` the features are read from there or, once computed, saved there. phase("sample") is entered around
+    each batch; show: with a progress bar.
+    """
     against = [n for n in names if METRICS[n].real and METRICS[n].moments not in extractor.reference]
     if not against:
         return Reference(None, None)
@@ -117,7 +125,7 @@ def gather_real(
 def featurise(
     features: Features, mesh: Mesh, real: RealImages, wanted: Wanted, phase: Phase = no_phase, show: bool = True
 ) -> Gathered:
-    """What is wanted of the features of real images, where show with a bar of progress."""
+    """The wanted features of real images. phase("sample") is entered around each batch; show: with a progress bar."""
     gathering = Gathering(wanted, everywhere=sharding.replicated(mesh))
     done = 0
     for take, examples in real.batches("real images" if show else ""):
@@ -135,31 +143,31 @@ def _of_real(features: Features, kind: Modality, x: np.ndarray) -> Mapping[str, 
 def gather_samples(
     names: Sequence[str],
     sample_source: SampleSource,
-    seeds: np.ndarray,
-    size: int,
     extractor: FeatureExtractor,
     partial: PartialEvaluation | None = None,
     stopped: Callable[[], bool] = lambda: False,
     phase: Phase = no_phase,
     show: bool = True,
 ) -> Gathered:
-    """What the metrics take of the samples of seeds, drawn in batches of size; goes on from partial.
+    """The features of the samples that the metrics need.
 
-    Raises Interrupted, what there is being saved, where stopped says so between two batches. phase("sample") is entered
-    around each batch.
+    With `partial` gathering goes on from the features saved there, and saves there from time to time. phase("sample")
+    is entered around each batch; show: with a progress bar. Raises Interrupted, after a save, where stopped() is true
+    between two batches or a signal arrives within one, and UserError where a sample is not finite.
     """
     start = (partial.of("samples")[0] if partial else None) or NOTHING
     wanted = sample_metrics.wanted(names)
     wanted = dataclasses.replace(wanted, kept=(*wanted.kept, _NAN))
     gathering = Gathering(wanted, start, everywhere=sharding.replicated(sample_source.mesh), inspect=_refuse_nan)
+    seeds, size = sample_source.seeds, sample_source.batch_size
     num = len(seeds)
-    first = start.count // size  # a batch is taken in as a whole
+    first = start.count // size  # batches are gathered whole
     shown = progress(num, start=start.count, description="samples", unit="samples", show=show)
     with shown as bar, _saved_where_interrupted(gathering, partial):
-        for i, told in zip(range(first, -(-num // size)), sample_source.told(first), strict=False):
+        for i, batch in zip(range(first, -(-num // size)), sample_source.batches(first), strict=False):
             take = np.arange(i * size, (i + 1) * size).clip(max=num - 1)
             done = min((i + 1) * size, num)
-            call = functools.partial(_of_samples, sample_source, seeds[take], told, extractor)
+            call = functools.partial(_of_samples, sample_source, seeds[take], batch, extractor)
             with phase("sample"):
                 gathering.add(done - i * size, _computed(call, gathering.count, num))
             bar.update(done)
@@ -172,7 +180,7 @@ def gather_samples(
 
 @contextlib.contextmanager
 def _saved_where_interrupted(gathering: Gathering, partial: PartialEvaluation | None) -> Iterator[None]:
-    """While entered, Interrupted first saves in partial what was gathered since, if anything."""
+    """A context in which Interrupted saves the features gathered since it was entered, if any, and is raised on."""
     before = gathering.count
     try:
         yield
@@ -183,82 +191,32 @@ def _saved_where_interrupted(gathering: Gathering, partial: PartialEvaluation | 
 
 
 def _of_samples(
-    sample_source: SampleSource, seeds: np.ndarray, told: SampleBatch, extractor: FeatureExtractor
+    sample_source: SampleSource, seeds: np.ndarray, batch: SampleBatch, extractor: FeatureExtractor
 ) -> dict[str, Array]:
-    """What is drawn of the seeds as every metric looks at it, by name, each [B, ...]."""
-    seen = _pixels if isinstance(sample_source.kind, Image) else _values
-    drawn = seen(sample_source.draw(seeds, told.cond))
+    """{feature: its values [B, ...]} of the samples of seeds [B], for all metrics."""
+    finished = _pixels if isinstance(sample_source.kind, Image) else _values
+    drawn = finished(sample_source.draw(seeds, batch.cond))
     features: dict[str, Array] = {_NAN: drawn[_NAN]}
     if extractor.features is not None:
         features |= extractor.features.apply(drawn["pixels"])
-    if told.originals is not None:
-        features |= _restoration(drawn["pixels"], told.originals)
+    if batch.originals is not None:
+        features |= _restoration(drawn["pixels"], batch.originals)
     if extractor.score is not None:
-        features["clip_score"] = extractor.score.apply(drawn["pixels"], told.captions)
+        features["clip_score"] = extractor.score.apply(drawn["pixels"], batch.captions)
     return features
 
 
-def _computed(call: Callable[[], Any], done: int, num: int) -> Any:
-    """The arrays of call once they are computed; raises Interrupted, of done samples, where a signal came before."""
+def _computed(call: Callable[[], Arrays], done: int, num: int) -> Arrays:
+    """The arrays of call, once they are computed. Raises Interrupted(done, num) where a signal arrives first."""
     try:
         return interruptible(lambda: jax.block_until_ready(call()))
     except Abandoned:
         raise Interrupted(done, num) from None
 
 
-def scored(
-    names: Sequence[str], sample_source: SampleSource, samples: Gathered, real: Reference, extractor: FeatureExtractor
-) -> tuple[dict[str, dict[str, Any]], dict[str, NearestNeighbors]]:
-    """({metric: its value, spread, label and how it was computed}, {metric: the samples nearest to real images})."""
-    features = extractor.features
-    found: dict[str, dict[str, Any]] = {}
-    suspects: dict[str, NearestNeighbors] = {}
-    for name in names:
-        metric = METRICS[name]
-        how: dict[str, Any] = {
-            "n": samples.count,
-            "pixels": PIXELS if isinstance(sample_source.kind, Image) else VALUES,
-            "shape": list(sample_source.shape),
-            "told": sample_source.record,
-        }
-        other, what = _against(name, real, extractor)
-        if features is not None and not metric.needs:
-            how["features"] = {key: features.record[key] for key in ("sha256", "resize")}
-        if extractor.score is not None and metric.needs == "captions":
-            how["features"] = {key: extractor.score.record[key] for key in ("sha256", "resize")}
-        if metric.real:
-            how["real"] = what
-        for score, result in metric.scores(samples, other, extractor.options).items():
-            published = features is not None and features.published
-            label = sample_metrics.label(name, score, features.name if features else "", published=published)
-            found[score] = {
-                "label": f"reconstruction {label}" if sample_source.reconstructs and metric.real else label,
-                "value": result.value,
-                "std": result.std,
-                "how": how | dict(result.how),
-                "features": dict(features.record) if features is not None and not metric.needs else None,
-                "notes": list(result.notes),
-            }
-            if result.nearest is not None:
-                suspects[score] = result.nearest
-    return found, suspects
-
-
-def _against(name: str, real: Reference, extractor: FeatureExtractor) -> tuple[Any, Any]:
-    """(what the metric compares samples with, which that is)."""
-    feature = METRICS[name].moments
-    if feature in extractor.reference:
-        statistics = extractor.reference[feature]
-        return statistics, {"statistics_sha256": extractor.reference_sha256, "n": statistics.count}
-    if feature and METRICS[name].real:
-        assert real.gathered is not None
-        return moments.statistics(real.gathered.moments[feature]), real.record
-    return real.gathered, real.record
-
-
 @jax.jit
 def _pixels(images: Array) -> dict[str, Array]:
-    """`report.pictures.to_uint8` on the devices, and which images [B] are not finite."""
+    """{"pixels": `report.pictures.to_uint8` of the images, on the devices, "nan": bool [B], images not finite}."""
     axes = tuple(range(1, images.ndim))
     x = jnp.clip(images.astype(jnp.float32), -1.0, 1.0)
     return {"pixels": jnp.rint((x + 1.0) * 127.5).astype(jnp.uint8), _NAN: ~jnp.isfinite(images).all(axis=axes)}
@@ -266,14 +224,14 @@ def _pixels(images: Array) -> dict[str, Array]:
 
 @jax.jit
 def _values(x: Array) -> dict[str, Array]:
-    """What stands for pixels of other data than images, x itself as float32, and which of x [B] are not finite."""
+    """{"pixels": x as float32, which stands for the pixels of other data than images, "nan": bool [B], not finite}."""
     axes = tuple(range(1, x.ndim))
     return {"pixels": x.astype(jnp.float32), _NAN: ~jnp.isfinite(x).all(axis=axes)}
 
 
 @jax.jit
 def _restoration(pixels: Array, originals: Array) -> dict[str, Array]:
-    """PSNR and SSIM [B] of pixels against originals, as these are as pixels."""
+    """PSNR and SSIM [B] of pixels against the originals, which are rounded to pixels too."""
     x, y = (a.astype(jnp.float32) / 127.5 - 1.0 for a in (_pixels(originals)["pixels"], pixels))
     found = {"psnr": similarity.psnr(x, y)}
     return found | ({"ssim": similarity.ssim(x, y)} if min(x.shape[1:3]) >= similarity.WINDOW else {})

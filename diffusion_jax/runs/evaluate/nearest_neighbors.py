@@ -1,4 +1,4 @@
-"""A picture of the samples that lie nearest to training images, each beside these."""
+"""A picture of the samples that are nearest to training images, each beside these images."""
 
 import functools
 
@@ -11,41 +11,43 @@ from diffusion_jax.runs.evaluate.real_images import RealImages
 from diffusion_jax.train.interruptible import interruptible
 
 
-def png(found: NearestNeighbors, sample_source: SampleSource, seeds: np.ndarray, size: int, real: RealImages) -> bytes:
-    """Rows of a sample, with its ratio of distances, and its nearest real images, nearest first.
+def png(nearest: NearestNeighbors, sample_source: SampleSource, real: RealImages) -> bytes:
+    """A PNG: each row is a sample with its ratio of distances, then its nearest real images, nearest first.
 
-    The samples are drawn again: sample i depends on seed i and what it is told alone.
+    The samples are drawn again, since sample i depends on seed i and its conditions alone.
     """
-    drawn = _draw(found.samples, sample_source, seeds, size)
-    near = _images(found.images.ravel(), real)
-    near = near.reshape(*found.images.shape, *near.shape[1:])
-    rows = [f"seed {seeds[i]}, ratio {ratio:.2f}" for i, ratio in zip(found.samples, found.ratio, strict=True)]
-    columns = ["sample", *(f"nearest {k + 1}" for k in range(near.shape[1]))]
-    picture = np.concatenate([drawn[:, None], near], axis=1)
+    drawn = _draw(nearest.samples, sample_source)
+    images = _images(nearest.images.ravel(), real)
+    images = images.reshape(*nearest.images.shape, *images.shape[1:])
+    seeds = sample_source.seeds
+    rows = [f"seed {seeds[i]}, ratio {ratio:.2f}" for i, ratio in zip(nearest.samples, nearest.ratio, strict=True)]
+    columns = ["sample", *(f"nearest {k + 1}" for k in range(images.shape[1]))]
+    picture = np.concatenate([drawn[:, None], images], axis=1)
     return pictures.encode_png(pictures.labelled_grid(picture, rows=rows, columns=columns))
 
 
-def _draw(places: np.ndarray, sample_source: SampleSource, seeds: np.ndarray, size: int) -> np.ndarray:
-    """Pictures uint8 [n, H, W, C]."""
-    told: dict[int, dict[str, np.ndarray]] = {}
-    for i, batch in enumerate(sample_source.told(0)):
+def _draw(places: np.ndarray, sample_source: SampleSource) -> np.ndarray:
+    """Pictures uint8 [n, H, W, C] of the samples with indices places [n]."""
+    size, seeds = sample_source.batch_size, sample_source.seeds
+    conditions: dict[int, dict[str, np.ndarray]] = {}
+    for i, batch in enumerate(sample_source.batches(0)):
         for place in places[(places // size) == i]:
-            told[int(place)] = {name: a[place % size] for name, a in batch.cond.items()}
+            conditions[int(place)] = {name: a[place % size] for name, a in batch.cond.items()}
     samples = []
     for start in range(0, len(places), size):
         take = places[np.arange(start, start + size).clip(max=len(places) - 1)]
-        cond = {name: np.stack([told[int(i)][name] for i in take]) for name in told[int(take[0])]}
-        samples.append(interruptible(functools.partial(_drawn, sample_source, seeds[take], cond)))
+        cond = {name: np.stack([conditions[int(i)][name] for i in take]) for name in conditions[int(take[0])]}
+        samples.append(interruptible(functools.partial(_on_host, sample_source, seeds[take], cond)))
     kind = sample_source.kind
     return kind.tiles(kind.from_model(np.concatenate(samples)[: len(places)]))
 
 
-def _drawn(sample_source: SampleSource, seeds: np.ndarray, cond: dict[str, np.ndarray]) -> np.ndarray:
+def _on_host(sample_source: SampleSource, seeds: np.ndarray, cond: dict[str, np.ndarray]) -> np.ndarray:
     return np.asarray(sample_source.draw(seeds, cond))
 
 
 def _images(places: np.ndarray, real: RealImages) -> np.ndarray:
-    """Pictures uint8 [n, H, W, C] of the real images at these places of their order."""
+    """Pictures uint8 [n, H, W, C] of the real images with indices places [n]."""
     found: dict[int, np.ndarray] = {}
     first = 0
     for take, examples in real.batches():

@@ -1,4 +1,4 @@
-"""What an evaluation under way has gathered, in a file beside its result: a run that was killed goes on from there."""
+"""The features gathered by an evaluation that is not complete, in a file from which a later run goes on."""
 
 import hashlib
 import io
@@ -8,7 +8,6 @@ import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,34 +16,34 @@ from diffusion_jax.evals.moments import Moments
 from diffusion_jax.report.atomic import replace_file
 
 _COST = 20
-"""Saving takes at most one part in so many of the time."""
+"""Saves take at most 1 / _COST of the time."""
 
 
 class PartialEvaluation:
-    """The sets of images gathered so far for one evaluation, which request describes to the last detail.
+    """The features gathered so far for one evaluation: one set for the samples, one for the real images.
 
-    The file's name is the request's SHA-256: another evaluation never goes on from it. It is written whole or not at
-    all, every so many seconds (0: as often as asked), and removed in the end.
+    request has everything that the features depend on. The file's name is the SHA-256 of request, so that no other
+    evaluation goes on from it. The file is written whole or not at all. `due` is true every `seconds`, or always for 0.
     """
 
-    def __init__(self, folder: Path, request: Mapping[str, Any], *, seconds: float = 60.0):
+    def __init__(self, folder: Path, request: Mapping[str, object], *, seconds: float = 60.0):
         text = json.dumps(request, sort_keys=True, default=str)
         self.path = folder / f"unfinished-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
         self._seconds, self._next = seconds, time.monotonic() + seconds
         self._sets: dict[str, Gathered] = {}
-        self._notes: dict[str, Any] = {}
+        self._notes: dict[str, Mapping[str, object] | None] = {}
         self._read()
 
-    def of(self, name: str) -> tuple[Gathered | None, Any]:
-        """(what is gathered of this set of images, what was noted of it), or (None, None)."""
+    def of(self, name: str) -> tuple[Gathered | None, Mapping[str, object] | None]:
+        """(the features of the set called name, its note), or (None, None) where none are saved."""
         return self._sets.get(name), self._notes.get(name)
 
     def due(self) -> bool:
         """Whether it is time to `write`."""
         return time.monotonic() >= self._next
 
-    def write(self, name: str, gathered: Gathered, note: Any = None) -> None:
-        """Sets what is gathered of one set of images, and saves all."""
+    def write(self, name: str, gathered: Gathered, note: Mapping[str, object] | None = None) -> None:
+        """Replaces the features and the note (JSON) of the set called name, and saves all sets."""
         began = time.monotonic()
         self._sets[name], self._notes[name] = gathered, note
         arrays: dict[str, np.ndarray] = {}
@@ -62,7 +61,7 @@ class PartialEvaluation:
         self._next = now + max(self._seconds, _COST * (now - began) if self._seconds else 0.0)
 
     def remove(self) -> None:
-        """The evaluation is finished."""
+        """Removes the file, once the evaluation is complete."""
         self.path.unlink(missing_ok=True)
 
     def _read(self) -> None:

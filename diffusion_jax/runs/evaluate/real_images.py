@@ -1,9 +1,8 @@
-"""Real images to measure a model on, or by: a fixed choice of the data of a config, whatever the batch."""
+"""Real images that a model is measured on or compared with: the same images for every batch size."""
 
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -18,7 +17,7 @@ from diffusion_jax.train.interruptible import Abandoned, read_interruptibly
 
 
 def plain(config: ConfigDict, split: str | None, size: int) -> ConfigDict:
-    """The config with its data as they are: not mirrored, in batches of size."""
+    """The config with data that are neither mirrored nor cached, of split (None: the config's), in batches of size."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.train.batch_size, config.data.flip, config.data.cache, config.data.workers = size, False, False, 0
@@ -27,14 +26,17 @@ def plain(config: ConfigDict, split: str | None, size: int) -> ConfigDict:
 
 
 class Interrupted(Exception):
-    """The evaluation was asked to stop after so many of its samples; what it has is saved where it can be."""
+    """An evaluation was stopped after done of its num samples."""
 
     def __init__(self, done: int, num: int):
         super().__init__(f"{done:,} of {num:,} samples")
 
 
 class RealImages:
-    """The first num examples, in the order of training, of the data of a config; 0: all of them."""
+    """The first num examples of a config's data, in the order of training; 0: all of them.
+
+    With a model and its tokenizer, examples have the entries of the model's conditions.
+    """
 
     def __init__(
         self, config: ConfigDict, num: int, model: experiment.Model | None = None, tokenizer: Tokenizer | None = None
@@ -47,9 +49,9 @@ class RealImages:
 
     @property
     def source(self) -> Source:
-        """Opened when first looked at; raises UserError where it has fewer than num examples."""
+        """The data, opened at the first use. Raises UserError where it has fewer than num examples."""
         if self._source is None:
-            if self._model is None:  # nobody looks at labels
+            if self._model is None:  # labels are not used
                 self._source = experiment.opened(self.config)
             else:
                 self._source = experiment.source(self.config, self._model.classes)
@@ -62,10 +64,10 @@ class RealImages:
         return self._source
 
     def batches(self, description: str = "") -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """(k, a batch of size): k of it are among the num, the rest stand there so that one program fits all.
+        """Yields (k, a batch of `size` examples): the first k are among the num, the others fill the batch.
 
-        With a description there is a bar of progress. Raises Interrupted where the evaluation was asked to stop and the
-        data kept it waiting.
+        A description gives a progress bar its title; without one there is no bar. Raises Interrupted where a signal
+        arrives while it waits for data.
         """
         digest = hashlib.sha256()
         stream = experiment.batches(self.config, self.source, self._model, self._tokenizer, split=False)
@@ -82,8 +84,8 @@ class RealImages:
                 bar.update(start + take)
         self._pixels = digest.hexdigest()
 
-    def record(self) -> dict[str, Any]:
-        """What says which images these are, once they have been gone through."""
+    def record(self) -> dict[str, object]:
+        """The data's fingerprint, split, number and SHA-256 of the images, after `batches` has read all of them."""
         return {
             "fingerprint": self.source.fingerprint,
             "split": self.config.data.split,

@@ -1,4 +1,4 @@
-"""`diffusion-jax evaluate reference`: what fd and sfd compare samples with, kept in a file."""
+"""`diffusion-jax evaluate reference`: the statistics of real images that fd and sfd compare samples with, in a file."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,10 @@ from diffusion_jax.train.provenance import versions
 def reference(
     config: ConfigDict, out: Path, *, metric_request: MetricRequest, split: str | None, num: int, batch: int
 ) -> None:
-    """Writes the statistics of num images of the data of config (0: all) to out, and what they are of beside it."""
+    """Writes the statistics of num images of config's data (0: all) to the .npz out, with a .json beside it.
+
+    Raises UserError where out is there already, num is 1 or negative, or features are not chosen.
+    """
     if out.suffix != ".npz" or out.exists() or described(out).exists():
         raise UserError(f"--out={out} is to be a new .npz file, with no {described(out).name} beside it; give another")
     if num < 0 or num == 1 or batch < 1:
@@ -39,11 +42,11 @@ def reference(
     features = metric_request.extractor(["fd"], mesh, real.kind, shape, size).features
     assert features is not None
     layers = Wanted(moments=("pooled", "spatial") if features.spatial else ("pooled",))
-    _ = real.source  # raises where there are too few
+    _ = real.source  # raises where there are fewer than num
     found = featurise(features, mesh, real, layers)
-    of = {name: moments.statistics(m) for name, m in found.moments.items()}
+    statistics = {name: moments.statistics(m) for name, m in found.moments.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    moments.save_statistics(out, of["pooled"], of.get("spatial"))
+    moments.save_statistics(out, statistics["pooled"], statistics.get("spatial"))
     record = {
         "statistics_sha256": moments.sha256(out),
         "features": dict(features.record),

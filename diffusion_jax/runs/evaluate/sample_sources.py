@@ -1,15 +1,16 @@
-"""What an evaluation measures: the samples of a diffusion model, or what an autoencoder makes of images."""
+"""The images that an evaluation measures: samples of a diffusion model, or reconstructions of an autoencoder."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import experiment
+from diffusion_jax.experiment.autoencoder import Reconstruction
 from diffusion_jax.models.likelihood import own_conditions
 from diffusion_jax.runs.evaluate.measured_samples import SampleBatch, SampleSource
 from diffusion_jax.runs.evaluate.real_images import RealImages
@@ -26,12 +27,14 @@ def of_samples(
     program: Callable[..., jax.Array],
     sample_request: SampleRequest,
     seeds: np.ndarray,
-    size: int,
-    own: RealImages,
+    batch_size: int,
+    data_images: RealImages,
     captions: bool = False,
 ) -> SampleSource:
-    """Samples of a model, by its `sample_program`: told what sample_request says or, where the model needs a
-    request and there is none, sample i what image i of own is. captions: they are handed over as text too.
+    """Samples of a model for seeds [N], drawn by its `sample_program`.
+
+    Their conditions are those of sample_request. Where the model needs a request and sample_request is empty, sample i
+    has the conditions of image i of data_images. captions: whether batches have their captions as text too.
     """
     model = trained.model
     as_images = any(condition.needs_request for condition in model.conditions) and not sample_request.anything
@@ -39,53 +42,66 @@ def of_samples(
     restores = as_images and any(condition.restores for condition in model.conditions)
     cond = {} if as_images else conditions(sample_request, trained, seeds)
 
-    def told(first: int) -> Iterator[SampleBatch]:
+    def batches(first: int) -> Iterator[SampleBatch]:
         if as_images:
-            for i, (_, examples) in enumerate(own.batches()):
+            for i, (_, examples) in enumerate(data_images.batches()):
                 if i >= first:
-                    said = [own.source[int(k)]["caption"] for k in examples["index"]] if captions else []
-                    yield SampleBatch(own_conditions(model, examples), examples["x"] if restores else None, said)
+                    texts = [data_images.source[int(k)]["caption"] for k in examples["index"]] if captions else []
+                    yield SampleBatch(own_conditions(model, examples), examples["x"] if restores else None, texts)
             return
-        for start in range(first * size, len(seeds), size):
-            take = np.arange(start, start + size).clip(max=len(seeds) - 1)
-            said = [sample_request.prompts[k % len(sample_request.prompts)] for k in take] if captions else []
-            yield SampleBatch({name: a[take] for name, a in cond.items()}, captions=said)
+        for start in range(first * batch_size, len(seeds), batch_size):
+            take = np.arange(start, start + batch_size).clip(max=len(seeds) - 1)
+            texts = [sample_request.prompts[k % len(sample_request.prompts)] for k in take] if captions else []
+            yield SampleBatch({name: a[take] for name, a in cond.items()}, captions=texts)
 
     return SampleSource(
-        trained.mesh,
-        own.kind,
-        model.shape,
-        lambda seeds, cond: program(trained.params, trained.pretrained, seeds, dict(cond)),
-        told,
-        "what the real images are told" if as_images else _told(sample_request, trained, cond),
-        restores,
+        mesh=trained.mesh,
+        kind=data_images.kind,
+        shape=model.shape,
+        seeds=seeds,
+        batch_size=batch_size,
+        draw=lambda seeds, cond: program(trained.params, trained.pretrained, seeds, dict(cond)),
+        batches=batches,
+        conditions="what the real images are told" if as_images else _record(sample_request, trained, cond),
+        restores=restores,
         captioned=model.text is not None,
     )
 
 
-def of_reconstructions(program: Callable[..., Any], params: Params, mesh: Any, own: RealImages) -> SampleSource:
-    """The images of own through an autoencoder, by its `reconstruct_program`: of the latents' means."""
+def of_reconstructions(
+    program: Callable[..., Reconstruction], params: Params, mesh: Mesh, seeds: np.ndarray, data_images: RealImages
+) -> SampleSource:
+    """The data's images as an autoencoder decodes the means of their latents; program is its `reconstruct_program`."""
 
-    def told(first: int) -> Iterator[SampleBatch]:
-        for i, (_, examples) in enumerate(own.batches()):
+    def batches(first: int) -> Iterator[SampleBatch]:
+        for i, (_, examples) in enumerate(data_images.batches()):
             if i >= first:
                 yield SampleBatch({"x": examples["x"]}, examples["x"])
 
-    shape = experiment.shape(own.config)
-    draw = lambda seeds, cond: program(params, cond["x"]).images  # noqa: E731
-    return SampleSource(mesh, own.kind, shape, draw, told, "the real images", restores=True, reconstructs=True)
+    return SampleSource(
+        mesh=mesh,
+        kind=data_images.kind,
+        shape=experiment.shape(data_images.config),
+        seeds=seeds,
+        batch_size=data_images.size,
+        draw=lambda seeds, cond: program(params, cond["x"]).images,
+        batches=batches,
+        conditions="the real images",
+        restores=True,
+        reconstructs=True,
+    )
 
 
 def restore_autoencoder(config: ConfigDict, root: Path, step: int | None, average: bool | float) -> tuple[Params, int]:
-    """(the parameters of an autoencoder's workdir, on every device, their step)."""
+    """(the parameters of an autoencoder's workdir on every device, their step). Raises UserError as `choose_step`."""
     with contextlib.closing(Checkpoints(Workdir(root).checkpoints, read_only=True)) as checkpoints:
         step = choose_step(checkpoints, step)
         abstract = experiment.autoencoder.trainee(config).abstract
         return restore_weights(checkpoints, config, abstract, sharding.mesh(), average, step), step
 
 
-def _told(sample_request: SampleRequest, trained: Trained, cond: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
-    """What samples are told as JSON takes it, classes by name."""
+def _record(sample_request: SampleRequest, trained: Trained, cond: Mapping[str, np.ndarray]) -> Mapping[str, object]:
+    """The conditions of samples as JSON, classes by name."""
     labels = (
         {"labels": trained.label_names(cond["label"][: len(sample_request.labels)])} if sample_request.labels else {}
     )

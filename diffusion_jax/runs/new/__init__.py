@@ -1,1 +1,1 @@
-"""`diffusion-jax new`: a user's own data to a config that suits it and this machine."""
+"""`diffusion-jax new`: from a user's data to a config that suits the data and this machine."""

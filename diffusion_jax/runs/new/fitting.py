@@ -9,12 +9,12 @@ import jax
 from diffusion_jax.runs.new.survey import Survey
 
 _MOST = {"cpu": 64 * 64, "other": 128 * 128}
-"""Pixels of an image, at most: with more a first run takes hours."""
+"""The most pixels of an image; with more, a first run takes hours."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What trains."""
+    """The machine that trains."""
 
     platform: str  # cpu, gpu or tpu
     devices: int
@@ -23,12 +23,12 @@ class Machine:
 
     @property
     def words(self) -> str:
-        """For a sentence."""
+        """The machine in a sentence."""
         return f"{self.cores} CPU cores" if self.platform == "cpu" else f"{self.devices} x {self.kind}"
 
 
 def machine() -> Machine:
-    """The one that this process runs on."""
+    """The machine that this process runs on."""
     devices = jax.devices()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(devices[0].platform, len(devices), devices[0].device_kind, cores)
@@ -36,7 +36,7 @@ def machine() -> Machine:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What a config says of size, network and training."""
+    """The choices of a config: size, network and training, with the reasons."""
 
     height: int
     width: int
@@ -51,12 +51,12 @@ class Fit:
 
     @property
     def factor(self) -> int:
-        """By which both sides are divisible."""
+        """The number that divides both sides."""
         return self.patch * 2 ** (len(self.multipliers) - 1)
 
 
 def fit(found: Survey, on: Machine) -> Fit:
-    """The choice for what a survey found, on a machine."""
+    """The choices for the data of a survey, on a machine."""
     small = on.platform == "cpu"
     area, aspect, why = _wanted(found, _MOST["cpu" if small else "other"])
     if small:
@@ -89,15 +89,15 @@ def fit(found: Survey, on: Machine) -> Fit:
 
 
 def _wanted(found: Survey, most: int) -> tuple[float, float, str]:
-    """(pixels of an image, height / width, why)."""
+    """(pixels of an image, height / width, the reason)."""
     sizes = [size for size, count in found.sizes.items() for _ in range(count)]
     aspects = [h / w for h, w in sizes]
-    alike = max(aspects) / min(aspects) < 1.03
-    aspect = statistics.median(aspects) if alike else 1.0
-    area = statistics.median(h * w if alike else min(h, w) ** 2 for h, w in sizes)
+    same_shape = max(aspects) / min(aspects) < 1.03
+    aspect = statistics.median(aspects) if same_shape else 1.0
+    area = statistics.median(h * w if same_shape else min(h, w) ** 2 for h, w in sizes)
     if len(found.sizes) == 1:
         why = f"all images are {sizes[0][0]} x {sizes[0][1]}"
-    elif alike:
+    elif same_shape:
         why = f"{len(found.sizes)} sizes of one shape, and their median"
     else:
         why = f"{len(found.sizes)} sizes of several shapes, so a square, of the median shorter side"

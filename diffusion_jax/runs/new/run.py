@@ -1,4 +1,4 @@
-"""`diffusion-jax new`: looks at data, says what it is, and writes a config that trains on it."""
+"""`diffusion-jax new`: surveys data, prints what they are, and writes a config that trains on them."""
 
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from diffusion_jax.runs.workdir.output_folder import check_writable
 def new(data: str, out: Path, *, caption: str = CAPTION) -> Path:
     """Writes a config for the data set that data names, such as folder:PATH, to the new file out.
 
-    Prints what was found and chosen. Beside out stands a picture of nine examples as the network will see them.
-    Returns out. Raises UserError where out is there already, or the data cannot be read.
+    Prints the survey and the choices, and writes a picture of nine examples, as the network will see them, beside out.
+    Returns out. Raises UserError where out exists, or the data cannot be read.
     """
     if out.suffix != ".py" or out.exists():
         raise UserError(f"--out={out} is to be a new .py file; give another")

@@ -1,4 +1,4 @@
-"""What a data set holds, as far as a first config depends on it: sizes, colours, classes, captions, broken files."""
+"""A survey of a data set for a first config: sizes, colours, classes, captions, broken files."""
 
 import collections
 import dataclasses
@@ -15,11 +15,11 @@ from diffusion_jax.data.sources import CAPTION, open_source
 from diffusion_jax.errors import UserError
 
 LOOKED_AT = 500
-"""The most images that are decoded; they lie evenly in the data."""
+"""The most images that are decoded; they are spread evenly over the data."""
 
 PICTURED = 9
 
-_BROKEN = 5  # that are named
+_BROKEN = 5  # named, at most
 
 _MODES = {
     "1": "black and white",
@@ -35,7 +35,7 @@ _MODES = {
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """What was found in a data set."""
+    """The contents of a data set."""
 
     source: str  # as data.source names it
     caption: str  # as data.caption
@@ -43,8 +43,8 @@ class Survey:
     looked_at: int
     sizes: dict[tuple[int, int], int]  # {(height, width), upright: images}, of those looked at
     modes: dict[str, int]  # {kind of pixels in the file: images}
-    colour: bool  # whether any pixel is other than gray
-    transparent: bool  # whether any pixel is other than opaque
+    colour: bool  # whether a pixel is not gray
+    transparent: bool  # whether a pixel is not opaque
     classes: dict[str, int]  # {name: images}, of those looked at; {}: none, or one alone
     num_classes: int
     captions: tuple[str, ...]  # some; (): none
@@ -53,7 +53,7 @@ class Survey:
     pictured: tuple[np.ndarray, ...]  # uint8 [h, w, 4] as they are, at most PICTURED
 
     def lines(self) -> Iterator[str]:
-        """A table for a person."""
+        """Yields the lines of a table for the user."""
         looked = "" if self.looked_at == self.count else f", {self.looked_at:,} looked at"
         yield f"images      {self.count:,}{looked}"
         for name, counts in (
@@ -70,7 +70,7 @@ class Survey:
 
 
 def survey(source: str, caption: str = CAPTION) -> Survey:
-    """Opens a data set, such as folder:PATH, and looks at up to LOOKED_AT of its images.
+    """Opens a data set, such as folder:PATH, and decodes up to LOOKED_AT of its images.
 
     Raises UserError where there is no such data, or none of its images can be read.
     """
@@ -124,7 +124,7 @@ def survey(source: str, caption: str = CAPTION) -> Survey:
 
 
 def _opened(source: str, caption: str) -> tuple[Source, list[str]]:
-    """The data with what it has of labels and captions, and what is to be said of these."""
+    """(the data with labels and captions where they have them, notes on these)."""
     notes: list[str] = []
     data = open_source(source, caption=caption, needs=frozenset({"label"}))
     if modality_of(data) != "image":
@@ -149,7 +149,7 @@ def _opened(source: str, caption: str) -> tuple[Source, list[str]]:
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """At most so many places of count, evenly spread."""
+    """At most `most` places in range(count), evenly spread."""
     return [int(place) for place in np.unique(np.linspace(0, count - 1, min(most, count)).round())]
 
 

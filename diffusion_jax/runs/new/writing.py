@@ -1,4 +1,4 @@
-"""The text of a new config: Python that a person changes."""
+"""The text of a new config, Python that the user will edit."""
 
 import textwrap
 
@@ -10,13 +10,13 @@ def config_text(found: Survey, fit: Fit, name: str) -> str:
     """A config file with the reasons in its docstring; name is the file's, for the lines that use it."""
     guided = bool(found.num_classes or found.captions)
     stem = name.removesuffix(".py")
-    asked = f" --label={_word(next(iter(found.classes)))}" if found.classes else ""
-    asked = f" --prompt={_word(found.captions[0])}" if found.captions else asked
+    flag = f" --label={_word(next(iter(found.classes)))}" if found.classes else ""
+    flag = f" --prompt={_word(found.captions[0])}" if found.captions else flag
     reasons = "\n".join(textwrap.fill(f"- {reason}", 116, subsequent_indent="  ") for reason in fit.reasons)
     head = (
         f"{found.count:,} images of {found.source}.\n\n"
         f"diffusion-jax train --config={name} --workdir=runs/{stem}\n"
-        f"diffusion-jax sample --workdir=runs/{stem} --out=samples --num=16{asked}\n\n"
+        f"diffusion-jax sample --workdir=runs/{stem} --out=samples --num=16{flag}\n\n"
         f"Written by `diffusion-jax new` for what it found:\n\n{reasons}\n\n"
         "`diffusion-jax keys` says what every key means."
     )
@@ -67,7 +67,7 @@ def config_text(found: Survey, fit: Fit, name: str) -> str:
 
 
 def _shown(found: Survey) -> int:
-    """Samples of a grid while training: some of each class."""
+    """The number of samples in a grid while training: the same for each class."""
     classes = found.num_classes
     return 16 if not classes else classes * max(16 // classes, 1) if classes <= 64 else 64
 

@@ -1,4 +1,4 @@
-"""What samples are to be of: a user's request as the arrays that a trained model is told."""
+"""The conditions of samples: from a user's request to the arrays that a trained model takes."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from diffusion_jax.data.tokens import Cut
 from diffusion_jax.errors import UserError
 from diffusion_jax.modalities import Image, Modality
 from diffusion_jax.models.conditions import Label, RequestSetting, SampleRequest, requested
-from diffusion_jax.runs.workdir.restored import Trained
+from diffusion_jax.runs.workdir.restored import GuideRequest, Trained
 
 __all__ = ["SampleRequest", "conditions", "cut_prompts", "read_prompts", "record", "told_pictures"]
 
@@ -21,14 +21,15 @@ __all__ = ["SampleRequest", "conditions", "cut_prompts", "read_prompts", "record
 def conditions(
     sample_request: SampleRequest, trained: Trained, seeds: np.ndarray, *, painted: bool = False
 ) -> dict[str, np.ndarray]:
-    """The entries [N, ...] of the model's conditions, N seeds; raises UserError for what the model is not told.
+    """The entries [N, ...] of the model's conditions for N seeds, by name.
 
-    A model without classes that a classifier guides has the classifier's "label" too. painted says that a part of an
-    image is edited: what a model that paints is told is made of that image.
+    A model without classes that a classifier guides has the classifier's "label" too. painted: a part of an image is
+    edited, and an inpainting model takes its conditions from that image. Raises UserError where the request has a
+    condition that the model does not have, or lacks one that it needs.
     """
-    told = trained.model.conditions
+    of_model = trained.model.conditions
     if trained.num_classes and not trained.model.num_classes:
-        told = (*told, Label(trained.num_classes))
+        of_model = (*of_model, Label(trained.num_classes))
     setting = RequestSetting(
         seeds=seeds,
         shape=trained.model.shape,
@@ -37,11 +38,11 @@ def conditions(
         classes=trained.classes,
         painted=painted,
     )
-    return requested(told, sample_request, setting)
+    return requested(of_model, sample_request, setting)
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The captions of a text file, one a line without spaces around it; empty lines are none.
+    """The captions of a text file, one a line, without the spaces around them; empty lines are left out.
 
     Raises UserError where there is no such file, or no caption in it.
     """
@@ -54,7 +55,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def cut_prompts(sample_request: SampleRequest, trained: Trained) -> list[Cut]:
-    """What the text encoder does not read of prompts, in turn, and of the negative prompt: those that are too long."""
+    """The parts of prompts, in turn, and of the negative prompt that are too long for the text encoder."""
     text, tokenizer = trained.model.text, trained.tokenizer
     if text is None or tokenizer is None:
         return []
@@ -63,19 +64,19 @@ def cut_prompts(sample_request: SampleRequest, trained: Trained) -> list[Cut]:
 
 
 def told_pictures(model: experiment.Model, kind: Modality, entries: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """What of entries [K, ...] can be seen, each uint8 [K, H, W, C], to stand beside samples of the same kind.
+    """Pictures uint8 [K, H, W, C] of the conditions in entries [K, ...], to stand beside samples of the same kind.
 
-    Of other data than images that is what has the shape of an example, such as the part of one that is known.
+    For other data than images these are the entries with the shape of an example, such as its known part.
     """
     channels = model.shape[-1]
     if isinstance(kind, Image):
         return [picture for each in model.conditions for picture in each.pictures(entries, channels)]
-    alike = [name for each in model.conditions for name, c in each.channels(channels).items() if c == channels]
-    return [kind.tiles(kind.from_model(np.asarray(entries[name]))) for name in alike if name in entries]
+    names = [name for each in model.conditions for name, c in each.channels(channels).items() if c == channels]
+    return [kind.tiles(kind.from_model(np.asarray(entries[name]))) for name in names if name in entries]
 
 
-def record(flags: Any) -> dict[str, Any]:
-    """A dataclass of flags as JSON takes it; values of conditions are left out where there are none."""
+def record(flags: SampleRequest | GuideRequest) -> dict[str, object]:
+    """The fields of a request as JSON takes them; without values of further conditions there is no key `values`."""
     found: dict[str, Any] = {
         name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(flags).items()
     }

@@ -1,4 +1,4 @@
-"""Samples from a compiled program, batch after batch: what the command and the Python function share."""
+"""Samples from a compiled program, batch after batch, for the command and for the Python function."""
 
 import functools
 import math
@@ -14,11 +14,11 @@ from diffusion_jax.runs.workdir.restored import Trained
 from diffusion_jax.train import memory
 from diffusion_jax.train.interruptible import interruptible
 
-_WINDOWS = 2000  # of one image; each is traced by itself
+_WINDOWS = 2000  # at most, of one image; each is traced by itself
 
 
 def batch_size(trained: Trained, batch: int, num: int) -> int:
-    """How many of num samples are drawn at once: about batch, and a multiple of the devices' share."""
+    """The number of samples drawn at once: batch, at most num, rounded up to a multiple of trained.share."""
     return -(-min(batch, num) // trained.share) * trained.share
 
 
@@ -30,31 +30,30 @@ def draw(
     size: int,
     bar: Progress,
 ) -> Iterator[np.ndarray]:
-    """Samples float32 [b, *S, C] on the host in the order of seeds [N], at most size at once; N in all.
+    """Yields samples float32 [b, *S, C] on the host, b <= size, in the order of seeds [N]; N in all.
 
     program takes (params, pretrained, seeds [size], cond); cond has an array [N, ...] for each condition. The last
-    batch is padded, so that one program is compiled. bar shows the way.
+    batch is padded, so that one program is compiled. bar shows how many are drawn.
     """
     num = len(seeds)
     for start in range(0, num, size):
         take = np.arange(start, start + size).clip(max=num - 1)
-        told = {name: a[take] for name, a in cond.items()}
+        padded = {name: a[take] for name, a in cond.items()}
         with bar.doing(f"drawing {size} samples at once: {trained.how.sampler}, {trained.how.steps:,} steps"):
-            drawn = interruptible(functools.partial(_computed, program, trained, seeds[take], told))
+            drawn = interruptible(functools.partial(_on_host, program, trained, seeds[take], padded))
         yield drawn[: num - start]
         bar.update(min(start + size, num))
 
 
-def _computed(program: Callable[..., jax.Array], trained: Trained, seeds: np.ndarray, told: dict) -> np.ndarray:
-    """On the host, once it is drawn."""
-    return np.asarray(program(trained.params, trained.pretrained, seeds, told), np.float32)
+def _on_host(program: Callable[..., jax.Array], trained: Trained, seeds: np.ndarray, cond: dict) -> np.ndarray:
+    return np.asarray(program(trained.params, trained.pretrained, seeds, cond), np.float32)
 
 
 def check_memory(trained: Trained, size: int, canvas: tuple[int, ...]) -> None:
-    """Raises UserError where a batch of size samples cannot be drawn as the first activations alone do not fit.
+    """Raises UserError where the first activations of a batch of size samples alone exceed the free memory.
 
-    A canvas [*S] larger than the model's examples is drawn in windows, all of them at once; how many is said, and
-    refused where they are so many that tracing them would take hours.
+    A canvas [*S] larger than the model's examples is drawn in windows, all of them at once. Their number is printed;
+    raises UserError where it is so large that tracing them would take hours.
     """
     model = trained.model
     window, shown = model.x_shape[:-1], _sides(canvas)

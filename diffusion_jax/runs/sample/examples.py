@@ -1,4 +1,4 @@
-"""Examples of the data, with what a model is told of them."""
+"""Examples of the training data, with the entries of a model's conditions."""
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from diffusion_jax.data.tokens import Tokenizer
 def first_batch(
     config: ConfigDict, source: Source, model: experiment.Model | None, tokenizer: Tokenizer | None, count: int
 ) -> dict[str, np.ndarray]:
-    """count examples of the training data, not mirrored, with what the model's conditions are made of."""
+    """The first count examples of the training data, not mirrored, with the entries of the model's conditions."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.train.batch_size, config.data.flip, config.data.cache, config.data.workers = count, False, False, 0

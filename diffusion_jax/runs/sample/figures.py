@@ -1,5 +1,6 @@
 """`diffusion-jax figures`: schedules, the forward process, a checkpoint's reverse trajectory and its loss by time."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -35,39 +36,40 @@ NOTHING = SampleRequest()
 _COLUMNS = 11  # of a trajectory
 
 
-def figures(
-    out: Path,
-    *,
-    schedules: Sequence[str] = (),
-    image: Path | None = None,
-    size: int = 64,
-    root: Path | None = None,
-    num: int = 8,
-    seed: int = 0,
-    sample_request: SampleRequest = NOTHING,
-    step: int | None = None,
-    average: bool = True,
-    overwrite: bool = False,
-    **overrides: object,
-) -> None:
-    """Writes the figures of `NAMES` into the folder out, the last two if there is a workdir root.
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Which schedules and which trained model the figures are of; fields are as the command's flags."""
 
-    schedules default to the workdir's and `DEFAULT_SCHEDULES`. image is cropped to size x size pixels; its noise is
-    drawn from seed. num, seed, asked, step, average and overrides are `sample`'s. What a user can get wrong raises
-    UserError before anything is written.
+    schedules: Sequence[str] = ()  # (): those of the workdir and `DEFAULT_SCHEDULES`
+    image: Path | None = None  # for the forward process; None: `drawings.EXAMPLE_IMAGE`
+    size: int = 64  # pixels that the image is cropped to, as high as wide
+    root: Path | None = None  # the workdir; None: no figures of a trained model
+    num: int = 8  # samples of which the trajectory is drawn
+    seed: int = 0  # of the image's noise; sample i has seed + i
+    sample_request: SampleRequest = NOTHING
+    step: int | None = None  # of the checkpoint; None: the newest
+    average: bool | float = True
+    overrides: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    """They replace fields of the config's `Sampling` where not None."""
+
+
+def figures(request: Request, out: Path, *, overwrite: bool = False) -> None:
+    """Writes the figures of `NAMES` into the folder out, the last two if the request has a workdir.
+
+    Raises UserError, before anything is written, where out has files and may not be overwritten, and where a schedule,
+    the image, the workdir or the sampling does not fit.
     """
-    folder = _checked(out, overwrite, size)
-    seeds = seeds_from(seed, num)
-    workdir = None if root is None else Workdir(root)
-    own = [] if workdir is None else [workdir.read_config().schedule]
-    texts = schedules or [*own, *DEFAULT_SCHEDULES]
-    chosen = {text: experiment.schedule(text) for text in texts}
-    x0 = _image(image or drawings.EXAMPLE_IMAGE, size)
+    folder = _checked(out, overwrite, request.size)
+    seeds = seeds_from(request.seed, request.num)
+    workdir = None if request.root is None else Workdir(request.root)
+    trained_on = [] if workdir is None else [workdir.read_config().schedule]
+    schedules = {text: experiment.schedule(text) for text in request.schedules or [*trained_on, *DEFAULT_SCHEDULES]}
+    x0 = _image(request.image or drawings.EXAMPLE_IMAGE, request.size)
 
-    drawn = {"forward.png": _draw_forward(chosen, x0, seed), "schedules.png": _draw_schedules(chosen)}
+    drawn = {"forward.png": _draw_forward(schedules, x0, request.seed), "schedules.png": _draw_schedules(schedules)}
     if workdir is not None:
-        trained = restore(workdir.root, step=step, average=average, overrides=overrides)
-        cond = conditions(sample_request, trained, seeds)
+        trained = restore(workdir.root, step=request.step, average=request.average, overrides=request.overrides)
+        cond = conditions(request.sample_request, trained, seeds)
         drawn["trajectory.png"] = _draw_trajectory(trained, seeds, cond)
         if loss := _draw_loss_by_time(workdir):
             drawn["loss_by_time.png"] = loss
@@ -87,7 +89,7 @@ def forward(x0: Array, eps: Array, schedule: Schedule, times: np.ndarray) -> tup
 
 
 def unit_scale(level: Level) -> Array:
-    """1 / sqrt(alpha^2 + sigma^2): what gives x_t of data of unit variance unit variance; 1 where it has."""
+    """1 / sqrt(alpha^2 + sigma^2), the factor that gives x_t unit variance where the data have it."""
     return 1 / jnp.sqrt(level.alpha**2 + level.sigma**2)
 
 
@@ -112,20 +114,21 @@ def _draw_schedules(schedules: dict[str, Schedule]) -> bytes:
 
 
 def _draw_trajectory(trained: Trained, seeds: np.ndarray, cond: Mapping[str, np.ndarray]) -> bytes:
-    model, how, num = trained.model, trained.how, len(seeds)
-    program, times = experiment.trajectory_program(model, how, trained.mesh, columns=_COLUMNS)
+    """A PNG with two rows for each seed: x_t along the trajectory, and the x_0 that is predicted from it."""
+    model, sampling, num = trained.model, trained.how, len(seeds)
+    program, times = experiment.trajectory_program(model, sampling, trained.mesh, columns=_COLUMNS)
     take = np.arange(-(-num // trained.share) * trained.share).clip(max=num - 1)
-    told = {name: a[take] for name, a in cond.items()}
-    drawn = interruptible(lambda: jax.device_get(program(trained.params, trained.pretrained, seeds[take], told)))
+    padded = {name: a[take] for name, a in cond.items()}
+    drawn = interruptible(lambda: jax.device_get(program(trained.params, trained.pretrained, seeds[take], padded)))
     x, x0 = (part[:, :num].swapaxes(0, 1) for part in drawn)
     scale = np.asarray(unit_scale(model.schedule.level(jnp.asarray(times, jnp.float32))))
-    if model.autoencoder is not None:  # decoded pixels have no noise to be shown smaller
+    if model.autoencoder is not None:  # decoded pixels keep their scale
         scale = np.ones_like(scale)
     rows = []
     names = trained.label_names(cond["label"]) if model.num_classes else [""] * num
     for number, name in zip(seeds, names, strict=True):
-        of = "" if not model.num_classes else ", no class" if name == NULL else f", class {name}"
-        rows += [f"seed {number}{of}: xₜ", "x₀ predicted"]
+        class_text = "" if not model.num_classes else ", no class" if name == NULL else f", class {name}"
+        rows += [f"seed {number}{class_text}: xₜ", "x₀ predicted"]
     both = np.stack([x, x0], axis=1).reshape(2 * num, *x.shape[1:])
     scales = np.tile(np.stack([scale, np.ones_like(scale)]), (num, 1))
     kind = experiment.modality(trained.config)
@@ -133,14 +136,14 @@ def _draw_trajectory(trained: Trained, seeds: np.ndarray, cond: Mapping[str, np.
         scaled = both * scales.reshape(*scales.shape, *(1,) * (both.ndim - 2))
         tiles = kind.tiles(kind.from_model(scaled.reshape(-1, *both.shape[2:])))
         both, scales = transforms.to_float(tiles.reshape(*scales.shape, *tiles.shape[1:])), np.ones_like(scales)
-    title = f"Reverse trajectory of step {trained.step:,}: {how.sampler}, {how.steps} steps" + (
-        f", guidance {how.guidance:g}" if how.guidance != 1 else ""
+    title = f"Reverse trajectory of step {trained.step:,}: {sampling.sampler}, {sampling.steps} steps" + (
+        f", guidance {sampling.guidance:g}" if sampling.guidance != 1 else ""
     )
     return drawings.strips_png(both, scales, list(times), rows, title)
 
 
 def _draw_loss_by_time(workdir: Workdir) -> bytes | None:
-    """None if the metrics hold none."""
+    """A PNG of the loss by time; None where the metrics have no such record."""
     names = [f"loss_by_time/{i / TIME_BINS:.1f}" for i in range(TIME_BINS)]  # as train.step.summarize writes them
     records = read_metrics(workdir.metrics) if workdir.metrics.is_file() else []
     records = [record for record in records if any(name in record for name in names)]
@@ -159,7 +162,7 @@ def _image(path: Path, size: int) -> np.ndarray:
 
 
 def _checked(out: Path, overwrite: bool, size: int) -> OutputFolder:
-    """The folder of figures, all of which are replaced: others would be of other schedules or another run."""
+    """The folder of figures. All of `NAMES` are replaced, so that none is left of other schedules or another run."""
     folder = OutputFolder(out, replaces=NAMES.__contains__)
     folder.check()
     if folder.entries() and not overwrite:

@@ -21,7 +21,7 @@ from diffusion_jax.runs.workdir.restored import Trained, restore, seeds_from
 from diffusion_jax.train.state import Params
 
 Label = str | int | None
-"""A class by its name or number; None, or "none", is the null class."""
+"""A class by its name or number; None and "none" are the null class."""
 
 
 class Loaded:
@@ -75,19 +75,19 @@ class Loaded:
         show_progress: bool = False,
         **sampling: object,
     ) -> np.ndarray:
-        """num samples, float32 [num, *S, C] in the model's units: about [-1, 1] for images.
+        """Draws num samples, float32 [num, *S, C] in the model's units: about [-1, 1] for images.
 
-        Sample i has seed `seed` + i and depends on it alone. Of several labels or prompts the samples take one after
-        another in turn; without labels each class is drawn from its sample's seed. low_res and map are files, as the
-        command's. batch samples are drawn at once. Keywords beside these replace what the config says of sampling:
-        sampler, grid, steps, guidance, guidance_rescale, guidance_interval, threshold, decode_tile. The first call of
-        each choice compiles a program, which the following ones use.
+        Sample i has seed `seed` + i and depends on it alone. Samples take several labels or prompts in turn; without
+        labels the class of a sample is drawn from its seed. low_res and map are files, as the command's. batch samples
+        are drawn at once. Further keywords replace keys of config.sample: sampler, grid, steps, guidance,
+        guidance_rescale, guidance_interval, threshold, decode_tile. The first call with a choice of these compiles a
+        program, which later calls use.
 
-        Raises UserError for what the model cannot do or is not told.
+        Raises UserError where an argument is out of range or the model lacks the condition or the sampling.
         """
-        given = {"num": num, "seed": seed, "batch": batch, "augment": augment}
+        numbers = {"num": num, "seed": seed, "batch": batch, "augment": augment}
         with naming_arguments():
-            trained = self._sampled_by(sampling, given)
+            trained = self._sampled_by(sampling, numbers)
             request = SampleRequest(
                 labels=_texts(labels),
                 prompts=[prompts] if isinstance(prompts, str) else list(prompts),
@@ -107,11 +107,12 @@ class Loaded:
             return drawn
 
     def denoiser(self, cond: Mapping[str, Array] | None = None, **sampling: object) -> Denoiser:
-        """What a sampler of `core` sees: (x [B, *S, C], t [B]) -> Prediction(x0, eps), for the conditions cond.
+        """The denoiser (x [B, *S, C], t [B]) -> Prediction(x0, eps) that samplers of `core` take, for conditions cond.
 
-        cond has what the model is told: "label" int [B] (`model.num_classes` is the null class), "tokens" int [B, N],
-        the entries of spatial conditions. Without keywords it neither guides nor clips; these are those of `sample`.
-        x is a latent of shape `model.x_shape` where the model has an autoencoder. Works inside `jax.jit`.
+        cond has the entries of the model's conditions: "label" int [B] (`model.num_classes` is the null class),
+        "tokens" int [B, N], images of spatial conditions. Keywords are those of `sample`; without them there is neither
+        guidance nor a threshold. x is a latent of shape `model.x_shape` where the model has an autoencoder. Works
+        inside `jax.jit`.
         """
         plain = {"guidance": 1.0, "guidance_rescale": 0.0, "guidance_interval": (), "threshold": "none"}
         with naming_arguments():
@@ -119,16 +120,16 @@ class Loaded:
             guide = experiment.guided(trained.model, trained.how)
             return guide(trained.params, trained.pretrained, jax.tree.map(jax.numpy.asarray, dict(cond or {})))
 
-    def _sampled_by(self, sampling: Mapping[str, object], given: Mapping[str, object]) -> Trained:
-        """The model with sampling in place of what the config says; numbers are checked, those of given too."""
-        chosen = checked_sampling(sampling, given)
+    def _sampled_by(self, sampling: Mapping[str, object], numbers: Mapping[str, object]) -> Trained:
+        """The model with the keywords of sampling in place of config.sample; raises as `checked_sampling`."""
+        chosen = checked_sampling(sampling, numbers)
         return dataclasses.replace(self._trained, how=experiment.sampling(self.config, chosen))
 
-    def _program(self, how: experiment.Sampling) -> Callable[..., Array]:
-        if how not in self._programs:
+    def _program(self, sampling: experiment.Sampling) -> Callable[..., Array]:
+        if sampling not in self._programs:
             trained = self._trained
-            self._programs[how] = experiment.sample_program(trained.model, how, trained.mesh, trained.guides)
-        return self._programs[how]
+            self._programs[sampling] = experiment.sample_program(trained.model, sampling, trained.mesh, trained.guides)
+        return self._programs[sampling]
 
 
 def load(workdir: str | Path, step: int | None = None, ema: bool | float = True) -> Loaded:
@@ -141,17 +142,18 @@ def load(workdir: str | Path, step: int | None = None, ema: bool | float = True)
         return Loaded(restore(Path(workdir), step=step, average=ema, overrides={}))
 
 
-def checked_sampling(sampling: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
-    """The keywords of sampling that are not None; their numbers, and those of given, are in the ranges of the flags.
+def checked_sampling(sampling: Mapping[str, object], numbers: Mapping[str, object]) -> dict[str, object]:
+    """The keywords of sampling that are not None.
 
-    Raises UserError for one that is out of its range, or no keyword of sampling.
+    Raises UserError for an unknown keyword, and where a number of sampling, or one of the other arguments numbers, is
+    out of the range of its flag.
     """
     known = [field.name for field in dataclasses.fields(experiment.Sampling)]
     if unknown := [name for name in sampling if name not in known]:
-        near = did_you_mean(unknown[0], [*known, *given])
+        near = did_you_mean(unknown[0], [*known, *numbers])
         raise UserError(f"there is no argument {unknown[0]!r}; of sampling these are: {', '.join(known)}{near}")
     chosen = {name: value for name, value in sampling.items() if value is not None}
-    for name, value in {**given, **chosen}.items():
+    for name, value in {**numbers, **chosen}.items():
         ranges.check_flag("sample", name, value)
     return chosen
 

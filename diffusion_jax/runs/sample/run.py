@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +26,16 @@ from diffusion_jax.train.provenance import versions
 
 _MANIFEST = "manifest.json"
 
-_COMPARED = 6  # samples beside the image that was given
+_COMPARED = 6  # samples, at most, beside the image that is edited or conditions them
 
-_COLUMNS = 20  # classes beside each other
+_COLUMNS = 20  # classes, at most, beside each other
 
-_GRID = 400  # samples in the picture of all; more could not be told apart
+_GRID = 400  # samples, at most, in grid.png; with more each is too small to see
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is to be drawn from which checkpoint, and how; fields are as the command's flags."""
+    """Which samples are drawn from which checkpoint, and how; fields are as the command's flags."""
 
     root: Path  # the workdir
     num: int
@@ -45,7 +44,7 @@ class Request:
     batch: int = 64  # samples drawn at once
     step: int | None = None  # of the checkpoint; None: the newest
     average: bool | float = True
-    given: EditRequest | None = None  # an example to edit
+    edit_request: EditRequest | None = None  # of an example to edit; None: samples are new
     guided_by: GuideRequest = NO_GUIDES
     noise: NoiseRequest = DRAWN
     overrides: Mapping[str, object] = dataclasses.field(default_factory=dict)
@@ -54,7 +53,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class _Prepared:
-    """A request with all that it takes to draw it, checked."""
+    """A checked request, with the model and the arrays that it is drawn from."""
 
     request: Request
     trained: Trained
@@ -63,15 +62,15 @@ class _Prepared:
     cond: dict[str, np.ndarray]
     size: int  # of a batch
     edit: PreparedEdit | None
-    kept: Mapping[str, np.ndarray]  # the starting noise, where it is given or to be written
+    written_noise: np.ndarray | None  # the starting noise [N, *S, C], where it is written beside the samples
 
 
 def sample(request: Request, out: Path, *, overwrite: bool = False) -> None:
     """Draws samples into the folder out, which appears whole or not at all.
 
-    With an example given each sample is an edit of it, and edit.png shows them beside it. Sample i is of what
-    sample_request says; without labels, its class is drawn from its seed. Raises UserError for what the model cannot
-    do, and where out cannot be written.
+    Conditions are those of request.sample_request; without labels the class of sample i is drawn from its seed. With an
+    edit_request each sample is an edit of its example, and edit.png shows some beside it. Raises UserError, before
+    anything is drawn, where the request does not fit the model, and where out cannot be written.
     """
     if request.batch < 1:
         raise UserError(f"--batch is at least 1; got {request.batch}")
@@ -81,10 +80,12 @@ def sample(request: Request, out: Path, *, overwrite: bool = False) -> None:
     with progress(request.num, description="sample", unit="samples") as bar:
         batches = draw(program, prepared.trained, prepared.seeds, prepared.cond, prepared.size, bar)
         samples = np.concatenate([kind.from_model(x) for x in batches])
-    manifest = _manifest(prepared, samples.shape[1:])
-    shown = _pictures(prepared, samples, manifest["labels"])
+    cond, trained = prepared.cond, prepared.trained
+    labels = trained.label_names(cond["label"]) if "label" in cond else None  # of each sample
+    manifest = _manifest(prepared, samples.shape[1:], labels)
+    shown = _pictures(prepared, samples, labels)
     manifest["pictures"] = {name: {"samples": count, "of": request.num} for name, (_, count) in shown.items()}
-    _write(folder, prepared, samples, manifest, {name: picture for name, (picture, _) in shown.items()})
+    _write(folder, prepared, samples, manifest, labels, {name: picture for name, (picture, _) in shown.items()})
     part = [f"; {name} shows the first {count}" for name, (_, count) in shown.items() if count < request.num]
     print(f"{request.num} samples of step {prepared.trained.step}: {out / 'grid.png'}{''.join(part)}")
 
@@ -100,23 +101,23 @@ def _prepared(request: Request, folder: OutputFolder) -> _Prepared:
         guided_by=request.guided_by,
     )
     kind = experiment.modality(trained.config)
-    edit = None if request.given is None else prepare(request.given, trained.model.shape, kind)
+    edit = None if request.edit_request is None else prepare(request.edit_request, trained.model.shape, kind)
     size = batch_size(trained, request.batch, request.num)
     sides = trained.model.shape[:-1] if edit is None else edit.edit.canvas
     folder.check_room(request.num * math.prod(sides) * trained.model.shape[-1] * kind.dtype.itemsize)
     check_memory(trained, size, sides)
     cond = conditions(request.sample_request, trained, seeds, painted=edit is not None and edit.edit.inpaint)
-    kept = {}
+    noise = None
     if request.noise != DRAWN:
         if edit is not None:
             raise UserError("an edit starts from its image; leave out --noise and --save_noise, or --init_image")
-        kept[FILE] = cond[START] = starting_noise(request.noise, seeds, trained.model.x_shape)
-    return _Prepared(request, trained, kind, seeds, cond, size, edit, kept if request.noise.keep else {})
+        noise = cond[START] = starting_noise(request.noise, seeds, trained.model.x_shape)
+    return _Prepared(request, trained, kind, seeds, cond, size, edit, noise if request.noise.keep else None)
 
 
-def _manifest(prepared: _Prepared, shape: tuple[int, ...]) -> dict[str, Any]:
-    """What says how the samples, each of this shape, were made, so that they can be made again."""
-    request, trained, cond = prepared.request, prepared.trained, prepared.cond
+def _manifest(prepared: _Prepared, shape: tuple[int, ...], labels: list[str] | None) -> dict[str, object]:
+    """Everything that is needed to draw the samples again; shape is that of each."""
+    request, trained = prepared.request, prepared.trained
     return {
         "workdir": str(request.root),
         "checkpoint_step": trained.step,
@@ -124,12 +125,12 @@ def _manifest(prepared: _Prepared, shape: tuple[int, ...]) -> dict[str, Any]:
         "sampling": dataclasses.asdict(trained.how),
         "seeds": [int(request.seed), int(request.seed) + request.num - 1],
         "asked": record(request.sample_request),
-        "labels": trained.label_names(cond["label"]) if "label" in cond else None,  # of each sample
+        "labels": labels,  # of each sample
         "cut": [cut._asdict() for cut in cut_prompts(request.sample_request, trained)],
         "guided_by": record(request.guided_by),
         "shape": list(shape),
         "modality": trained.config.data.modality,
-        "edit": _edit_record(request.given, prepared.edit, trained),
+        "edit": _edit_record(request.edit_request, prepared.edit, trained),
         "noise": request.noise.file and str(request.noise.file),
         "device": jax.devices()[0].device_kind,
         "versions": versions(),
@@ -137,24 +138,24 @@ def _manifest(prepared: _Prepared, shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _pictures(prepared: _Prepared, samples: np.ndarray, labels: list[str] | None) -> dict[str, tuple[np.ndarray, int]]:
-    """{name: (picture, how many of the samples it shows)}, of samples [N, *S, C] in the data's own units."""
-    num, asked, kind = len(samples), len(prepared.request.sample_request.labels), prepared.kind
+    """{file: (picture, number of samples in it)}, of samples [N, *S, C] in the data's units."""
+    num, classes, kind = len(samples), len(prepared.request.sample_request.labels), prepared.kind
     tiles = kind.tiles(samples[:_GRID])
     found = {"grid.png": (pictures.grid(tiles), len(tiles))}
     few = min(num, _COMPARED)
     if prepared.edit is not None:
         found["edit.png"] = (_compare(prepared.edit, kind, tiles), few)
     first = {name: a[:_COMPARED] for name, a in prepared.cond.items()}
-    if given := told_pictures(prepared.trained.model, kind, first):
-        found["given.png"] = (_beside(given, tiles), few)
-    if labels is not None and 1 < asked <= min(num, _COLUMNS):
-        rows = min(num // asked, _COMPARED)
-        found["classes.png"] = (_by_class(tiles, labels[:asked]), rows * asked)
+    if shown := told_pictures(prepared.trained.model, kind, first):
+        found["given.png"] = (_beside(shown, tiles), few)
+    if labels is not None and 1 < classes <= min(num, _COLUMNS):
+        rows = min(num // classes, _COMPARED)
+        found["classes.png"] = (_by_class(tiles, labels[:classes]), rows * classes)
     return found
 
 
 def _program(trained: Trained, prepared: PreparedEdit | None) -> Callable[..., jax.Array]:
-    """(params, pretrained, seeds, cond) -> images."""
+    """The compiled program (params, pretrained, seeds [B], cond) -> samples [B, *S, C] in the model's units."""
     if prepared is None:
         return experiment.sample_program(trained.model, trained.how, trained.mesh, trained.guides)
     program = experiment.edit_program(trained.model, trained.how, trained.mesh, prepared.edit, trained.guides)
@@ -163,35 +164,41 @@ def _program(trained: Trained, prepared: PreparedEdit | None) -> Callable[..., j
     )
 
 
-def _edit_record(given: EditRequest | None, prepared: PreparedEdit | None, trained: Trained) -> dict | None:
-    """What is edited and how: with the time that the edit starts at, the noise there, and the steps from there on."""
-    if given is None or prepared is None:
+def _edit_record(
+    request: EditRequest | None, prepared: PreparedEdit | None, trained: Trained
+) -> dict[str, object] | None:
+    """Files and options of the edit, with the time and sigma at which it starts, and its number of steps."""
+    if request is None or prepared is None:
         return None
     times = experiment.edit_times(trained.model, trained.how, prepared.edit)
     sigma = float(trained.model.schedule.sigma(jnp.float32(times[0])))
     start = {"start": float(times[0]), "start_sigma": sigma, "steps": len(times) - 1}
-    files = {"init_image": str(given.init_image), "mask": given.mask and str(given.mask), "expand": given.expand}
+    files = {
+        "init_image": str(request.init_image),
+        "mask": request.mask and str(request.mask),
+        "expand": request.expand,
+    }
     return files | dataclasses.asdict(prepared.edit) | start
 
 
-def _beside(given: list[np.ndarray], images: np.ndarray) -> np.ndarray:
-    """Pictures of what the samples were told, beside the first of them."""
-    rows, columns = len(given[0]), len(given) + 1
-    shown = np.stack([*given, images[:rows]], axis=1).reshape(columns * rows, *images.shape[1:])
+def _beside(conditions: list[np.ndarray], images: np.ndarray) -> np.ndarray:
+    """A row for each of the first samples: pictures of its conditions, and the sample."""
+    rows, columns = len(conditions[0]), len(conditions) + 1
+    shown = np.stack([*conditions, images[:rows]], axis=1).reshape(columns * rows, *images.shape[1:])
     return pictures.grid(shown, columns=columns)
 
 
 def _by_class(images: np.ndarray, names: list[str]) -> np.ndarray:
-    """The first samples, a column for each class of those that they take in turn."""
+    """The first samples, a column for each of the classes that they take in turn."""
     rows = min(len(images) // len(names), _COMPARED)
     shown = images[: rows * len(names)]
     return pictures.labelled_grid(shown.reshape(rows, len(names), *shown.shape[1:]), columns=names)
 
 
 def _compare(prepared: PreparedEdit, kind: Modality, tiles: np.ndarray) -> np.ndarray:
-    """The example as given, what of it is kept (the rest 0, gray of images), and the first samples."""
-    kept = np.where(prepared.unknown, 0.0, prepared.image)
-    before = [prepared.image, kept] if prepared.edit.inpaint else [prepared.image]
+    """The example, its part that is not painted (the rest is 0, gray in images), and the first samples."""
+    known = np.where(prepared.unknown, 0.0, prepared.image)
+    before = [prepared.image, known] if prepared.edit.inpaint else [prepared.image]
     shown = np.concatenate([kind.tiles(kind.from_model(np.stack(before))), tiles[:_COMPARED]])
     titles = ["given", "kept"][: len(before)] + [f"edit {i}" for i in range(len(tiles[:_COMPARED]))]
     return pictures.labelled_grid(shown[None], columns=titles)
@@ -213,25 +220,26 @@ def _write(
     out: OutputFolder,
     prepared: _Prepared,
     samples: np.ndarray,
-    manifest: Mapping[str, Any],
+    manifest: Mapping[str, object],
+    names: list[str] | None,
     shown: Mapping[str, np.ndarray],
 ) -> None:
-    """Writes a file of each sample, the pictures and .npz of all, and the manifest; all of it comes into place at once.
+    """Writes a file of each sample, the pictures, an .npz of all and the manifest; the folder appears at once.
 
-    samples [N, *S, C] are in the data's own units.
+    samples [N, *S, C] are in the data's units; names are their classes.
     """
     kind, labels = prepared.kind, prepared.cond.get("label", np.zeros(len(samples), np.int32))
-    named = manifest["labels"] or prepared.request.sample_request.prompts or [""]
-    names = [named[i % len(named)] for i in range(len(samples))]
+    texts = names or prepared.request.sample_request.prompts or [""]
+    titles = [texts[i % len(texts)] for i in range(len(samples))]
     with out.written() as partial:
         for i, one in enumerate(samples):
             (partial / f"{i:06d}{kind.suffix}").write_bytes(kind.encode(one))
         for name, picture in shown.items():
             (partial / name).write_bytes(pictures.encode_png(picture))
-        for name, content in kind.pages(samples, names).items():
+        for name, content in kind.pages(samples, titles).items():
             (partial / name).write_bytes(content)
-        for name, array in prepared.kept.items():
-            np.save(partial / name, array)
+        if prepared.written_noise is not None:
+            np.save(partial / FILE, prepared.written_noise)
         np.savez_compressed(
             partial / "samples.npz", allow_pickle=False, labels=labels, seeds=prepared.seeds, **{kind.noun: samples}
         )

@@ -1,4 +1,4 @@
-"""The noise that samples start from, given in a file or kept in one: for comparison with other programs."""
+"""The noise that samples start from, read from a file or written to one, to compare samples with other programs."""
 
 import dataclasses
 from pathlib import Path
@@ -14,7 +14,7 @@ FILE = "noise.npy"
 
 @dataclasses.dataclass(frozen=True)
 class NoiseRequest:
-    """Which noise samples start from, as the command's flags say it."""
+    """The noise that samples start from, as the command's flags."""
 
     file: Path | None = None  # .npy of standard normal noise [N, *S, C]; None: drawn from the seeds
     keep: bool = False  # whether it is written beside the samples
@@ -24,9 +24,9 @@ DRAWN = NoiseRequest()
 
 
 def starting_noise(request: NoiseRequest, seeds: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The standard normal noise [N, *shape] of the request, float32; shape is one x of the model, N the seeds'.
+    """The standard normal noise of the request, float32 [N, *shape], for seeds [N].
 
-    Raises UserError where the file holds no such array.
+    shape is that of one x of the model. Raises UserError where the file holds no such array.
     """
     if request.file is None:
         return np.asarray(start_noise(jnp.asarray(seeds), shape))

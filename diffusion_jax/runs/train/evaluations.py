@@ -1,4 +1,4 @@
-"""Evaluations while a model trains, by which the best checkpoints are chosen."""
+"""The hook that evaluates while a model trains; the best checkpoints are chosen by its scores."""
 
 import jax
 
@@ -14,7 +14,7 @@ from diffusion_jax.train.state import TrainState
 
 
 class Evaluations:
-    """Evaluates the averaged parameters: a result file in the workdir, scalars to writer, a rating of the step."""
+    """Evaluates the averaged parameters: writes a result file and scalars, and rates the step."""
 
     def __init__(self, run: Run, evaluation: Evaluate, writer: MetricWriter | NullWriter, bar: Progress):
         self._run, self._evaluation, self._writer, self._bar = run, evaluation, writer, bar
@@ -24,7 +24,7 @@ class Evaluations:
         self._evaluate(moment.state, moment.step)
 
     def resume(self, state: TrainState, resumed: int | None) -> None:
-        """Rates the steps that the metrics file has scores of, and makes the evaluation that a signal had stopped."""
+        """Rates the steps whose scores are in the metrics file, and repeats an evaluation that a signal stopped."""
         if resumed is None:
             return
         config, workdir = self._run.config, self._run.workdir

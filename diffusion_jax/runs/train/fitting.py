@@ -71,13 +71,13 @@ def fit(run: Run, state: TrainState, resumed: int | None) -> TrainState:
 
 
 def _begun(run: Run) -> None:
-    """After a step: what the run writes stays from now on. Raises what made the last save fail, if it has."""
+    """After a step: marks the workdir as begun, so that it stays. Raises the error of the last save, if it failed."""
     run.training.begun = True
     run.checkpoints.raise_failed_save()
 
 
 def _corrupt(run: Run) -> dict[str, float]:
-    """How many examples this process could not read since it started; {} for none."""
+    """{"corrupt_examples": examples that this process could not read since it started}, or {} for none."""
     count = len(run.task.batches.skipped.found)
     return {"corrupt_examples": count} if count else {}
 

@@ -1,4 +1,4 @@
-"""Captions of the data that a text encoder does not read to their end: said at the start of a run."""
+"""A notice at the start of a run about captions that are too long for the text encoder."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.models.text import CutNotice, Text
 
 _LOOKED_AT = 1_000
-"""Captions that are read before training. A longer one among the others is said where the first batch holds it."""
+"""Captions that are read before training. A long one among the others is noticed in its first batch."""
 
 
 def notice(text: Text, tokenizer: Tokenizer, source: Source, prompts: Sequence[str] = ()) -> None:
-    """Says on stderr how many of the first captions are longer than the text encoder reads, and what one loses.
+    """Prints to stderr how many of the first captions the text encoder cuts, and what one of them loses.
 
-    Likewise of the prompts of the config, which are others. One process of a run does; the others keep silent for good.
-    Captions that cannot be read are left to training.
+    The same is printed for the config's prompts. Only the first process of a run prints, now and later. Captions that
+    cannot be read are skipped here; training names them.
     """
     if jax.process_index() != 0:
         text.notice.given = True
@@ -25,9 +25,9 @@ def notice(text: Text, tokenizer: Tokenizer, source: Source, prompts: Sequence[s
     for i in range(min(len(source), _LOOKED_AT)):
         try:
             captions.append(source[i]["caption"])
-        except (KeyError, ValueError):  # of an example that is corrupt, which training names
+        except (KeyError, ValueError):  # the example is corrupt, and training names it
             continue
     text.encode(tokenizer, captions)
     cut = tokenizer.encode_and_cut(prompts, text.length)[1]
-    if cut and text.notice.given:  # else the grid, whose prompts they are, says it
+    if cut and text.notice.given:  # otherwise the first grid of these prompts prints the notice
         CutNotice().give(cut, len(prompts), text.length)

@@ -7,7 +7,7 @@ from diffusion_jax.train.hooks import Moment
 
 
 class LossCurve:
-    """Draws loss.png from the workdir's metrics; draws=False, of every process but the first, does nothing."""
+    """Draws loss.png from the workdir's metrics. draws=False, for processes other than the first, does nothing."""
 
     def __init__(self, workdir: Workdir, *, draws: bool = True):
         self._workdir, self._draws = workdir, draws

@@ -1,16 +1,16 @@
 """Means of the metrics of training, and its speed, at intervals of steps."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from diffusion_jax.train.hooks import Clock, Moment
+from diffusion_jax.train.state import Position
 from diffusion_jax.train.step import Metrics, summarize
 
 
 class MetricLog:
-    """Hands (step, {the mean of each metric since the last log, images_per_second, input_wait_seconds}) to write.
+    """Calls write(step, scalars) with the means of metrics since the last log, images_per_second, input_wait_seconds.
 
-    batch_size is of the global batch. counters give further scalars, of what was counted since their last call.
+    batch_size is that of the global batch. Each of counters returns further scalars, counted since its last call.
     """
 
     def __init__(
@@ -24,8 +24,8 @@ class MetricLog:
         self._before: Clock | None = None  # at the last log; its `since` is the step of that log
         self.latest: dict[str, float] = {}  # the means over the last dispatch
 
-    def watch(self, step: int, metrics: Metrics, position: Any) -> None:
-        """Takes in the metrics of the dispatch that ended with this step."""
+    def watch(self, step: int, metrics: Metrics, position: Position) -> None:
+        """Adds the metrics of the dispatch that ended with this step."""
         self._window.append(metrics)
         self.latest = summarize([metrics])
 

@@ -1,4 +1,4 @@
-"""What the parts of one training run share."""
+"""The objects that the parts of one training run share."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from diffusion_jax.train.faults import Stop, Watchdog
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One training run: what it trains, where it keeps it, and what may end it."""
+    """One training run: its task, its workdir with checkpoints, and the signals that may end it."""
 
     config: ConfigDict
     workdir: Workdir
@@ -23,12 +23,12 @@ class Run:
     mesh: Mesh
     checkpoints: Checkpoints
     profiles: Checkpoints | None  # snapshots of averages of the parameters; None where config keeps none
-    rating: dict[int, float]  # {step: the lower the better}, from evaluations: which checkpoints are kept as the best
+    rating: dict[int, float]  # {step: rating from evaluations, lower is better}; the best checkpoints are retained
     stop: Stop
     watchdog: Watchdog
     training: Training  # the lock of the workdir
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this is the process that writes files and prints."""
         return jax.process_index() == 0

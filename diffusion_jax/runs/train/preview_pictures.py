@@ -1,4 +1,4 @@
-"""What is looked at while a model trains: pictures of the same seeds, and of the same examples, every time."""
+"""Pictures while a model trains: of the same seeds and the same examples every time."""
 
 from collections.abc import Callable, Mapping
 
@@ -20,7 +20,7 @@ from diffusion_jax.train.state import Params
 Draw = Callable[[Params], np.ndarray]
 """Averaged parameters -> a picture uint8 [H, W, 3]."""
 
-_PROMPTS = 8  # rows of a grid by caption, where config gives none
+_PROMPTS = 8  # rows of a grid by caption, at most, where config has no prompts
 
 
 def samples(
@@ -31,17 +31,17 @@ def samples(
     tokenizer: Tokenizer | None,
     pretrained: Mapping[str, Params],
 ) -> Draw:
-    """Samples in rows: by caption, by class, or by example where the model is told of an image."""
+    """The picture of samples in rows: by caption, by class or, for conditions that are images, by example."""
     program, kind = experiment.sample_program(model, experiment.sampling(config), mesh), experiment.modality(config)
     share = mesh.shape["data"] * mesh.shape["fsdp"]
 
     def draw(params: Params, rows: int, columns: int, cond: Mapping[str, np.ndarray]) -> np.ndarray:
         """uint8 [rows, columns, H, W, C]; cond has an entry [rows] of each condition."""
         take = np.arange(-(-rows * columns // share) * share).clip(max=rows * columns - 1)
-        told = {name: a[take // columns] for name, a in cond.items()}
+        entries = {name: a[take // columns] for name, a in cond.items()}
         split = sharding.batch_sharding(mesh)
-        seeds, told = sharding.to_mesh((take.astype(np.int32), told), split)
-        x = interruptible(lambda: sharding.to_host(program(params, pretrained, seeds, told)))
+        seeds, entries = sharding.to_mesh((take.astype(np.int32), entries), split)
+        x = interruptible(lambda: sharding.to_host(program(params, pretrained, seeds, entries)))
         tiles = kind.tiles(kind.from_model(x[: rows * columns]))
         return tiles.reshape(rows, columns, *tiles.shape[1:])
 
@@ -74,17 +74,17 @@ def _by_example(
     tokenizer: Tokenizer | None,
     draw: Callable[..., np.ndarray],
 ) -> Draw:
-    """A row an example: what the model is told, three samples, and the image it is of."""
+    """The picture with a row for each example: its conditions, three samples, and the example itself."""
     columns = 3
     rows = max(config.sample.num // columns, 1)
     batch = first_batch(config, source, model, tokenizer, rows)
     cond = own_conditions(model, batch)
     kind = experiment.modality(config)
-    given = [picture[:, None] for picture in told_pictures(model, kind, cond)]
+    conditions = [picture[:, None] for picture in told_pictures(model, kind, cond)]
 
     def by_example(params: Params) -> np.ndarray:
         real = kind.tiles(kind.from_model(batch["x"]))[:, None]
-        pixels = np.concatenate([*given, draw(params, rows, columns, cond), real], axis=1)
+        pixels = np.concatenate([*conditions, draw(params, rows, columns, cond), real], axis=1)
         return pictures.labelled_grid(pixels, rows=[f"example {i}" for i in batch["index"]])
 
     return by_example
@@ -93,7 +93,7 @@ def _by_example(
 def reconstructions(
     config: ConfigDict, source: Source, mesh: Mesh, program: Callable[..., experiment.autoencoder.Reconstruction]
 ) -> tuple[Draw, Callable[[Params], dict[str, float]]]:
-    """(a picture of images above what is made of them, their measures), both of averaged parameters."""
+    """(the picture of images above their reconstructions, their measures), both functions of averaged parameters."""
     batch = first_batch(config, source, None, None, max(config.sample.num, 2))
     kind = experiment.modality(config)
     images = sharding.to_mesh(batch["x"], sharding.replicated(mesh))
@@ -105,8 +105,8 @@ def reconstructions(
         return pictures.labelled_grid(shown, rows=["image", "decoded"])
 
     def measure(params: Params) -> dict[str, float]:
-        made = program(params, images)
-        return {name: float(getattr(made, name)) for name in ("latent_mean", "latent_std", "psnr", "ssim")}
+        reconstruction = program(params, images)
+        return {name: float(getattr(reconstruction, name)) for name in ("latent_mean", "latent_std", "psnr", "ssim")}
 
     return draw, measure
 

@@ -1,4 +1,4 @@
-"""What a person looks at while a model trains: a picture of samples, and measures of the averaged parameters."""
+"""Previews while a model trains: a picture of samples, and measures of the averaged parameters."""
 
 from diffusion_jax.report import pictures
 from diffusion_jax.report.metrics import MetricWriter, NullWriter
@@ -8,7 +8,7 @@ from diffusion_jax.train.hooks import Moment
 
 
 class Previews:
-    """Writes the task's measures and its picture, to the workdir and to writer; says so beside the progress bar."""
+    """Writes the task's measures and its picture to the workdir and to writer, and prints a note beside the bar."""
 
     def __init__(self, run: Run, writer: MetricWriter | NullWriter, bar: Progress):
         self._run, self._writer, self._bar = run, writer, bar
@@ -21,8 +21,8 @@ class Previews:
             self._bar.note(f"after {step} steps: " + ", ".join(f"{k} {v:.4g}" for k, v in measures.items()))
         if task.draw is None:
             return
-        how = self._run.config.sample
-        with self._bar.doing(f"drawing a grid: {how.num} samples, {how.sampler}, {how.steps:,} steps"):
+        options = self._run.config.sample
+        with self._bar.doing(f"drawing a grid: {options.num} samples, {options.sampler}, {options.steps:,} steps"):
             image = task.draw(moment.state.ema)
         file = self._run.workdir.sample_grid(step)
         if self._run.first:

@@ -1,4 +1,4 @@
-"""What a run of training says and writes beside its checkpoints and metrics."""
+"""Records of a training run beside its checkpoints and metrics: steps that are not finite, examples, summaries."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from diffusion_jax.train.state import TrainState
 
 
 def append_nonfinite(workdir: Workdir, event: NonFinite, config: ConfigDict, size: int) -> None:
-    """Adds to nonfinite.jsonl all that the step depended on but the state: its examples, and with seed its draws."""
+    """Appends to nonfinite.jsonl everything that the step depended on except the state: its examples and its seed."""
     n = config.train.batch_size
     start = event.position["position"] - (event.after + 1) * n
     record = {
@@ -38,7 +38,7 @@ def append_nonfinite(workdir: Workdir, event: NonFinite, config: ConfigDict, siz
 def example_log(
     config: ConfigDict, workdir: Workdir, resumed: int | None
 ) -> Iterator[Callable[[np.ndarray], None] | None]:
-    """What to call with the examples of each dispatch; None where they are not asked for."""
+    """Yields the function that logs the indices of each dispatch's examples; None unless data.log_examples."""
     if not config.data.log_examples:
         yield None
         return
@@ -54,14 +54,14 @@ def example_log(
 
 
 def print_changes(workdir: Workdir, config: ConfigDict, resumed: int) -> None:
-    """Says where the run goes on, and with what other settings than before."""
+    """Prints the step from which the run goes on, and the config keys that have changed."""
     before, now = (configs.flat(c.to_dict()) for c in (workdir.read_config(), config))
     changed = [f"{key}: {before[key]!r} -> {now[key]!r}" for key in now if before[key] != now[key]]
     print(f"resuming from step {resumed} in {workdir.root}" + (f"; changed: {', '.join(changed)}" if changed else ""))
 
 
 def print_summary(workdir: Workdir, mesh: Mesh, state: TrainState) -> None:
-    """The size of the network and the mesh; the table of every array goes to a file."""
+    """Prints the size of the network and the mesh, and writes the table of every array to a file."""
     replace_file(workdir.parameters, parameter_table(state.params).encode())
     count = sum(a.size for a in jax.tree.leaves(state.params))
     shape = " x ".join(f"{size} {axis}" for axis, size in mesh.shape.items())

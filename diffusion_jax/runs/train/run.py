@@ -31,13 +31,14 @@ from diffusion_jax.train.provenance import source_commit, versions
 from diffusion_jax.train.state import TrainState
 
 _OF_THE_MACHINE = ("data.threads", "data.workers", "data.data_dir")
-"""Config keys that processes of one run may set differently: they change nothing of what is trained on."""
+"""Config keys that may differ between the processes of one run, since no batch depends on them."""
 
 
 def train(config: ConfigDict, root: Path) -> None:
     """Trains config in the workdir root, going on from its newest verified checkpoint if it has one.
 
-    What a user can get wrong raises UserError before the workdir is touched. A SIGINT or SIGTERM saves and returns.
+    A SIGINT or SIGTERM saves and returns. Raises UserError, before the workdir is touched, where config, data or the
+    workdir do not fit.
     """
     config = configs.check(config)
     _check_intervals(config)
@@ -72,7 +73,7 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog,
         if resumed is not None and resumed >= config.train.steps:
             print(f"already trained for {resumed} steps; raise train.steps={config.train.steps} to go on")
             if mirror and run.first:
-                mirror.begin()  # whose last copy may have been cut short
+                mirror.begin()  # the last copy may be incomplete
             return
         if run.first:
             workdir.write_config(config)

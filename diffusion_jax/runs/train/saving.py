@@ -12,8 +12,8 @@ from diffusion_jax.train.state import Params
 class Saving:
     """Saves the state with the data's position; config is JSON.
 
-    measure gives what is known of the averaged parameters, such as the scale of an autoencoder's latents. While guard
-    suspects that training diverges nothing is saved, except where training ends.
+    measure returns measures of the averaged parameters, such as the scale of an autoencoder's latents. While guard
+    finds that training diverges, states are saved only where training ends.
     """
 
     def __init__(
@@ -32,6 +32,6 @@ class Saving:
         self._seconds += time.perf_counter() - began
 
     def drain(self) -> dict[str, float]:
-        """{"save_stall_seconds": for how long saves held up training since the last call}, or {} for no save."""
+        """{"save_stall_seconds": seconds by which saves delayed training since the last call}, or {} for none."""
         seconds, self._seconds = self._seconds, 0.0
         return {"save_stall_seconds": seconds} if seconds else {}

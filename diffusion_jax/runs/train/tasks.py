@@ -1,9 +1,9 @@
-"""What is trained: a diffusion model, an autoencoder or a classifier. `train` treats all alike."""
+"""The tasks of training, a diffusion model, an autoencoder or a classifier, behind one interface."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -22,35 +22,40 @@ from diffusion_jax.train import sharding
 from diffusion_jax.train.arrays import abstract_like
 from diffusion_jax.train.interruptible import compiled_first
 from diffusion_jax.train.state import Params, TrainState
+from diffusion_jax.train.step import Batch, Metrics
 
-_JUDGED = 256  # images that measure a classifier
+_MEASURED = 256  # images on which the accuracy of a classifier is measured
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One training: its state, its step and its data, and what is to be seen of it."""
+    """One training: its data, state and step, and the functions that picture, measure and evaluate its parameters."""
 
     source: Source
     batches: TrainBatches
     abstract: TrainState  # shapes and shardings
     init: Callable[[], TrainState]
-    step: Callable[[TrainState, Any, Any], Any]  # compiled; the state is donated
-    draw: Callable[[Params], np.ndarray] | None  # averaged parameters -> a picture; None: nothing to see
-    measure: Callable[[Params], dict[str, float]] = lambda params: {}  # of averaged parameters; kept with a checkpoint
-    keep: Callable[[], None] = lambda: None  # brings into the workdir what the model needs beside its parameters
+    step: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
+    """The compiled step (state, batch, seed) -> (next state, metrics); the state is donated."""
+    draw: Callable[[Params], np.ndarray] | None  # averaged parameters -> a picture; None: there is none
+    measure: Callable[[Params], dict[str, float]] = lambda params: {}  # of averaged parameters; saved with a checkpoint
+    keep: Callable[[], None] = lambda: None  # copies into the workdir what the model needs beside its parameters
     evaluation: Evaluate | None = None
     model: experiment.Model | None = None  # of a diffusion model
 
 
 def task(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> Task:
-    """The training that config asks for; raises UserError, before the workdir is touched, for what does not fit."""
+    """The task of config.
+
+    Raises UserError, before the workdir is touched, where config, data and pretrained networks do not fit.
+    """
     if config.task not in TASKS:
         raise UserError(f"unknown task {config.task!r}; choose from {', '.join(TASKS)}")
     return TASKS[config.task](config, workdir, mesh, pretrained.origin(config, workdir))
 
 
 def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir | None) -> Task:
-    """A diffusion model; origin is where its first parameters come from (`pretrained.origin`)."""
+    """The training of a diffusion model; origin is the workdir of its pretrained weights (`pretrained.origin`)."""
     model = pretrained.model(config, origin)
     source, known = training_data.opened(config, workdir)
     model = dataclasses.replace(model, classes=known)
@@ -80,7 +85,7 @@ def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir 
 
 
 def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir | None) -> Task:
-    """An autoencoder; its checkpoints hold the standard deviation of its latents, by which they are scaled."""
+    """The training of an autoencoder; its checkpoints hold the standard deviation that latents are divided by."""
     source, _ = training_data.opened(config, workdir)
     weights: Mapping[str, Params] = experiment.autoencoder.pretrained(config)
     weights = sharding.to_mesh(weights, sharding.replicated(mesh))
@@ -101,12 +106,12 @@ def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdi
 
 
 def classifier(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir | None) -> Task:
-    """A classifier of noisy images; its measure is how many of some images it knows, by time."""
+    """The training of a classifier of noisy images; its measures are accuracies at three times."""
     source, known = training_data.opened(config, workdir)
     trainee = experiment.classifier.trainee(config)
     step = compiled_first(experiment.compiled_step(config, trainee, mesh))
     program = experiment.classifier.accuracy_program(config)
-    batch = first_batch(config, source, None, None, _JUDGED)
+    batch = first_batch(config, source, None, None, _MEASURED)
 
     def measure(params: Params) -> dict[str, float]:
         return {f"accuracy/{t}": float(program(params, batch["x"], batch["label"], t)) for t in (0.0, 0.25, 0.5)}

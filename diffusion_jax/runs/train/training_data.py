@@ -1,4 +1,4 @@
-"""The training data of a run: opened, its classes numbered, and said what it holds and what is done to it."""
+"""The training data of a run: opened, with its classes numbered and its contents printed."""
 
 import jax
 from ml_collections import ConfigDict
@@ -12,17 +12,19 @@ from diffusion_jax.runs.workdir import classes
 from diffusion_jax.runs.workdir.paths import Workdir
 
 MISSING = ("tell", "refuse")
-"""What data.missing_captions may be."""
+"""The values of data.missing_captions."""
 
 
 def opened(config: ConfigDict, workdir: Workdir) -> tuple[Source, Classes | None]:
-    """(the training data of a run of config in the workdir, what its labels number; None without classes).
+    """(the training data of a run of config in the workdir, its classes; None without classes).
 
     The first process prints what the data holds. Raises UserError where it does not fit the config.
     """
     data = experiment.opened(config)
     found = classes.of_training(config, workdir, data)
-    names = found.names if found is not None and config.init_from else None  # the other's may be more than the data's
+    names = (
+        found.names if found is not None and config.init_from else None
+    )  # init_from may have classes that the data lack
     if names is None or len(names) != config.model.num_classes:
         experiment.source(config, data=data)  # raises where the data has more or fewer classes than the model
     source = experiment.source(config, found, data)
@@ -33,11 +35,11 @@ def opened(config: ConfigDict, workdir: Workdir) -> tuple[Source, Classes | None
 
 
 def _described(config: ConfigDict, source: Source, found: Classes | None) -> list[str]:
-    """What is in the data, a line each; raises UserError where the config refuses it."""
+    """Lines about the contents of the data; raises UserError where missing captions are refused."""
     if config.data.missing_captions not in MISSING:
         raise UserError(f"data.missing_captions={config.data.missing_captions!r} is {' or '.join(MISSING)}")
     if not len(source):
-        return []  # which the pipeline refuses
+        return []  # for which the pipeline raises
     options = config.data
     examples = description.examples_of(source)
     kind, shape = experiment.modality(config), experiment.shape(config)
