@@ -64,20 +64,22 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 def run(values: flags.FlagValues) -> None:
     """Plans."""
     from diffusion_jax.runs.plan import compiled_once
-    from diffusion_jax.runs.plan.run import plan
+    from diffusion_jax.runs.plan.run import Request, plan
 
-    kept = compiled_once.folder() if values.cache is None else Path(values.cache) if values.cache else None
+    cache = compiled_once.folder() if values.cache is None else Path(values.cache) if values.cache else None
     plan(
-        values.config,
-        autoencoder=values.autoencoder,
-        topology=values.topology,
-        devices=values.devices,
-        chip=values.chip,
-        price=values.price,
-        images=values.images,
-        sample=values.sample,
-        search=values.search,
-        split=values.bytes,
-        kept=kept,
-        out=Path(values.out) if values.out else None,
+        Request(
+            values.config,
+            autoencoder=values.autoencoder,
+            topology=values.topology,
+            devices=values.devices,
+            chip=values.chip,
+            price=values.price,
+            images=values.images,
+            sample=values.sample,
+            search=values.search,
+            split=values.bytes,
+            cache=cache,
+            out=Path(values.out) if values.out else None,
+        )
     )

@@ -26,24 +26,14 @@ def text(plan: Mapping[str, Any], *, split: bool = False) -> str:
     return "\n".join([*lines, *tables, "", "CHECKS", *checks])
 
 
-def tried(
-    number: int,
-    fsdp: int,
-    tensor: int,
-    remat: str | bool | None,
-    micro_batches: int,
-    a_chip: float,
-    fits: bool,
-    images_per_second: float,
-    peak: int | None,
-) -> str:
-    """One line of a search: a layout, and what came of it."""
+def tried(number: int, layout: Mapping[str, Any], at_once: float) -> str:
+    """One line of a search: a layout with its estimate, as the plan's JSON has them, of at_once images a chip."""
+    remat, peak = layout["remat"], layout["peak"]
     again = "" if remat is None else f"remat {'yes' if remat is True else remat or 'no':9} "
-    layout = f"fsdp {fsdp:<4} tensor {tensor:<2} {again}{micro_batches} x {a_chip:g} a chip"
+    shape = f"fsdp {layout['fsdp']:<4} tensor {layout['tensor']:<2} {again}{layout['accumulate']} x {at_once:g} a chip"
     memory = "" if peak is None else f", {_bytes(peak)} at the peak"
-    return f"{number:3}  {layout}: " + (
-        f"{images_per_second:,.0f} images/s{memory}" if fits else f"does not fit{memory}"
-    )
+    speed = f"{layout['images_per_second']:,.0f} images/s" if layout["fits"] else "does not fit"
+    return f"{number:3}  {shape}: {speed}{memory}"
 
 
 def _machine(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

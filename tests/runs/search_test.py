@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from diffusion_jax.runs.plan.search import Choice, Outcome, best, meshes, search
+from diffusion_jax.runs.plan.search import Estimate, Layout, best, meshes, search
 
 BATCH = 64
 REMAT = ("none", "dots", "blocks")
@@ -20,7 +20,7 @@ def machine(memory):
             {"none": 1, "dots": 1.1, "blocks": 4 / 3}[choice.remat] + 0.02 * choice.fsdp + 0.05 * choice.accumulate
         )
         peak = state + activations
-        return Outcome(peak <= memory, BATCH / seconds if peak <= memory else 0.0, int(peak))
+        return Estimate(peak <= memory, BATCH / seconds if peak <= memory else 0.0, int(peak))
 
     return measure
 
@@ -33,7 +33,7 @@ def accumulate(fsdp, tensor):
 def test_the_best_is_that_of_all_layouts_in_fewer_compilations(memory):
     options = meshes(8)
     found = list(search(options, REMAT, accumulate, machine(memory)))
-    every = [Choice(f, t, r, n) for (f, t), r, n in itertools.product(options, REMAT, accumulate(1, 1))]
+    every = [Layout(f, t, r, n) for (f, t), r, n in itertools.product(options, REMAT, accumulate(1, 1))]
     expected = best([(choice, machine(memory)(choice)) for choice in every])
     assert best(found) == expected
     assert (expected is None) == (memory == 5)
@@ -49,6 +49,6 @@ def test_meshes_are_all_that_there_are():
 
 def test_rematerialization_is_not_tried_where_it_makes_no_room():
     tried = [choice for choice, _ in search([(1, 1)], REMAT, accumulate, machine(1000))]
-    assert tried == [Choice(1, 1, "none", 1)]
+    assert tried == [Layout(1, 1, "none", 1)]
     assert "--config.mesh.fsdp=1" in tried[0].flags
     assert "--config.model.remat=none" in tried[0].flags

@@ -28,89 +28,112 @@ from diffusion_jax.runs.workdir.output_folder import check_file
 from diffusion_jax.runs.workdir.paths import Workdir
 
 
-def plan(
-    config: ConfigDict,
-    *,
-    autoencoder: ConfigDict | None = None,
-    topology: str | None = None,
-    devices: int | None = None,
-    chip: str | None = None,
-    price: float | None = None,
-    images: int | None = None,
-    sample: bool = False,
-    search: bool = False,
-    split: bool = False,
-    out: Path | None = None,
-    kept: Path | None = None,
-) -> dict[str, Any]:
-    """Prints what training config takes on a machine, and writes it to out as JSON; the same is returned.
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to plan, and on which machine: a TPU topology, so many virtual CPU devices, or this machine."""
 
-    With split, each program's FLOPs, bytes and temporaries are told by kind of work and by level of the network too.
-    With search, of the fastest layout that fits, with all that were tried. Compiled results are in kept.
+    config: ConfigDict
+    autoencoder: ConfigDict | None = None  # of an autoencoder that is not trained yet
+    topology: str | None = None
+    devices: int | None = None
+    chip: str | None = None  # whose peaks count where the devices' own are not known
+    price: float | None = None  # of a chip-hour
+    images: int | None = None  # that are trained on, for the cost
+    sample: bool = False  # plan the drawing of samples too
+    search: bool = False  # plan the fastest layout that fits
+    split: bool = False  # print FLOPs, bytes and temporaries by kind of work and by level of the network
+    out: Path | None = None  # JSON file to write
+    cache: Path | None = None  # folder of compiled results; None: none are kept
 
-    The machine is a TPU topology, so many virtual CPU devices, or this one. chip says whose peaks to reckon with where
-    the devices' own are not known. price is of a chip-hour, images how many are trained on. Raises UserError, before
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """The devices that a step is compiled for."""
+
+    name: str
+    devices: Sequence[jax.Device]
+    peaks: machines.Chip | None  # None: not known
+
+
+def plan(request: Request) -> dict[str, Any]:
+    """Prints what training takes on a machine, writes it to request.out as JSON, and returns it.
+
+    With search, the plan is of the fastest layout that fits, and has all that were tried. Raises UserError, before
     anything is compiled, for what a user can get wrong.
     """
-    config = _with_shape(configs.check(config))
-    building.check_task(config, sample=sample)
+    config = _checked(request)
+    machine = _machine(request)
+    tried: list[dict[str, Any]] = []
+    if request.search:
+        if machine.peaks is None:
+            raise UserError(
+                f"--search compares by the peaks of a chip, and those of {machine.name} are not known; give a --chip"
+            )
+        config, tried = _searched(config, request, machine, machine.peaks)
+    mesh = building.mesh(config, machine.devices)
+    model = _model(config, request.autoencoder)
+    made = _described(config, model, machine, mesh)
+    made["preflight"] = preflight.checks(config, model, mesh, made["checkpoint_bytes"])
+    made["train"] = _step(config, request.autoencoder, mesh, machine.peaks, request.cache)
+    if request.sample and model is not None:
+        traced, n = building.traced_sampler(config, model, mesh)
+        sampler = analyse("sampler", traced, mesh, machine.peaks, images=n, kept=request.cache)
+        made["sample"] = {"batch_size": n, **sampler}
+    if request.price is not None and request.images is not None:
+        made["cost"] = cost(made["train"], len(machine.devices), request.price, request.images)
+    if request.search:
+        made["search"] = tried
+    print(report.text(made, split=request.split))
+    if request.out is not None:
+        replace_file(request.out, (json.dumps(made, indent=2) + "\n").encode())
+        print(f"plan: {request.out}")
+    return made
+
+
+def _checked(request: Request) -> ConfigDict:
+    """The config of a request, with its shape; raises UserError for what does not fit together."""
+    config = _with_shape(configs.check(request.config))
+    building.check_task(config, sample=request.sample)
+    price, images = request.price, request.images
     if (price is None) != (images is None):
         raise UserError("a cost takes both --price=PER_CHIP_HOUR and --images=NUMBER")
     if (price is not None and price < 0) or (images is not None and images < 1):
         raise UserError(f"--price is at least 0 and --images at least 1; got {price} and {images}")
-    if topology and devices is not None:
+    if request.topology and request.devices is not None:
         raise UserError("choose one machine: --topology or --devices")
-    if out is not None:
-        check_file(out)
-    peaks = None if chip is None else machines.chip(chip)
-    if topology:
-        found, name = machines.topology(topology), topology
-    elif devices is not None:
-        found, name = machines.virtual(devices), f"{devices} virtual CPU devices"
+    if request.out is not None:
+        check_file(request.out)
+    return config
+
+
+def _machine(request: Request) -> Machine:
+    peaks = None if request.chip is None else machines.chip(request.chip)
+    if request.topology:
+        devices, name = machines.topology(request.topology), request.topology
+    elif request.devices is not None:
+        devices, name = machines.virtual(request.devices), f"{request.devices} virtual CPU devices"
     else:
-        found, name = jax.devices(), "this machine"
-    peaks = peaks or machines.chip_of(found[0])
-    tried: list[dict[str, Any]] = []
-    if search:
-        if peaks is None:
-            raise UserError(
-                f"--search compares by the peaks of a chip, and those of {name} are not known; give a --chip"
-            )
-        config, tried = _searched(config, autoencoder, found, peaks, kept)
-    mesh = building.mesh(config, found)
-    model = _model(config, autoencoder)
+        devices, name = jax.devices(), "this machine"
+    return Machine(name, devices, peaks or machines.chip_of(devices[0]))
+
+
+def _described(config: ConfigDict, model: Model | None, machine: Machine, mesh: Mesh) -> dict[str, Any]:
+    """The machine, the number of parameters, and the bytes of the state and of a checkpoint."""
     trainee = building.trainee(config, model)
     abstract = training.abstract_state(config, trainee)
-
-    made: dict[str, Any] = {
+    parts = {"parameters": "params", "optimizer": "opt_state", "average": "ema"}
+    return {
         "machine": {
-            "name": name,
-            "devices": len(found),
-            "device_kind": found[0].device_kind,
+            "name": machine.name,
+            "devices": len(machine.devices),
+            "device_kind": machine.devices[0].device_kind,
             "mesh": dict(mesh.shape),
-            "chip": None if peaks is None else dataclasses.asdict(peaks),
+            "chip": None if machine.peaks is None else dataclasses.asdict(machine.peaks),
         },
         "parameters": sum(math.prod(a.shape) for a in jax.tree.leaves(abstract.params)),
-        "state_bytes_a_chip": {
-            part: _held(config, trainee, field, mesh)
-            for part, field in {"parameters": "params", "optimizer": "opt_state", "average": "ema"}.items()
-        },
+        "state_bytes_a_chip": {part: _held(config, trainee, field, mesh) for part, field in parts.items()},
         "checkpoint_bytes": sum(_size(a.shape, a.dtype) for a in jax.tree.leaves(abstract)),
     }
-    made["preflight"] = preflight.checks(config, model, mesh, made["checkpoint_bytes"])
-    made["train"] = _step(config, autoencoder, mesh, peaks, kept)
-    if sample and model is not None:
-        traced, n = building.traced_sampler(config, model, mesh)
-        made["sample"] = {"batch_size": n, **analyse("sampler", traced, mesh, peaks, images=n, kept=kept)}
-    if price is not None and images is not None:
-        made["cost"] = cost(made["train"], len(found), price, images)
-    if search:
-        made["search"] = tried
-    print(report.text(made, split=split))
-    if out is not None:
-        replace_file(out, (json.dumps(made, indent=2) + "\n").encode())
-        print(f"plan: {out}")
-    return made
 
 
 def _with_shape(config: ConfigDict) -> ConfigDict:
@@ -150,43 +173,37 @@ def _step(
 
 
 def _searched(
-    config: ConfigDict, autoencoder: ConfigDict | None, devices: Sequence[Any], peaks: machines.Chip, kept: Path | None
+    config: ConfigDict, request: Request, machine: Machine, peaks: machines.Chip
 ) -> tuple[ConfigDict, list[dict[str, Any]]]:
     """(config in the fastest layout that fits, or as it is where none does; all that were tried)."""
 
-    def measure(choice: searching.Choice) -> searching.Outcome:
-        laid_out = building.laid_out(config, **dataclasses.asdict(choice))
-        mesh = building.mesh(laid_out, devices)
-        trainee = building.trainee(laid_out, _model(laid_out, autoencoder))
+    def measure(layout: searching.Layout) -> searching.Estimate:
+        laid_out = building.laid_out(config, **dataclasses.asdict(layout))
+        mesh = building.mesh(laid_out, machine.devices)
+        trainee = building.trainee(laid_out, _model(laid_out, request.autoencoder))
         held = sum(_held(laid_out, trainee, field, mesh) for field in ("params", "opt_state", "ema"))
         if held > peaks.hbm:
-            return searching.Outcome(False, 0.0, held)
-        step = _step(laid_out, autoencoder, mesh, peaks, kept)
+            return searching.Estimate(False, 0.0, held)
+        step = _step(laid_out, request.autoencoder, mesh, peaks, request.cache)
         memory = step.get("memory_a_chip")
-        return searching.Outcome(
+        return searching.Estimate(
             bool(step["fits"]), step.get("images_per_second", 0.0), memory["peak"] if memory else None
         )
 
-    count, found = len(devices), []
+    count = len(machine.devices)
+    found: list[tuple[searching.Layout, searching.Estimate]] = []
+    tried: list[dict[str, Any]] = []
     options = searching.meshes(count, tuple({1, max(config.mesh.tensor, 1)}))
 
     def accumulate(fsdp: int, tensor: int) -> list[int]:
         return building.accumulations(config, count // tensor)
 
-    for choice, outcome in searching.search(options, building.rematerializations(config), accumulate, measure):
-        found.append((choice, outcome))
-        line = report.tried(
-            len(found),
-            choice.fsdp,
-            choice.tensor,
-            choice.remat,
-            choice.accumulate,
-            config.train.batch_size * choice.tensor / count / choice.accumulate,
-            **dataclasses.asdict(outcome),
-        )
-        print(line, file=sys.stderr, flush=True)
+    for layout, estimate in searching.search(options, building.rematerializations(config), accumulate, measure):
+        found.append((layout, estimate))
+        tried.append(dataclasses.asdict(layout) | dataclasses.asdict(estimate))
+        at_once = config.train.batch_size * layout.tensor / count / layout.accumulate
+        print(report.tried(len(tried), tried[-1], at_once), file=sys.stderr, flush=True)
     chosen = searching.best(found)
-    tried = [dataclasses.asdict(choice) | dataclasses.asdict(outcome) for choice, outcome in found]
     if chosen is None:
         print("plan: nothing fits; more chips, or a smaller batch", file=sys.stderr, flush=True)
         return config, tried

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class Layout:
     """How a step is laid out. The global batch stays: a chip has batch / (data x fsdp x accumulate) of it at once."""
 
     fsdp: int
@@ -24,8 +24,8 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What came of a choice; images a second is 0 where it does not fit."""
+class Estimate:
+    """What a layout comes to; images a second is 0 where it does not fit."""
 
     fits: bool
     images_per_second: float
@@ -47,8 +47,8 @@ def search(
     meshes: Sequence[tuple[int, int]],
     remat: Sequence[str | bool | None],
     accumulate: Callable[[int, int], Sequence[int]],
-    measure: Callable[[Choice], Outcome],
-) -> Iterator[tuple[Choice, Outcome]]:
+    measure: Callable[[Layout], Estimate],
+) -> Iterator[tuple[Layout, Estimate]]:
     """Measures, for each mesh and each choice of rematerialization, the largest batch a chip that fits.
 
     remat has its choices from the most memory to the least. accumulate(fsdp, tensor) are the numbers of micro-batches
@@ -61,15 +61,15 @@ def search(
             for n in accumulate(fsdp, tensor):
                 if fitting is not None and n >= fitting:
                     break
-                choice = Choice(fsdp, tensor, again, n)
-                outcome = measure(choice)
-                yield choice, outcome
-                if outcome.fits:
+                layout = Layout(fsdp, tensor, again, n)
+                estimate = measure(layout)
+                yield layout, estimate
+                if estimate.fits:
                     fitting = n
                     break
 
 
-def best(found: Sequence[tuple[Choice, Outcome]]) -> Choice | None:
+def best(found: Sequence[tuple[Layout, Estimate]]) -> Layout | None:
     """The fastest that fits; None where nothing does."""
-    fitting = [(choice, outcome) for choice, outcome in found if outcome.fits]
+    fitting = [(layout, estimate) for layout, estimate in found if estimate.fits]
     return max(fitting, key=lambda pair: pair[1].images_per_second, default=(None, None))[0]
