@@ -296,7 +296,8 @@ def test_a_search_leaves_the_training_as_it_is(monkeypatch, capsys):
 
     monkeypatch.setattr(runs, "_step", step)
     config = importlib.import_module("configs.tiny").get_config()
-    chosen, tried = runs._searched(config, None, jax.devices()[:2], CHIPS["v5e"], None)
+    machine = runs.Machine("two", jax.devices()[:2], CHIPS["v5e"])
+    chosen, tried = runs._searched(config, runs.Request(config), machine, CHIPS["v5e"])
     assert (chosen.train.accumulate, chosen.model.remat, chosen.mesh.fsdp) == (2, "none", 1)
     assert {each["fsdp"] for each in tried} == {1, 2}
     same = building.laid_out(chosen, fsdp=config.mesh.fsdp, tensor=1, remat="none", accumulate=1)

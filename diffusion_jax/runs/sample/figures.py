@@ -84,7 +84,8 @@ def figures(request: Request, out: Path, *, overwrite: bool = False) -> None:
 def forward(x0: Array, eps: Array, schedule: Schedule, times: np.ndarray) -> tuple[Array, Array]:
     """(x, scale) at times [K]: x = alpha x0 + sigma eps [K, *x0.shape], and `unit_scale` [K]."""
     level = schedule.level(jnp.asarray(times, jnp.float32))
-    x = process.diffuse(jnp.broadcast_to(x0, (len(times), *x0.shape)), eps, level)
+    each = (len(times), *x0.shape)
+    x = process.diffuse(jnp.broadcast_to(x0, each), jnp.broadcast_to(eps, each), level)
     return x, unit_scale(level)
 
 
