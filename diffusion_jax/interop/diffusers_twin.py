@@ -100,5 +100,5 @@ if __name__ == "__main__":
     assert "jax" not in sys.modules, "diffusers is to be run without jax"
     with np.load(where / "inputs.npz") as given:
         arrays = dict(given)
-    found = outputs(json.loads((where / "request.json").read_text()), arrays)
-    np.savez(where / "outputs.npz", **found)  # type: ignore[arg-type]
+    found: dict[str, Any] = dict(outputs(json.loads((where / "request.json").read_text()), arrays))
+    np.savez(where / "outputs.npz", **found)
