@@ -15,7 +15,7 @@ from diffusion_jax.core.schedules.learned import Learned
 from diffusion_jax.errors import UserError
 from diffusion_jax.experiment import autoencoder, classifier, data, training
 from diffusion_jax.experiment.data import conditions
-from diffusion_jax.experiment.model import model as training_model
+from diffusion_jax.experiment.diffusion_model import model as training_model
 from diffusion_jax.experiment.sampling_options import sampling
 from diffusion_jax.experiment.training import Trainee
 from diffusion_jax.models.conditions import BatchEntry
