@@ -19,7 +19,7 @@ from sklearn.metrics import pairwise_distances
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import SVC
 
-from diffusion_jax.runs.sample.conditions import SampleRequest
+from diffusion_jax.runs.sample.conditioning import SampleRequest
 from diffusion_jax.runs.sample.run import Request, sample
 from diffusion_jax.runs.workdir.restored import GuideRequest
 

@@ -13,7 +13,7 @@ from diffusion_jax.errors import naming_arguments
 from diffusion_jax.runs.evaluate import run as evaluation
 from diffusion_jax.runs.evaluate.feature_extractor import MetricRequest
 from diffusion_jax.runs.evaluate.results import Result
-from diffusion_jax.runs.sample.conditions import SampleRequest
+from diffusion_jax.runs.sample.conditioning import SampleRequest
 from diffusion_jax.runs.sample.loaded import Loaded, checked_sampling, load
 from diffusion_jax.runs.train import train as _train
 

@@ -38,7 +38,7 @@ def run(values: flags.FlagValues) -> None:
         raise UserError(f"--{alone[0]} is of a trained model; give its --workdir=FOLDER too")
     arguments = sampling.arguments(values)
     overrides = {name: arguments.pop(name) for name in sampling.OVERRIDES}
-    from diffusion_jax.runs.sample.figures import Request, figures
+    from diffusion_jax.runs.sample.diffusion_figures import Request, figures
 
     request = Request(
         schedules=values.schedule,

@@ -30,6 +30,6 @@ def run(values: flags.FlagValues) -> None:
         raise UserError(
             "evaluate heatmap needs --workdir=FOLDER, --metrics=NAME,..., --over=AXIS=VALUES and --out=FOLDER"
         )
-    from diffusion_jax.runs.evaluate.heatmap import heatmap
+    from diffusion_jax.runs.evaluate.evaluation_heatmap import heatmap
 
     heatmap(evaluate.request(values), values.over, Path(values.out), save_seconds=values.save_seconds)

@@ -63,10 +63,10 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Plans."""
-    from diffusion_jax.runs.plan import compiled_once
+    from diffusion_jax.runs.plan import compile_cache
     from diffusion_jax.runs.plan.run import Request, plan
 
-    cache = compiled_once.folder() if values.cache is None else Path(values.cache) if values.cache else None
+    cache = compile_cache.folder() if values.cache is None else Path(values.cache) if values.cache else None
     plan(
         Request(
             values.config,

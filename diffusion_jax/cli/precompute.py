@@ -26,6 +26,6 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 
 def run(values: flags.FlagValues) -> None:
     """Writes the folder."""
-    from diffusion_jax.runs.interchange.precompute import precompute
+    from diffusion_jax.runs.interchange.precomputing import precompute
 
     precompute(values.config, Path(values.out), batch=values.batch, dtype=values.dtype)

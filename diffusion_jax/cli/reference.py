@@ -30,7 +30,7 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 def run(values: flags.FlagValues) -> None:
     """Writes the statistics."""
     from diffusion_jax.runs.evaluate.feature_extractor import MetricRequest
-    from diffusion_jax.runs.evaluate.reference import reference
+    from diffusion_jax.runs.evaluate.reference_statistics import reference
 
     metric_request = MetricRequest(values.features, Path(values.weights) if values.weights else None)
     out, num, batch = Path(values.out), values.num, values.batch

@@ -50,8 +50,8 @@ def run(values: flags.FlagValues) -> None:
     edit_request, guided_by = _edit_request(values), sampling.guided_by(values)
     arguments = sampling.arguments(values)
     overrides = {name: arguments.pop(name) for name in sampling.OVERRIDES}
+    from diffusion_jax.runs.sample.noise_request import NoiseRequest
     from diffusion_jax.runs.sample.run import Request, sample
-    from diffusion_jax.runs.sample.starting_noise import NoiseRequest
 
     noise = NoiseRequest(Path(values.noise) if values.noise else None, values.save_noise)
     chosen = {

@@ -8,7 +8,7 @@ from absl import flags
 from diffusion_jax.errors import UserError
 
 if TYPE_CHECKING:  # they import jax, for which --help does not wait
-    from diffusion_jax.runs.sample.conditions import SampleRequest
+    from diffusion_jax.runs.sample.conditioning import SampleRequest
     from diffusion_jax.runs.workdir.restored import GuideRequest
 
 OVERRIDES = (
@@ -129,7 +129,7 @@ def average(values: flags.FlagValues) -> bool | float:
 
 def _request(values: flags.FlagValues) -> "SampleRequest":
     """What the samples show, by the flags of `REQUEST`."""
-    from diffusion_jax.runs.sample.conditions import SampleRequest, read_prompts
+    from diffusion_jax.runs.sample.conditioning import SampleRequest, read_prompts
 
     prompts = list(values.prompt) + (read_prompts(Path(values.prompts)) if values.prompts else [])
     low_res, semantic = (Path(path) if path else None for path in (values.low_res, values.map))

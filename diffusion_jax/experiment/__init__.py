@@ -2,7 +2,7 @@
 
 from diffusion_jax.experiment import autoencoder, classifier, precompute
 from diffusion_jax.experiment.data import batches, modality, opened, resolved, shape, source, tokenizer
-from diffusion_jax.experiment.model import model, schedule
+from diffusion_jax.experiment.diffusion_model import model, schedule
 from diffusion_jax.experiment.objectives import time_sampling
 from diffusion_jax.experiment.precompute import digest, precompute_program, precomputed
 from diffusion_jax.experiment.sampling_options import sampling

@@ -16,7 +16,7 @@ from diffusion_jax.core.objectives import Examples, Trained, cross_entropy
 from diffusion_jax.core.times import AdaptiveTimes
 from diffusion_jax.errors import UserError
 from diffusion_jax.experiment import data
-from diffusion_jax.experiment.model import schedule
+from diffusion_jax.experiment.diffusion_model import schedule
 from diffusion_jax.experiment.objectives import time_sampling
 from diffusion_jax.experiment.training import Trainee
 from diffusion_jax.models.classifier import Classifier

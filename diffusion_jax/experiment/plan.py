@@ -1,19 +1,21 @@
 """The programs of a config from shapes alone: nothing is read, allocated or run."""
 
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import ShapeDtypeStruct
+import numpy as np
+from jax import Array, ShapeDtypeStruct
 from jax.sharding import Mesh
+from jax.stages import Traced
 from ml_collections import ConfigDict
 
 from diffusion_jax.core.schedules.learned import Learned
 from diffusion_jax.errors import UserError
 from diffusion_jax.experiment import autoencoder, classifier, data, training
 from diffusion_jax.experiment.data import conditions
-from diffusion_jax.experiment.model import model as training_model
+from diffusion_jax.experiment.diffusion_model import model as training_model
 from diffusion_jax.experiment.sampling_options import sampling
 from diffusion_jax.experiment.training import Trainee
 from diffusion_jax.models.conditions import BatchEntry
@@ -23,10 +25,8 @@ from diffusion_jax.models.sampling import sample_program
 from diffusion_jax.nets import attention, conv
 from diffusion_jax.nets.families import family
 from diffusion_jax.train import sharding
+from diffusion_jax.train.state import Params
 from diffusion_jax.train.step import AVERAGE, OPTIMIZER
-
-Traced = Any
-"""`jax.stages.Traced`: has a jaxpr, and lowers to what is compiled."""
 
 UNEXPANDED = {attention.TANGENT.name: attention.tangent}
 """What primitives of our own compute, which no jaxpr shows before it is lowered: {name: function of the operands}."""
@@ -36,7 +36,7 @@ UPDATES = (OPTIMIZER, AVERAGE)
 """The scopes, in the paths of a program's instructions, by which their kind is known."""
 
 
-def mesh(config: ConfigDict, devices: Any) -> Mesh:
+def mesh(config: ConfigDict, devices: Sequence[jax.Device]) -> Mesh:
     """The mesh of config over these devices; raises UserError unless it divides the batch."""
     built = sharding.mesh(**{axis: config.mesh[axis] for axis in sharding.AXES}, devices=devices)
     sharding.check_batch(built, config.train.batch_size, config.train.accumulate)
@@ -105,7 +105,7 @@ def traced_step(config: ConfigDict, model: Model | None, mesh: Mesh) -> Traced:
     """The compiled step of training, of any task, as far as before its compilation."""
     trained = trainee(config, model)
     step = training.compiled_step(config, trained, mesh)
-    pretrained: Any = model.pretrained if model is not None else {}
+    pretrained: Mapping[str, Params] = model.pretrained if model is not None else {}
     if config.task == "autoencoder":
         pretrained = autoencoder.pretrained(config)
     batch, several = abstract_batch(config, model), config.train.steps_per_dispatch
@@ -123,7 +123,7 @@ def traced_sampler(config: ConfigDict, model: Model, mesh: Mesh) -> tuple[Traced
     share = mesh.shape["data"] * mesh.shape["fsdp"]
     n = -(-config.sample.num // share) * share
 
-    def held(a: Any) -> ShapeDtypeStruct:
+    def held(a: Array | np.ndarray | ShapeDtypeStruct) -> ShapeDtypeStruct:
         return ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere)
 
     params = jax.tree.map(held, training.abstract_state(config, trainee(config, model)).ema)
@@ -195,5 +195,5 @@ def check_task(config: ConfigDict, *, sample: bool) -> None:
         raise UserError(f"a run of task {config.task} draws no samples; leave --sample out")
 
 
-def _shape(a: Any) -> ShapeDtypeStruct:
+def _shape(a: Array | np.ndarray | ShapeDtypeStruct) -> ShapeDtypeStruct:
     return ShapeDtypeStruct(a.shape, a.dtype)

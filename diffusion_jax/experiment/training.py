@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import optax
 from jax import Array
 from jax.sharding import Mesh
+from jax.stages import Wrapped
 from ml_collections import ConfigDict
 
 from diffusion_jax.core.autoencoding import sample_posterior
@@ -158,14 +158,16 @@ def _x0(model: Model, key: Array, batch: Mapping[str, Array], pretrained: Mappin
     return sample_posterior(mean, logvar, jax.random.normal(key, mean.shape))
 
 
-def compiled_step(config: ConfigDict, trainee: Trainee, mesh: Mesh) -> Any:
+def compiled_step(config: ConfigDict, trainee: Trainee, mesh: Mesh) -> Wrapped:
     """(state, batch, seed, pretrained) -> `train_step`, jitted over the mesh; the state that it is given is donated."""
     train_step(config, trainee, mesh)  # raises now what the first step would, with the workdir written
     where = layout(config, trainee, mesh)
     everywhere = sharding.replicated(mesh)
     batch = sharding.batch_sharding(mesh, leading=int(config.train.steps_per_dispatch > 1))
 
-    def step(state: TrainState, batch: Any, seed: Array, pretrained: Any) -> Any:
+    def step(
+        state: TrainState, batch: steps.Batch, seed: Array, pretrained: Mapping[str, Params]
+    ) -> tuple[TrainState, steps.Metrics]:
         return train_step(config, trainee, mesh, pretrained)(state, batch, seed)
 
     return jax.jit(

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusion_jax.errors import UserError
-
-_NO_DEFAULT: tuple[Any, ...] = ()
+from diffusion_jax.interop.option_reading import NO_DEFAULT, choice, completed, height_and_width, one_number
 
 _BOTH: dict[str, tuple[Any, ...]] = {
     "center_input_sample": (False,),
@@ -56,9 +55,6 @@ _AUTOENCODER: dict[str, tuple[Any, ...]] = {
     "latents_std": (None,),
 }
 
-_WITHOUT_EFFECT = {"num_train_timesteps", "upcast_attention", "addition_embed_type_num_heads", "force_upcast"}
-"""Options that change nothing of what a network computes in float32."""
-
 _LAYOUT = ("use_linear_projection", "upcast_attention", "force_upcast")
 """Options that change nothing of what a network computes here, but how theirs stores it, or its float16."""
 
@@ -92,15 +88,47 @@ def unet(config: Mapping[str, Any], where: str) -> UNetOptions:
     Raises UserError for an option, or a value, that no network here has.
     """
     conditional = config.get("_class_name") == "UNet2DConditionModel"
+    fixed = _BOTH | (_CONDITIONAL if conditional else _UNCONDITIONAL)
+    said = completed(config, _unet_defaults(conditional), fixed, where)
+    channels, multipliers = _channels(said["block_out_channels"], where)
+    attended = _attended(said, conditional, where)
+    options: dict[str, Any] = {
+        "channels": channels,
+        "multipliers": multipliers,
+        "blocks": one_number(said, "layers_per_block", where),
+        "attention": tuple(2**i for i, attends in enumerate(attended) if attends),
+        "groups": said["norm_num_groups"],
+        "dropout": float(said["dropout"]),
+        "epsilon": float(said["norm_eps"]),
+        "sinusoids": choice(
+            (bool(said["flip_sin_to_cos"]), said["freq_shift"]),
+            {(True, 0): "adm", (False, 1): "ddpm"},
+            "(flip_sin_to_cos, freq_shift)",
+            where,
+        ),
+        "padding": choice(said["downsample_padding"], {0: "end", 1: "both"}, "downsample_padding", where),
+    }
+    if conditional:
+        options |= _heads(said["attention_head_dim"], said["block_out_channels"], where)
+        options["depth"] = one_number(said, "transformer_layers_per_block", where)
+    else:
+        options |= _unconditional(said, where)
+    text = one_number(said, "cross_attention_dim", where) if conditional else None
+    size = height_and_width(said["sample_size"], where)
+    return UNetOptions(options, said["in_channels"], said["out_channels"], size, text, _layout(config))
+
+
+def _unet_defaults(conditional: bool) -> dict[str, Any]:
+    """{option: default} of a U-Net of diffusers."""
     defaults: dict[str, Any] = {
-        "sample_size": _NO_DEFAULT,
+        "sample_size": NO_DEFAULT,
         "in_channels": 4 if conditional else 3,
         "out_channels": 4 if conditional else 3,
         "freq_shift": 0,
         "flip_sin_to_cos": True,
-        "down_block_types": _NO_DEFAULT,
-        "up_block_types": _NO_DEFAULT,
-        "block_out_channels": _NO_DEFAULT,
+        "down_block_types": NO_DEFAULT,
+        "up_block_types": NO_DEFAULT,
+        "block_out_channels": NO_DEFAULT,
         "layers_per_block": 2,
         "downsample_padding": 1,
         "dropout": 0.0,
@@ -113,47 +141,24 @@ def unet(config: Mapping[str, Any], where: str) -> UNetOptions:
     else:
         defaults |= {"downsample_type": "conv", "upsample_type": "conv", "attn_norm_num_groups": None}
         defaults |= {"resnet_time_scale_shift": "default", "num_class_embeds": None}
-    fixed = _BOTH | (_CONDITIONAL if conditional else _UNCONDITIONAL)
-    said = _said(config, defaults, fixed, where)
-    channels, multipliers = _channels(said["block_out_channels"], where)
-    attended = _attended(said, conditional, where)
-    options: dict[str, Any] = {
-        "channels": channels,
-        "multipliers": multipliers,
-        "blocks": _one(said, "layers_per_block", where),
-        "attention": tuple(2**i for i, attends in enumerate(attended) if attends),
-        "groups": said["norm_num_groups"],
-        "dropout": float(said["dropout"]),
-        "epsilon": float(said["norm_eps"]),
-        "sinusoids": _choice(
-            (bool(said["flip_sin_to_cos"]), said["freq_shift"]),
-            {(True, 0): "adm", (False, 1): "ddpm"},
-            "(flip_sin_to_cos, freq_shift)",
-            where,
-        ),
-        "padding": _choice(said["downsample_padding"], {0: "end", 1: "both"}, "downsample_padding", where),
-    }
-    if conditional:
-        options |= _heads(said["attention_head_dim"], said["block_out_channels"], where)
-        options["depth"] = _one(said, "transformer_layers_per_block", where)
-    else:
-        head = said["attention_head_dim"]
-        options |= {"heads": 1, "head_channels": head or 0}
-        options["resample"] = _resample(said, where)
-        options["scale_shift"] = _choice(
-            said["resnet_time_scale_shift"], {"default": False, "scale_shift": True}, "resnet_time_scale_shift", where
+    return defaults
+
+
+def _unconditional(said: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The options that a `UNet2DModel` has and a `UNet2DConditionModel` has not, or has in other words."""
+    options = {"heads": 1, "head_channels": said["attention_head_dim"] or 0, "resample": _resample(said, where)}
+    options["scale_shift"] = choice(
+        said["resnet_time_scale_shift"], {"default": False, "scale_shift": True}, "resnet_time_scale_shift", where
+    )
+    groups = said["attn_norm_num_groups"]
+    if groups != said["norm_num_groups"] and (groups is not None or options["scale_shift"]):
+        raise UserError(
+            f"{where}: attn_norm_num_groups={groups!r} has no twin here; it is as norm_num_groups, "
+            f"{said['norm_num_groups']}"
         )
-        groups = said["attn_norm_num_groups"]
-        if groups != said["norm_num_groups"] and (groups is not None or options["scale_shift"]):
-            raise UserError(
-                f"{where}: attn_norm_num_groups={groups!r} has no twin here; it is as norm_num_groups, "
-                f"{said['norm_num_groups']}"
-            )
-        if said["num_class_embeds"]:
-            options["num_classes"] = said["num_class_embeds"] - 1  # the last is the null class
-    text = _one(said, "cross_attention_dim", where) if conditional else None
-    size = _size(said["sample_size"], where)
-    return UNetOptions(options, said["in_channels"], said["out_channels"], size, text, _layout(config))
+    if said["num_class_embeds"]:
+        options["num_classes"] = said["num_class_embeds"] - 1  # the last is the null class
+    return options
 
 
 def autoencoder(config: Mapping[str, Any], where: str) -> AutoencoderOptions:
@@ -161,9 +166,9 @@ def autoencoder(config: Mapping[str, Any], where: str) -> AutoencoderOptions:
     defaults: dict[str, Any] = {
         "in_channels": 3,
         "out_channels": 3,
-        "down_block_types": _NO_DEFAULT,
-        "up_block_types": _NO_DEFAULT,
-        "block_out_channels": _NO_DEFAULT,
+        "down_block_types": NO_DEFAULT,
+        "up_block_types": NO_DEFAULT,
+        "block_out_channels": NO_DEFAULT,
         "layers_per_block": 1,
         "latent_channels": 4,
         "norm_num_groups": 32,
@@ -173,7 +178,7 @@ def autoencoder(config: Mapping[str, Any], where: str) -> AutoencoderOptions:
         "use_post_quant_conv": True,
         "mid_block_add_attention": True,
     }
-    said = _said(config, defaults, _AUTOENCODER, where)
+    said = completed(config, defaults, _AUTOENCODER, where)
     channels, multipliers = _channels(said["block_out_channels"], where)
     for first, second in (("in_channels", "out_channels"), ("use_quant_conv", "use_post_quant_conv")):
         if said[first] != said[second]:
@@ -193,29 +198,12 @@ def autoencoder(config: Mapping[str, Any], where: str) -> AutoencoderOptions:
         "groups": said["norm_num_groups"],
         "quant_convs": said["use_quant_conv"],
     }
-    size = _size(said["sample_size"], where)
+    size = height_and_width(said["sample_size"], where)
     return AutoencoderOptions(options, said["in_channels"], size, float(said["scaling_factor"]), _layout(config))
 
 
 def _layout(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in _LAYOUT if config.get(key) is not None}
-
-
-def _said(
-    config: Mapping[str, Any], defaults: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], where: str
-) -> dict[str, Any]:
-    """config completed with defaults, once what is not computed here has been refused."""
-    for key, value in config.items():
-        if key in fixed and value not in fixed[key]:
-            raise UserError(
-                f"{where}: {key}={value!r} has no twin here; {' or '.join(map(repr, fixed[key]))} is what is computed"
-            )
-        if key not in defaults and key not in fixed and key not in _WITHOUT_EFFECT and not key.startswith("_"):
-            raise UserError(f"{where}: the option {key}={value!r} is unknown here")
-    said = dict(defaults) | {key: value for key, value in config.items() if key in defaults}
-    if lacking := [key for key, value in said.items() if defaults[key] == _NO_DEFAULT and value in (None, _NO_DEFAULT)]:
-        raise UserError(f"{where} does not say {lacking[0]}; add it")
-    return said
 
 
 def _channels(channels: Sequence[int], where: str) -> tuple[int, tuple[int, ...]]:
@@ -241,11 +229,11 @@ def _attended(said: Mapping[str, Any], conditional: bool, where: str) -> list[bo
 def _unet_level(kind: str, attention: str, plain: Sequence[str], side: str, where: str) -> bool:
     kinds = {f"{attention}{side}Block2D": True}
     kinds |= {f"{prefix}{side}{'sample' if prefix else ''}Block2D": False for prefix in plain}
-    return _choice(kind, kinds, f"{side.lower()}_block_types", where)
+    return choice(kind, kinds, f"{side.lower()}_block_types", where)
 
 
 def _level(kind: str, end: str, side: str, where: str) -> bool:
-    return _choice(kind, {f"{side}{end}": False, f"Attn{side}{end}": True}, f"{side.lower()}_block_types", where)
+    return choice(kind, {f"{side}{end}": False, f"Attn{side}{end}": True}, f"{side.lower()}_block_types", where)
 
 
 def _check_mirrored(down: list[bool], up: list[bool], levels: int, where: str) -> None:
@@ -261,7 +249,7 @@ def _resample(said: Mapping[str, Any], where: str) -> str:
         key = f"{side}sample_type"
         for kind in said[f"{side}_block_types"][:-1]:  # the last of each side keeps its resolution
             by_type = "resnet" if kind.startswith("Resnet") else said[key] if kind.startswith("Attn") else "conv"
-            found.add(_choice(by_type, names, key, where))
+            found.add(choice(by_type, names, key, where))
     if len(found) > 1:
         raise UserError(f"{where}: levels change resolution in two ways, conv and resnet; one for all has a twin here")
     return min(found, default="conv")
@@ -278,25 +266,3 @@ def _heads(heads: int | Sequence[int], channels: Sequence[int], where: str) -> d
     raise UserError(
         f"{where}: attention_head_dim={heads!r} has no twin here; the heads are equal in number, or in channels"
     )
-
-
-def _one(said: Mapping[str, Any], key: str, where: str) -> int:
-    """The one value of an option that may be given a level."""
-    value = said[key]
-    each = set(value) if isinstance(value, list | tuple) else {value}
-    if len(each) != 1 or not isinstance(one := min(each), int):
-        raise UserError(f"{where}: {key}={value!r} has no twin here; it is one whole number for all levels")
-    return one
-
-
-def _size(size: int | Sequence[int], where: str) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2:
-        raise UserError(f"{where}: sample_size={size!r} is no side, nor height and width")
-    return sides[0], sides[1]
-
-
-def _choice(value: Any, ours: Mapping[Any, Any], key: str, where: str) -> Any:
-    if value not in ours:
-        raise UserError(f"{where}: {key}={value!r} has no twin here; it is {' or '.join(map(repr, ours))}")
-    return ours[value]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
-from diffusion_jax.runs.sample import figures as runs
+from diffusion_jax.runs.sample import diffusion_figures as runs
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import sharding
 

@@ -17,7 +17,7 @@ from diffusion_jax.interop.diffusers_options import autoencoder, unet
 from diffusion_jax.interop.diffusers_scheduler import scheduler
 from diffusion_jax.nets.autoencoder import AutoencoderKL
 from diffusion_jax.nets.unet import UNet
-from diffusion_jax.runs.sample.starting_noise import NoiseRequest, starting_noise
+from diffusion_jax.runs.sample.noise_request import NoiseRequest, starting_noise
 from diffusion_jax.runs.workdir.pretrained import read_autoencoder
 from diffusion_jax.runs.workdir.restored import restore
 

@@ -11,8 +11,8 @@ from diffusion_jax import config as configs
 from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
 from diffusion_jax.config import base
+from diffusion_jax.runs.new.data_survey import survey
 from diffusion_jax.runs.new.fitting import Machine, fit
-from diffusion_jax.runs.new.survey import survey
 from diffusion_jax.runs.new.writing import config_text
 
 TWO_CORES = Machine("cpu", 1, "cpu", 2)

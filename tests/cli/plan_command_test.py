@@ -18,8 +18,9 @@ from diffusion_jax.experiment import plan as building
 from diffusion_jax.launching.machines import CHIPS, Chip
 from diffusion_jax.models.text import text_encoder
 from diffusion_jax.report.plan import text
-from diffusion_jax.runs.plan import compiled_once, preflight
+from diffusion_jax.runs.plan import compile_cache, preflight
 from diffusion_jax.runs.plan import run as runs
+from diffusion_jax.runs.plan.analysis import analyse
 from diffusion_jax.runs.plan.breakdown import KINDS, OUTSIDE
 from diffusion_jax.train import sharding
 
@@ -115,7 +116,7 @@ def test_what_does_not_fit_is_told():
     traced = jax.jit(lambda x: x @ x).trace(jax.ShapeDtypeStruct((64, 64), jnp.float32))
     small = Chip("toy", 1e12, 30_000, 1e9, 1e9)  # bytes: argument and result take 32,768
     for chip, fits in ((small, False), (CHIPS["v5e"], True)):
-        step = {"batch_size": 1, **runs.analyse("product", traced, mesh, chip, images=1)}
+        step = {"batch_size": 1, **analyse("product", traced, mesh, chip, images=1)}
         assert step["fits"] is fits
         machine = {"name": "toy", "devices": 1, "device_kind": "cpu", "mesh": dict(mesh.shape), "chip": vars(chip)}
         told = text({"machine": machine, "train": step, **NOTHING_ELSE})
@@ -135,7 +136,7 @@ def test_what_the_compiler_refuses_for_want_of_memory_does_not_fit():
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory on HBM, 76.19G exceeds 15.75G")
 
     mesh = sharding.mesh()
-    step = {"batch_size": 8, **runs.analyse("product", Refused(), mesh, CHIPS["v5e"], images=8)}
+    step = {"batch_size": 8, **analyse("product", Refused(), mesh, CHIPS["v5e"], images=8)}
     assert step["fits"] is False
     assert step["flops"] == 2 * 4**3
     assert runs.cost(step, 8, 1.5, 100)["total"] is None
@@ -230,7 +231,7 @@ def test_what_was_compiled_once_is_kept_until_the_program_changes(tmp_path, caps
 
     def made(n):
         traced = jax.jit(f).trace(jax.ShapeDtypeStruct((n, n), jnp.float32))
-        return runs.analyse("product", traced, mesh, CHIPS["v5e"], images=1, kept=tmp_path)
+        return analyse("product", traced, mesh, CHIPS["v5e"], images=1, kept=tmp_path)
 
     first = made(64)
     assert "compiled in" in capsys.readouterr().err
@@ -250,8 +251,8 @@ def test_what_was_compiled_once_is_kept_until_the_program_changes(tmp_path, caps
 
 
 def test_a_long_compilation_shows_that_it_lives(monkeypatch, capsys):
-    monkeypatch.setattr(compiled_once, "_SIGN", 0.01)
-    with compiled_once._signs_of_life("compiling x"):
+    monkeypatch.setattr(compile_cache, "_SIGN", 0.01)
+    with compile_cache._signs_of_life("compiling x"):
         time.sleep(0.2)
     assert "compiling x: 0 s so far" in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from diffusion_jax.cli.main import main
 from diffusion_jax.data.precomputed import open_precomputed
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets.autoencoder import AutoencoderKL
-from diffusion_jax.runs.interchange import precompute
+from diffusion_jax.runs.interchange.precomputing import precompute
 from diffusion_jax.runs.workdir import pretrained
 
 TEXT = "transformer(length=20, vocabulary=300, width=16, layers=1, heads=2)"
@@ -57,7 +57,7 @@ def folder(config, model, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "precomputed"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrained, "model", lambda *_: model)
-        precompute.precompute(config, out, batch=10, dtype="float32")
+        precompute(config, out, batch=10, dtype="float32")
     return out
 
 

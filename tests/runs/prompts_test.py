@@ -10,7 +10,7 @@ import pytest
 from diffusion_jax.data import tokens
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.text import transformer
-from diffusion_jax.runs.sample.conditions import read_prompts
+from diffusion_jax.runs.sample.conditioning import read_prompts
 from diffusion_jax.runs.train import long_captions
 
 PROMPTS = ["a red square", "line\u2028separator, next\x85line, tab\x0bulator", "naïve café 日本語"]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -63,9 +64,10 @@ class Caption(Condition):
         """As `Condition`."""
         return {"tokens": BatchEntry((self.encoder.length,), jnp.int32, 0, self.encoder.vocabulary - 1)}
 
-    def entries(self, batch: Mapping[str, Any]) -> Entries:
+    def entries(self, batch: Mapping[str, chex.Array]) -> Entries:
         """The features of captions, where they were precomputed; else tokens."""
-        return {name: batch[name] for name in _FEATURES if name in batch} or {"tokens": batch["tokens"]}
+        names = [name for name in _FEATURES if name in batch] or ["tokens"]
+        return {name: jnp.asarray(batch[name]) for name in names}
 
     def null(self, entries: Entries, weights: Params | None = None) -> Entries:
         """The empty caption, encoded by weights where entries are features."""

@@ -11,11 +11,13 @@ A sample's entries start from the user's `request` instead, and end with `encode
 import abc
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from diffusion_jax.data import transforms
 from diffusion_jax.data.readers import Reader
@@ -37,7 +39,7 @@ class BatchEntry(NamedTuple):
     """One entry of a batch, without the leading B."""
 
     shape: tuple[int, ...]
-    dtype: Any
+    dtype: DTypeLike
     low: float = -math.inf
     """The least value that it may have."""
     high: float = math.inf
@@ -111,7 +113,7 @@ class Condition(abc.ABC):
     # ---- from a batch to what the network is told, on the device
 
     @abc.abstractmethod
-    def entries(self, batch: Mapping[str, Any]) -> Entries:
+    def entries(self, batch: Mapping[str, chex.Array]) -> Entries:
         """Its entries for every example of a batch, nothing left out; images at the size of the data, levels 0."""
 
     def augment(self, key: Array, entries: Entries) -> Entries:

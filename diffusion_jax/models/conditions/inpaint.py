@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -44,10 +45,10 @@ class Inpaint(Condition):
         """As `Condition`."""
         return {"mask": BatchEntry(shape[:-1], jnp.bool_, 0, 1)}
 
-    def entries(self, batch: Mapping[str, Any]) -> Entries:
+    def entries(self, batch: Mapping[str, chex.Array]) -> Entries:
         """As `Condition`."""
         mask = jnp.asarray(batch["mask"]).astype(jnp.float32)[..., None]
-        return {"mask": mask, "known": batch["x"] * (1 - mask)}
+        return {"mask": mask, "known": jnp.asarray(batch["x"]) * (1 - mask)}
 
     def request(self, request: SampleRequest, setting: RequestSetting) -> dict[str, np.ndarray]:
         """Nothing: its entries are made of the image that is edited."""

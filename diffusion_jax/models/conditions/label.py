@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 
@@ -40,9 +41,9 @@ class Label(Condition):
         """As `Condition`."""
         return {"label": BatchEntry((), jnp.int32, 0, self.num_classes - 1)}
 
-    def entries(self, batch: Mapping[str, Any]) -> Entries:
+    def entries(self, batch: Mapping[str, chex.Array]) -> Entries:
         """As `Condition`."""
-        return {"label": batch["label"]}
+        return {"label": jnp.asarray(batch["label"])}
 
     def null(self, entries: Entries, weights: Params | None = None) -> Entries:
         """The class num_classes."""

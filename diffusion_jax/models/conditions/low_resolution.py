@@ -3,8 +3,9 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +56,7 @@ class LowResolution(Condition):
         """As `Condition`."""
         return (_LEVEL,) if self.noise else ()
 
-    def entries(self, batch: Mapping[str, Any]) -> Entries:
+    def entries(self, batch: Mapping[str, chex.Array]) -> Entries:
         """As `Condition`, without noise."""
         image = jnp.asarray(batch["x"])
         low = {"low_resolution": enlarged(shrunk(image, self.factor), self.factor)}

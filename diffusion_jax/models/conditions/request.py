@@ -22,7 +22,7 @@ class SampleRequest:
     low_res: Path | None = None  # an image, or the folder of `sample`d images
     augment: float = 0.0  # level of noise added to what is enlarged
     map: Path | None = None
-    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    values: Mapping[str, object] = dataclasses.field(default_factory=dict)
     """{name of another condition: its value, or a sequence of values}; texts where they come from the command line."""
 
     def says(self, field: str) -> bool:
@@ -35,9 +35,9 @@ class SampleRequest:
         """Whether the user says anything at all; the empty caption alone is nothing."""
         return any(getattr(self, field.name) for field in dataclasses.fields(self))
 
-    def given(self, name: str) -> list[Any]:
+    def given(self, name: str) -> list[object]:
         """The values of the condition `name`; raises UserError where there are none."""
-        values = self.values.get(name, ())
+        values: Any = self.values.get(name, ())
         values = [values] if np.ndim(values) == 0 else list(values)
         if not values:
             raise UserError(f"this model is told {name}; give --condition {name}=VALUE")
@@ -48,7 +48,7 @@ class SampleRequest:
         found = []
         for value in self.given(name):
             try:
-                found.append(float(value))
+                found.append(float(value))  # type: ignore[arg-type]  # a TypeError is told below
             except (TypeError, ValueError):
                 raise UserError(f"--condition {name} is a number; got {value!r}") from None
             if not low <= found[-1] <= high:

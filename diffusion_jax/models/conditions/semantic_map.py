@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +46,7 @@ class SemanticMap(Condition):
         """As `Condition`."""
         return {"map": BatchEntry(shape[:2], jnp.int32, 0, self.classes - 1)}
 
-    def entries(self, batch: Mapping[str, Any]) -> Entries:
+    def entries(self, batch: Mapping[str, chex.Array]) -> Entries:
         """As `Condition`."""
         return {"map": jax.nn.one_hot(jnp.asarray(batch["map"]), self.classes)}
 

@@ -19,7 +19,7 @@ from diffusion_jax.runs.evaluate.measured_samples import Phase, Reference, Sampl
 from diffusion_jax.runs.evaluate.partial import PartialEvaluation
 from diffusion_jax.runs.evaluate.real_images import RealImages, plain
 from diffusion_jax.runs.evaluate.results import Measured
-from diffusion_jax.runs.sample.conditions import SampleRequest
+from diffusion_jax.runs.sample.conditioning import SampleRequest
 from diffusion_jax.runs.workdir.restored import Trained
 from diffusion_jax.train.state import Params
 

@@ -23,7 +23,7 @@ from diffusion_jax.runs.evaluate.measured_samples import SampleSource
 from diffusion_jax.runs.evaluate.partial import PartialEvaluation
 from diffusion_jax.runs.evaluate.real_images import Interrupted
 from diffusion_jax.runs.evaluate.results import Measured, Result, Subject, line, result_of, write
-from diffusion_jax.runs.sample.conditions import SampleRequest, record
+from diffusion_jax.runs.sample.conditioning import SampleRequest, record
 from diffusion_jax.runs.workdir.output_folder import check_writable
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.runs.workdir.restored import NO_GUIDES, GuideRequest, Trained, restore, seeds_from, weights_name

@@ -14,7 +14,7 @@ from diffusion_jax.experiment.autoencoder import Reconstruction
 from diffusion_jax.models.likelihood import own_conditions
 from diffusion_jax.runs.evaluate.measured_samples import SampleBatch, SampleSource
 from diffusion_jax.runs.evaluate.real_images import RealImages
-from diffusion_jax.runs.sample.conditions import SampleRequest, conditions, record
+from diffusion_jax.runs.sample.conditioning import SampleRequest, conditions, record
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.runs.workdir.restored import Trained, choose_step, restore_weights
 from diffusion_jax.train import sharding

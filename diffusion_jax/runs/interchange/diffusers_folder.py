@@ -1,11 +1,10 @@
-"""What a diffusers folder of a run holds: models, scheduler, text encoder, index; refused where there is no twin."""
+"""A run as a folder of diffusers: models, scheduler, text encoder, index; an error for what diffusers does not have."""
 
 import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -49,7 +48,7 @@ ANY_LABEL = 1000
 class Part:
     """A model: its config.json and its arrays, which are made when they are written."""
 
-    config: dict[str, Any]
+    config: Mapping[str, object]
     state: Callable[[], dict[str, np.ndarray]]
 
 
@@ -64,15 +63,15 @@ class TextFolder:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusersFolder:
-    """What is written; a part that there is not is None."""
+    """What is written to the folder; None is a part that the pipeline does not have."""
 
     name: str  # the pipeline, or the model that is alone
     parts: dict[str, Part]  # by folder, "" being the folder itself
     scheduler: SchedulerConfig | None = None
     text: TextFolder | None = None
-    call: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the pipeline's call is given
+    call: Mapping[str, float] = dataclasses.field(default_factory=dict)  # arguments of the pipeline's call
     labels: tuple[str, ...] = ()  # names of a DiT's classes
-    notes: tuple[str, ...] = ()  # a sentence for each thing that is another there
+    notes: tuple[str, ...] = ()  # a sentence for each difference between diffusers and this package
 
     @property
     def is_pipeline(self) -> bool:
@@ -80,7 +79,7 @@ class DiffusersFolder:
         return "" not in self.parts
 
     def write(self, root: Path, dtype: str) -> None:
-        """Writes it to root, which is there; floats as dtype."""
+        """Writes the folder's files to root, which exists; floating-point arrays as dtype."""
         for name, part in self.parts.items():
             (root / name).mkdir(exist_ok=True)
             _write_json(root / name / "config.json", part.config)
@@ -95,8 +94,8 @@ class DiffusersFolder:
         if self.is_pipeline:
             _write_json(root / "model_index.json", self._index())
 
-    def _index(self) -> dict[str, Any]:
-        index: dict[str, Any] = {"_class_name": self.name, "_diffusers_version": VERSION}
+    def _index(self) -> dict[str, object]:
+        index: dict[str, object] = {"_class_name": self.name, "_diffusers_version": VERSION}
         index |= {name: ["diffusers", part.config["_class_name"]] for name, part in self.parts.items()}
         assert self.scheduler is not None
         index["scheduler"] = ["diffusers", self.scheduler.name]
@@ -110,14 +109,14 @@ class DiffusersFolder:
 
 
 def of_autoencoder(
-    net: AutoencoderKL, params: Params, scale: float, size: Sequence[int], layout: Mapping[str, Any]
+    net: AutoencoderKL, params: Params, scale: float, size: Sequence[int], layout: Mapping[str, object]
 ) -> Part:
     """An autoencoder of images of size H and W; scale is what its latents are times, layout what an import kept."""
     config = autoencoder_config(_fields(net), size=size, scaling_factor=scale)
     return Part(config | dict(layout), lambda: diffusers_autoencoder.to_diffusers(params))
 
 
-def of_diffusion(trained: Trained, text_folder: Path, layout: Mapping[str, Mapping[str, Any]]) -> DiffusersFolder:
+def of_diffusion(trained: Trained, text_folder: Path, layout: Mapping[str, Mapping[str, object]]) -> DiffusersFolder:
     """A diffusion model; text_folder has its published text encoder, if any, and layout is what an import kept.
 
     Raises UserError for what diffusers has no twin of, before any array is looked at.
@@ -188,8 +187,8 @@ def _stable_diffusion(trained: Trained, parts: dict[str, Part], text: Text, fold
     return DiffusersFolder("StableDiffusionPipeline", parts, scheduler, read, call, notes=notes)
 
 
-def _dit(trained: Trained, parts: dict[str, Part], config: dict[str, Any]) -> DiffusersFolder:
-    """With its autoencoder a pipeline, and else the transformer alone, a scheduler beside it."""
+def _dit(trained: Trained, parts: dict[str, Part], config: Mapping[str, object]) -> DiffusersFolder:
+    """A pipeline where there is an autoencoder, and else the transformer alone with a scheduler beside it."""
     net, params = trained.model.network, network_params(trained)
     assert isinstance(net, DiT)
     part = Part(config, lambda: diffusers_dit.to_diffusers(params, patch=net.patch, sinusoids=net.sinusoids))
@@ -213,7 +212,7 @@ def _scheduler(trained: Trained, caller: Caller) -> SchedulerConfig:
 
 
 def _guidance_notes(trained: Trained, *, rescales: bool) -> list[str]:
-    """What there is not of our guidance; rescales says whether guidance_rescale is."""
+    """A sentence for each option of guidance that diffusers lacks; rescales says whether it has guidance_rescale."""
     how, notes = trained.how, []
     if how.guidance_interval:
         notes.append(f"guidance is at every step there, and here where sigma / alpha is in {how.guidance_interval}")
@@ -222,22 +221,22 @@ def _guidance_notes(trained: Trained, *, rescales: bool) -> list[str]:
     return notes
 
 
-def _guidance(trained: Trained) -> dict[str, Any]:
-    """What a pipeline's call is given; raises UserError for a scale below 1, which pipelines take for 1."""
+def _guidance(trained: Trained) -> dict[str, float]:
+    """The guidance as an argument of a pipeline's call; raises UserError below 1, which pipelines take for 1."""
     if trained.how.guidance < 1:
         raise no_twin(f"guidance {trained.how.guidance:g}, below 1,", "give --guidance=1")
     return {"guidance_scale": trained.how.guidance}
 
 
-def _steps(trained: Trained) -> dict[str, Any]:
+def _steps(trained: Trained) -> dict[str, float]:
     return {"num_inference_steps": trained.how.steps}
 
 
-def _fields(net: Any) -> dict[str, Any]:
+def _fields(net: UNet | DiT | AutoencoderKL) -> dict[str, object]:
     return {field.name: getattr(net, field.name) for field in dataclasses.fields(net) if field.name != "parent"}
 
 
-def _described(net: UNet | DiT) -> tuple[dict[str, Any], dict[str, Any]]:
+def _described(net: UNet | DiT) -> tuple[dict[str, object], dict[str, object]]:
     """({field: value}, {option: default}) of a network."""
     return {key: value for key, value in _fields(net).items() if key != "name"}, options(type(net))
 
@@ -267,5 +266,5 @@ def _write_text(text: TextFolder, root: Path, dtype: str) -> None:
         _write_json(settings, said | {"model_max_length": text.length})
 
 
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+def _write_json(file: Path, content: Mapping[str, object]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`export --check`: what diffusers and torch make of an export, beside what is computed here."""
+"""`export --check`: the outputs of diffusers and torch for an export, compared with ours."""
 
 import dataclasses
 import importlib.metadata
@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,25 @@ TOLERANCE = 2e-3
 Arrays = dict[str, np.ndarray]
 
 
+class Difference(TypedDict):
+    """How one array of diffusers differs from ours."""
+
+    largest_difference: float
+    largest_value: float  # of ours
+    agrees: bool  # within `TOLERANCE`
+
+
+class Report(TypedDict):
+    """What check.json holds."""
+
+    sentence: str  # the result for a person
+    agrees: bool  # but for what the export's notes say
+    compared: dict[str, Difference]
+    tolerance: float
+    sample: dict[str, object]  # how the samples that are compared were drawn
+    versions: dict[str, str]
+
+
 def check_installed(theirs: DiffusersFolder | None) -> None:
     """Raises UserError where what a check runs is not installed, or there is nothing to compare with."""
     if theirs is None:
@@ -54,7 +73,7 @@ def check_installed(theirs: DiffusersFolder | None) -> None:
         )
 
 
-def check(folder: Path, run: ExportedRun, theirs: DiffusersFolder, dtype: str) -> dict[str, Any]:
+def check(folder: Path, run: ExportedRun, theirs: DiffusersFolder, dtype: str) -> Report:
     """Writes the report of a comparison to check.json in the exported folder, and returns it.
 
     Both compute in float32 with the parameters rounded to dtype. Raises UserError where diffusers cannot load or run
@@ -65,7 +84,7 @@ def check(folder: Path, run: ExportedRun, theirs: DiffusersFolder, dtype: str) -
     compared = {name: _compare(ours[name], found[name]) for name in ours}
     differ = [name for name, each in compared.items() if not each["agrees"]]
     expected = bool(theirs.notes) and differ == ["sample"]
-    report = {
+    report: Report = {
         "sentence": _sentence(compared, differ, theirs.notes if expected else ()),
         "agrees": not differ or expected,
         "compared": compared,
@@ -77,7 +96,7 @@ def check(folder: Path, run: ExportedRun, theirs: DiffusersFolder, dtype: str) -
     return report
 
 
-def _compare(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
+def _compare(ours: np.ndarray, theirs: np.ndarray) -> Difference:
     if ours.shape != theirs.shape:
         raise UserError(f"diffusers gives arrays of shape {theirs.shape} where {ours.shape} is right; --check failed")
     difference, largest = float(np.abs(ours - theirs).max()), float(np.abs(ours).max())
@@ -85,7 +104,7 @@ def _compare(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
     return {"largest_difference": difference, "largest_value": largest, "agrees": agrees}
 
 
-def _sentence(compared: Mapping[str, Mapping[str, Any]], differ: list[str], notes: tuple[str, ...]) -> str:
+def _sentence(compared: Mapping[str, Difference], differ: list[str], notes: tuple[str, ...]) -> str:
     numbers = ", ".join(f"{name} {each['largest_difference']:.1e}" for name, each in compared.items())
     if not differ:
         return f"diffusers computes the same: largest differences {numbers}"
@@ -94,8 +113,8 @@ def _sentence(compared: Mapping[str, Mapping[str, Any]], differ: list[str], note
     return f"diffusers computes other values in {', '.join(differ)}: largest differences {numbers}"
 
 
-def _theirs(folder: Path, request: Mapping[str, Any], inputs: Arrays) -> Arrays:
-    """What a process without jax computes."""
+def _theirs(folder: Path, request: Mapping[str, object], inputs: Arrays) -> Arrays:
+    """The outputs of diffusers, from a process without jax; raises UserError where it fails."""
     with tempfile.TemporaryDirectory() as name:
         exchange = Path(name)
         (exchange / "request.json").write_text(json.dumps({"folder": str(folder), **request}))
@@ -115,10 +134,10 @@ def _theirs(folder: Path, request: Mapping[str, Any], inputs: Arrays) -> Arrays:
             return dict(found)
 
 
-def _ours(run: ExportedRun, theirs: DiffusersFolder, dtype: str) -> tuple[dict[str, Any], Arrays, Arrays]:
+def _ours(run: ExportedRun, theirs: DiffusersFolder, dtype: str) -> tuple[dict[str, object], Arrays, Arrays]:
     """(what diffusers is asked for, its inputs, our outputs)."""
     rng = np.random.default_rng(0)
-    request: dict[str, Any] = {"name": theirs.name, "call": theirs.call}
+    request: dict[str, object] = {"name": theirs.name, "call": theirs.call}
     if run.trained is None:
         net = experiment.autoencoder.network(run.config).clone(dtype=jnp.float32)
         return request, *_autoencoder(net, _rounded(run.params["autoencoder"], dtype), image_shape(run.config), rng)
@@ -176,7 +195,7 @@ def _autoencoder(
     return {"image": image, "latent": latent}, {"encoded": mean, "decoded": decoded}
 
 
-def _sample(trained: Trained, theirs: DiffusersFolder) -> tuple[dict[str, Any], Arrays, Arrays]:
+def _sample(trained: Trained, theirs: DiffusersFolder) -> tuple[dict[str, object], Arrays, Arrays]:
     """Whole samples in a few steps, and what the text encoder makes of their prompts."""
     model, call = trained.model, theirs.call
     guidance = call.get("guidance_scale", trained.how.guidance)
@@ -194,16 +213,16 @@ def _sample(trained: Trained, theirs: DiffusersFolder) -> tuple[dict[str, Any], 
     keys = jax.vmap(jax.random.split, out_axes=1)(jax.vmap(jax.random.key)(seeds))[1]
     draws = np.stack([standard_normal(keys, step, 0, noise) for step in range(how.steps)])
     inputs = {"noise": np.asarray(noise), "step_noise": draws}
-    request: dict[str, Any] = {"steps": how.steps, "guidance": guidance, "none": model.num_classes}
-    cond: dict[str, Any] = {START: noise}
+    request: dict[str, object] = {"steps": how.steps, "guidance": guidance, "none": model.num_classes}
+    cond: dict[str, jax.Array | np.ndarray] = {START: noise}
     outputs = {}
     if model.num_classes:
         inputs["labels"] = np.arange(count) % model.num_classes
         cond["label"] = jnp.asarray(inputs["labels"], jnp.int32)
     if model.text is not None:
         assert trained.tokenizer is not None
-        request["prompts"] = [PROMPTS[i % len(PROMPTS)] for i in range(count)]
-        cond["tokens"] = model.text.encode(trained.tokenizer, request["prompts"])
+        request["prompts"] = prompts = [PROMPTS[i % len(PROMPTS)] for i in range(count)]
+        cond["tokens"] = model.text.encode(trained.tokenizer, prompts)
         weights = {"params": trained.pretrained["text"]}
         encoded: Any = model.text.network.apply(weights, cond["tokens"])
         outputs["text"] = np.asarray(encoded.hidden)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import jax
 from ml_collections import ConfigDict
@@ -32,7 +32,23 @@ class ExportedRun:
     scale: float | None  # of an autoencoder: what its latents are times
 
 
-def read(root: Path, *, step: int | None, average: bool | float, sampling: Mapping[str, Any]) -> ExportedRun:
+class ExportRecord(TypedDict):
+    """What an export was made of."""
+
+    workdir: str
+    checkpoint_step: int
+    weights: str
+    format: str
+    model: str  # the pipeline, the model that is alone, or the run's task
+    dtype: str
+    sampling: dict[str, object] | None  # the fields of `Sampling`; None: the run does not sample
+    call: Mapping[str, float] | None  # arguments of the pipeline's call
+    notes: list[str]  # a sentence for each difference between diffusers and this package
+    versions: dict[str, str]
+    check: NotRequired[str]  # the result of --check
+
+
+def read(root: Path, *, step: int | None, average: bool | float, sampling: Mapping[str, object]) -> ExportedRun:
     """The run in root at step (None: the newest); sampling replaces keys of the config's sampling where not None.
 
     Raises UserError where there is no such checkpoint, or sampling is given of a run that does not sample.

@@ -1,11 +1,10 @@
-"""`diffusion-jax export`: a workdir to a folder that others load, complete or not there at all."""
+"""`diffusion-jax export`: a workdir as a folder that other libraries load. The folder appears whole or not at all."""
 
 import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +19,7 @@ from diffusion_jax.interop.json_file import read_json
 from diffusion_jax.runs.interchange.diffusers_folder import DiffusersFolder, of_autoencoder, of_diffusion
 from diffusion_jax.runs.interchange.export_check import FILE as REPORT
 from diffusion_jax.runs.interchange.export_check import check, check_installed
-from diffusion_jax.runs.interchange.exported_run import ExportedRun, image_shape, read
+from diffusion_jax.runs.interchange.exported_run import ExportedRun, ExportRecord, image_shape, read
 from diffusion_jax.runs.interchange.model_card import Subject, model_card
 from diffusion_jax.runs.workdir.output_folder import OutputFolder
 from diffusion_jax.runs.workdir.paths import Workdir
@@ -43,7 +42,7 @@ class ExportRequest:
     dtype: str = "float32"
     step: int | None = None  # None: the newest checkpoint
     average: bool | float = True
-    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # replaces keys of the config's, if not None
+    sampling: Mapping[str, object] = dataclasses.field(default_factory=dict)  # for keys of config.sample, if not None
     overwrite: bool = False
     check: bool = False  # compare with what diffusers makes of it
 
@@ -72,7 +71,9 @@ def export(root: Path, out: Path, request: ExportRequest) -> None:
         licence = _copy_licence(run.workdir, new)
         if request.check and theirs is not None:
             report = check(new, run, theirs, request.dtype)
-        record = _record(run, request, theirs) | ({"check": report["sentence"]} if report else {})
+        record = _record(run, request, theirs)
+        if report is not None:
+            record["check"] = report["sentence"]
         card = model_card(Subject(run.workdir, run.config, run.step, run.weights, licence), out, record, theirs)
         (new / "README.md").write_text(card, encoding="utf-8")
         (new / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
@@ -144,7 +145,7 @@ def _copy_licence(workdir: Workdir, folder: Path) -> str | None:
     return None
 
 
-def _record(run: ExportedRun, request: ExportRequest, theirs: DiffusersFolder | None) -> dict[str, Any]:
+def _record(run: ExportedRun, request: ExportRequest, theirs: DiffusersFolder | None) -> ExportRecord:
     """What the export was made of."""
     return {
         "workdir": str(run.workdir.root),

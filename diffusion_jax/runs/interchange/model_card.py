@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 from ml_collections import ConfigDict
 
@@ -13,6 +13,7 @@ from diffusion_jax import config as configs
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop.json_file import read_json
 from diffusion_jax.runs.interchange.diffusers_folder import PIXEL_PIPELINES, DiffusersFolder
+from diffusion_jax.runs.interchange.exported_run import ExportRecord
 from diffusion_jax.runs.workdir.paths import Workdir
 
 SAMPLED_PROMPT = "a photograph of an astronaut"
@@ -46,7 +47,34 @@ class Subject:
     licence: str | None  # the name of its file beside the card
 
 
-def model_card(subject: Subject, out: Path, record: Mapping[str, Any], theirs: DiffusersFolder | None) -> str:
+class Score(TypedDict):
+    """What the card says of one score of an evaluation."""
+
+    label: str
+    value: float
+    how: Mapping[str, object]
+    std: NotRequired[float | None]
+    standard_error: NotRequired[float | None]
+
+
+class Evaluated(TypedDict):
+    """What the card says of an evaluation's checkpoint and samples."""
+
+    checkpoint_step: int
+    weights: str
+    seeds: NotRequired[list[int]]
+    sampling: NotRequired[Mapping[str, object] | None]
+
+
+class Evaluation(TypedDict):
+    """What the card says of an evaluation, of its JSON file."""
+
+    subject: Evaluated
+    data: NotRequired[Mapping[str, str]]
+    metrics: Mapping[str, Score]
+
+
+def model_card(subject: Subject, out: Path, record: ExportRecord, theirs: DiffusersFolder | None) -> str:
     """The text of README.md; out is where the folder will be, record what the export was made of."""
     kind = theirs.name if theirs else f"a run of task {subject.config.task}, under the names of diffusion_jax"
     guidance = (record["sampling"] or {}).get("guidance", 1.0)
@@ -81,7 +109,7 @@ def _origin(subject: Subject) -> str:
     return f"{where}, which was imported from {imported.get('model')} in {source}"
 
 
-def _use(subject: Subject, out: Path, theirs: DiffusersFolder | None, guidance: float) -> str:
+def _use(subject: Subject, out: Path, theirs: DiffusersFolder | None, guidance: object) -> str:
     """Lines of Python that draw from the folder, or load it."""
     folder = out.resolve().name
     if theirs is None:
@@ -98,10 +126,10 @@ def _use(subject: Subject, out: Path, theirs: DiffusersFolder | None, guidance: 
     )
 
 
-def _loop(subject: Subject, folder: str, theirs: DiffusersFolder, guidance: float) -> str:
+def _loop(subject: Subject, folder: str, theirs: DiffusersFolder, guidance: object) -> str:
     config = theirs.parts["unet"].config
-    size = config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
+    size = config["sample_size"]  # of a square, one number
+    height, width = size if isinstance(size, list) else (size, size)
     call = {key: value for key, value in theirs.call.items() if key != "num_inference_steps"}
     return _LOOP.format(
         folder=folder,
@@ -149,12 +177,12 @@ def _measured(subject: Subject) -> str:
     rows, others = [], 0
     for file in sorted(folder.glob("*.json")):
         try:
-            result = read_json(file)
+            result = cast(Evaluation, read_json(file))  # a file that is none fails below
             about = result["subject"]
             if (about["checkpoint_step"], about["weights"]) != (subject.step, subject.weights):
                 others += 1
                 continue
-            rows += [_row(score, about, result, file.name) for score in result["metrics"].values()]
+            rows += [_row(score, result, file.name) for score in result["metrics"].values()]
         except (UserError, KeyError, TypeError, AttributeError):
             continue  # no evaluation as this version writes them
     if not rows:
@@ -164,7 +192,9 @@ def _measured(subject: Subject) -> str:
     return "\n".join([head, *rows])
 
 
-def _row(score: Mapping[str, Any], about: Mapping[str, Any], result: Mapping[str, Any], file: str) -> str:
+def _row(score: Score, result: Evaluation, file: str) -> str:
+    """A score as a row of the table; raises KeyError, TypeError or AttributeError for what is no score."""
+    about = result["subject"]
     spread = score.get("standard_error", score.get("std"))
     value = f"{score['value']:.6g}" + (f" ± {spread:.2g}" if spread is not None else "")
     data = result.get("data", {})

@@ -6,7 +6,7 @@ import statistics
 
 import jax
 
-from diffusion_jax.runs.new.survey import Survey
+from diffusion_jax.runs.new.data_survey import Survey
 
 _MOST = {"cpu": 64 * 64, "other": 128 * 128}
 """The most pixels of an image; with more, a first run takes hours."""

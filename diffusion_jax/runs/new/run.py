@@ -10,8 +10,8 @@ from diffusion_jax.data.sources import CAPTION
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import pictures
 from diffusion_jax.report.atomic import replace_file
+from diffusion_jax.runs.new.data_survey import Survey, survey
 from diffusion_jax.runs.new.fitting import Fit, fit, machine
-from diffusion_jax.runs.new.survey import Survey, survey
 from diffusion_jax.runs.new.writing import config_text
 from diffusion_jax.runs.workdir.output_folder import check_writable
 

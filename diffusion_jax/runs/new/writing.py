@@ -2,8 +2,8 @@
 
 import textwrap
 
+from diffusion_jax.runs.new.data_survey import Survey
 from diffusion_jax.runs.new.fitting import Fit
-from diffusion_jax.runs.new.survey import Survey
 
 
 def config_text(found: Survey, fit: Fit, name: str) -> str:

@@ -3,13 +3,14 @@
 import collections
 import contextlib
 import dataclasses
+import json
 import math
 import re
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import jax
+from jax.stages import Compiled, Lowered
 
 from diffusion_jax.runs.plan import instructions
 from diffusion_jax.runs.plan.breakdown import Part, parts
@@ -57,8 +58,8 @@ class Program:
     refused: str = ""
 
 
-def compile_program(lowered: Any, devices: int) -> Program:
-    """Compiles (`jax.stages.Lowered`), and reads what comes of it; a program too large for its devices is refused."""
+def compile_program(lowered: Lowered, devices: int) -> Program:
+    """Compiles a program and reads what comes of it; a program too large for its devices is refused."""
     begun = time.monotonic()
     try:
         with _names_in_the_cache():
@@ -69,6 +70,7 @@ def compile_program(lowered: Any, devices: int) -> Program:
         return Program(refused=" ".join(str(error).split())[:400])
     seconds = round(time.monotonic() - begun, 1)
     text = program.as_text()
+    assert text is not None
     found = collectives(text, devices)
     return Program(seconds, *cost(program), memory(program), tuple(found.items()), parts(text))
 
@@ -87,21 +89,22 @@ def _names_in_the_cache() -> Iterator[None]:
         jax.config.update(option, before)
 
 
-def to_json(program: Program) -> dict[str, Any]:
-    """As JSON has it."""
-    return dataclasses.asdict(program)
+def to_json(program: Program) -> str:
+    """The program's numbers as one line of JSON."""
+    return json.dumps(dataclasses.asdict(program))
 
 
-def from_json(made: dict[str, Any]) -> Program:
-    """What `to_json` made; TypeError, KeyError or ValueError for anything else."""
+def from_json(text: str) -> Program:
+    """The program that `to_json` wrote; raises TypeError, KeyError or ValueError for other text."""
+    made = json.loads(text)
     kept = None if made["memory"] is None else Memory(**made["memory"])
     pairs = tuple((Collective(**each), int(many)) for each, many in made["collectives"])
     split = tuple(Part(**each) for each in made["parts"])
     return Program(**(made | {"memory": kept, "collectives": pairs, "parts": split}))
 
 
-def memory(program: Any) -> Memory | None:
-    """What the compiler laid out for a program (`jax.stages.Compiled`); None where it does not say."""
+def memory(program: Compiled) -> Memory | None:
+    """What the compiler laid out for a program; None where it does not say."""
     stats = program.memory_analysis()
     if stats is None:
         return None
@@ -113,7 +116,7 @@ def memory(program: Any) -> Memory | None:
     return Memory(arguments, outputs, temporaries, aliased, code, peak)
 
 
-def cost(program: Any) -> tuple[float, float]:
+def cost(program: Compiled) -> tuple[float, float]:
     """(FLOPs, bytes accessed) of one device as the compiler reckons them, the body of every loop once."""
     analysis = program.cost_analysis() or {}
     return float(analysis.get("flops", 0)), float(analysis.get("bytes accessed", 0))

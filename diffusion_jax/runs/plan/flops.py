@@ -5,8 +5,8 @@ a few hundredths of a network's work. The gradient is counted like everything el
 """
 
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -46,7 +46,7 @@ def _of(equation: JaxprEqn, platform: str) -> Work:
     if name == "conv_general_dilated":
         return _matrix(_conv(equation))
     if name == "cond":
-        return _branch(parameters, platform)
+        return _branch(parameters["branches"], parameters.get("branches_platforms"), platform)
     if name in UNEXPANDED:
         return count(jax.make_jaxpr(UNEXPANDED[name])(*(v.aval for v in equation.invars)), platform)
     inside = sum((count(jaxpr, platform) for jaxpr in _jaxprs(parameters)), _NOTHING)
@@ -62,8 +62,8 @@ def _of(equation: JaxprEqn, platform: str) -> Work:
     return inside
 
 
-def _branch(parameters: dict[str, Any], platform: str) -> Work:
-    branches, platforms = parameters["branches"], parameters.get("branches_platforms")
+def _branch(branches: Sequence[ClosedJaxpr], platforms: Sequence[tuple[str, ...] | None] | None, platform: str) -> Work:
+    """The work of a `cond`; platforms are the names of those that each branch is for, None being any other."""
     if platforms is None or not platform:
         return max((count(branch, platform) for branch in branches), key=lambda work: (work.flops, work.once))
     default = branches[platforms.index(None)] if None in platforms else branches[0]
@@ -85,7 +85,7 @@ def _matrix(products: int) -> Work:
     return Work(2 * products, 2 * products, 0)
 
 
-def _jaxprs(parameters: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
+def _jaxprs(parameters: Mapping[str, object]) -> Iterator[ClosedJaxpr | Jaxpr]:
     for value in parameters.values():
         for part in value if isinstance(value, tuple | list) else (value,):
             if isinstance(part, ClosedJaxpr | Jaxpr):

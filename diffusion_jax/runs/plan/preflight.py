@@ -3,7 +3,6 @@
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +16,7 @@ from diffusion_jax.experiment import plan as building
 from diffusion_jax.models.conditions import BatchEntry
 from diffusion_jax.runs.sample import examples
 from diffusion_jax.train import memory
-from diffusion_jax.train.state import TrainState
+from diffusion_jax.train.state import Params, TrainState
 
 _KEPT_A_VALUE = 2**14  # bytes for each value of x, more than networks keep: less than it needs no look at the network
 
@@ -64,7 +63,7 @@ def check_memory(config: ConfigDict, model: experiment.Model | None, state: Trai
         )
 
 
-def _bytes_a_device(tree: Any) -> int:
+def _bytes_a_device(tree: TrainState | Params) -> int:
     return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
@@ -107,5 +106,5 @@ def _entry(name: str, a: np.ndarray, n: int, wanted: BatchEntry) -> Check:
     return _check(name, True, says)
 
 
-def _check(check: str, fine: Any, says: str) -> Check:
+def _check(check: str, fine: bool, says: str) -> Check:
     return {"check": check, "verdict": "ok" if fine else "warning", "says": says}

@@ -4,11 +4,11 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -20,9 +20,10 @@ from diffusion_jax.experiment import plan as building
 from diffusion_jax.launching import machines
 from diffusion_jax.report import plan as report
 from diffusion_jax.report.atomic import replace_file
-from diffusion_jax.runs.plan import compiled, flops, preflight
+from diffusion_jax.runs.plan import flops, preflight
 from diffusion_jax.runs.plan import search as searching
-from diffusion_jax.runs.plan.compiled_once import compiled_once
+from diffusion_jax.runs.plan.analysis import analyse, platform
+from diffusion_jax.runs.plan.results import Analysis, BatchAnalysis, Cost, Plan, Sizes
 from diffusion_jax.runs.workdir import pretrained
 from diffusion_jax.runs.workdir.output_folder import check_file
 from diffusion_jax.runs.workdir.paths import Workdir
@@ -55,7 +56,7 @@ class Machine:
     peaks: machines.Chip | None  # None: not known
 
 
-def plan(request: Request) -> dict[str, Any]:
+def plan(request: Request) -> Plan:
     """Prints what training takes on a machine, writes it to request.out as JSON, and returns it.
 
     With search, the plan is of the fastest layout that fits, and has all that were tried. Raises UserError, before
@@ -63,7 +64,7 @@ def plan(request: Request) -> dict[str, Any]:
     """
     config = _checked(request)
     machine = _machine(request)
-    tried: list[dict[str, Any]] = []
+    tried: list[dict[str, object]] = []
     if request.search:
         if machine.peaks is None:
             raise UserError(
@@ -72,9 +73,12 @@ def plan(request: Request) -> dict[str, Any]:
         config, tried = _searched(config, request, machine, machine.peaks)
     mesh = building.mesh(config, machine.devices)
     model = _model(config, request.autoencoder)
-    made = _described(config, model, machine, mesh)
-    made["preflight"] = preflight.checks(config, model, mesh, made["checkpoint_bytes"])
-    made["train"] = _step(config, request.autoencoder, mesh, machine.peaks, request.cache)
+    sizes = _sizes(config, model, machine, mesh)
+    made: Plan = {
+        **sizes,
+        "preflight": preflight.checks(config, model, mesh, sizes["checkpoint_bytes"]),
+        "train": _step(config, request.autoencoder, mesh, machine.peaks, request.cache),
+    }
     if request.sample and model is not None:
         traced, n = building.traced_sampler(config, model, mesh)
         sampler = analyse("sampler", traced, mesh, machine.peaks, images=n, kept=request.cache)
@@ -117,7 +121,7 @@ def _machine(request: Request) -> Machine:
     return Machine(name, devices, peaks or machines.chip_of(devices[0]))
 
 
-def _described(config: ConfigDict, model: Model | None, machine: Machine, mesh: Mesh) -> dict[str, Any]:
+def _sizes(config: ConfigDict, model: Model | None, machine: Machine, mesh: Mesh) -> Sizes:
     """The machine, the number of parameters, and the bytes of the state and of a checkpoint."""
     trainee = building.trainee(config, model)
     abstract = training.abstract_state(config, trainee)
@@ -157,13 +161,13 @@ def _model(config: ConfigDict, autoencoder: ConfigDict | None) -> Model | None:
 
 def _step(
     config: ConfigDict, autoencoder: ConfigDict | None, mesh: Mesh, peaks: machines.Chip | None, kept: Path | None
-) -> dict[str, Any]:
+) -> BatchAnalysis:
     """What one step of training takes."""
     model, plain = _model(config, autoencoder), building.without_recomputation(config)
     needed = None
     if plain is not None:  # what is computed twice to save memory is work, but no use
         plain_step = building.traced_step(plain, _model(plain, autoencoder), mesh)
-        needed = flops.count(plain_step.jaxpr, _platform(mesh)).flops
+        needed = flops.count(plain_step.jaxpr, platform(mesh)).flops
     steps, batch = config.train.steps_per_dispatch, config.train.batch_size
     traced = building.traced_step(config, model, mesh)
     return {
@@ -174,7 +178,7 @@ def _step(
 
 def _searched(
     config: ConfigDict, request: Request, machine: Machine, peaks: machines.Chip
-) -> tuple[ConfigDict, list[dict[str, Any]]]:
+) -> tuple[ConfigDict, list[dict[str, object]]]:
     """(config in the fastest layout that fits, or as it is where none does; all that were tried)."""
 
     def measure(layout: searching.Layout) -> searching.Estimate:
@@ -192,7 +196,7 @@ def _searched(
 
     count = len(machine.devices)
     found: list[tuple[searching.Layout, searching.Estimate]] = []
-    tried: list[dict[str, Any]] = []
+    tried: list[dict[str, object]] = []
     options = searching.meshes(count, tuple({1, max(config.mesh.tensor, 1)}))
 
     def accumulate(fsdp: int, tensor: int) -> list[int]:
@@ -211,82 +215,12 @@ def _searched(
     return building.laid_out(config, **dataclasses.asdict(chosen)), tried
 
 
-def analyse(
-    what: str,
-    traced: building.Traced,
-    mesh: Mesh,
-    peaks: machines.Chip | None,
-    *,
-    times: int = 1,
-    images: int = 0,
-    needed: int | None = None,
-    kept: Path | None = None,
-) -> dict[str, Any]:
-    """What one program takes, its work and time a `times`-th of the whole; one that does not fit says so.
-
-    needed are the FLOPs that count as use, where they are not all; kept is where compiled results are. Every time is a
-    least one: the roofline's.
-    """
-    work = flops.count(traced.jaxpr, _platform(mesh))
-    asked = work.flops / times
-    made: dict[str, Any] = {
-        "flops": asked,
-        "model_flops": asked if needed is None else needed / times,
-        "open_loops": work.open_loops,
-    }
-    program = compiled_once(what, traced.lower(), mesh, kept)
-    if program.refused:
-        return made | {"fits": False, "compiler": program.refused}
-    made["compile_seconds"] = program.seconds
-    reckoned, memory = program.flops, program.memory
-    kernels = sum(part.kernels for part in program.parts)
-    accessed = program.accessed + kernels
-    repeats = work.flops / work.once / times if work.once else 1 / times  # its loops are in the compiler's count once
-    found = dict(program.collectives)
-    made |= {
-        "compiled_flops_a_chip": reckoned,
-        "bytes_accessed_a_chip": accessed * repeats,
-        "kernel_bytes_a_chip": kernels * repeats,
-        "repeats": repeats,
-        "loop_factor": repeats * times,
-        "memory_a_chip": None if memory is None else dataclasses.asdict(memory),
-        "fits": None if memory is None or peaks is None else memory.peak <= peaks.hbm,
-        "collectives_a_chip": _by_kind(found, times),
-        "parts_a_chip": [
-            dataclasses.asdict(part) | {key: getattr(part, key) * repeats for key in ("flops", "accessed", "kernels")}
-            for part in program.parts
-        ],
-    }
-    if peaks is None:
-        return made
-    sent = sum(each.sent * many for each, many in found.items()) / times
-    ideal = machines.roofline(peaks, flops=asked / mesh.size, accessed=accessed * repeats, sent=sent)
-    made["roofline"] = {**dataclasses.asdict(ideal), "seconds": ideal.seconds, "bound": ideal.bound}
-    if ideal.seconds > 0:
-        made["images_per_second"] = images / ideal.seconds
-        made["mfu"] = made["model_flops"] / mesh.size / peaks.flops / ideal.seconds
-    return made
-
-
-def cost(train: Mapping[str, Any], chips: int, price: float, images: int) -> dict[str, Any]:
+def cost(train: Analysis, chips: int, price: float, images: int) -> Cost:
     """Of so many images at a price a chip-hour, at the pace of the roofline."""
     if "images_per_second" not in train:
         return {"price": price, "images": images, "hours": None, "total": None}
     hours = images / train["images_per_second"] / 3600
     return {"price": price, "images": images, "hours": hours, "total": hours * chips * price}
-
-
-def _by_kind(found: Mapping[compiled.Collective, int], times: int) -> dict[str, dict[str, float]]:
-    kinds: dict[str, dict[str, float]] = {}
-    for kind in compiled.KINDS:
-        of = {each: many / times for each, many in found.items() if each.kind == kind}
-        if of:
-            kinds[kind] = {
-                "count": sum(of.values()),
-                "bytes": sum(each.payload * many for each, many in of.items()),
-                "sent": sum(each.sent * many for each, many in of.items()),
-            }
-    return kinds
 
 
 def _held(config: ConfigDict, trainee: Trainee, field: str, mesh: Mesh) -> int:
@@ -296,11 +230,5 @@ def _held(config: ConfigDict, trainee: Trainee, field: str, mesh: Mesh) -> int:
     return sum(_size(s.shard_shape(a.shape), a.dtype) for a, s in zip(leaves, layout, strict=True))
 
 
-def _platform(mesh: Mesh) -> str:
-    """The name by which `lax.platform_dependent` knows the platform of a mesh."""
-    platform = str(mesh.devices.flat[0].platform)
-    return "cuda" if platform == "gpu" else platform
-
-
-def _size(shape: Sequence[int], dtype: Any) -> int:
+def _size(shape: Sequence[int], dtype: np.dtype) -> int:
     return math.prod(shape) * dtype.itemsize

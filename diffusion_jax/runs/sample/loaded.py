@@ -15,7 +15,7 @@ from diffusion_jax.data.classes import NULL
 from diffusion_jax.errors import UserError, did_you_mean, naming_arguments
 from diffusion_jax.report import pictures
 from diffusion_jax.report.progress import progress
-from diffusion_jax.runs.sample.conditions import SampleRequest, conditions
+from diffusion_jax.runs.sample.conditioning import SampleRequest, conditions
 from diffusion_jax.runs.sample.drawing import batch_size, check_memory, draw
 from diffusion_jax.runs.workdir.restored import Trained, restore, seeds_from
 from diffusion_jax.train.state import Params

@@ -16,10 +16,10 @@ from diffusion_jax.modalities import Modality
 from diffusion_jax.models.sampling import START
 from diffusion_jax.report import pictures
 from diffusion_jax.report.progress import progress
-from diffusion_jax.runs.sample.conditions import SampleRequest, conditions, cut_prompts, record, told_pictures
+from diffusion_jax.runs.sample.conditioning import SampleRequest, conditions, cut_prompts, record, told_pictures
 from diffusion_jax.runs.sample.drawing import batch_size, check_memory, draw
 from diffusion_jax.runs.sample.edit import EditRequest, PreparedEdit, prepare
-from diffusion_jax.runs.sample.starting_noise import DRAWN, FILE, NoiseRequest, starting_noise
+from diffusion_jax.runs.sample.noise_request import DRAWN, FILE, NoiseRequest, starting_noise
 from diffusion_jax.runs.workdir.output_folder import OutputFolder
 from diffusion_jax.runs.workdir.restored import NO_GUIDES, GuideRequest, Trained, restore, seeds_from
 from diffusion_jax.train.provenance import versions

@@ -11,7 +11,7 @@ from diffusion_jax.data.sources import Source
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.models.likelihood import own_conditions
 from diffusion_jax.report import pictures
-from diffusion_jax.runs.sample.conditions import told_pictures
+from diffusion_jax.runs.sample.conditioning import told_pictures
 from diffusion_jax.runs.sample.examples import first_batch
 from diffusion_jax.train import sharding
 from diffusion_jax.train.interruptible import interruptible

@@ -18,7 +18,7 @@ from diffusion_jax.runs.evaluate.evaluation import Evaluation, EvaluationSetting
 from diffusion_jax.runs.evaluate.feature_extractor import MetricRequest
 from diffusion_jax.runs.evaluate.measured_samples import Phase, SampleSource
 from diffusion_jax.runs.evaluate.results import Result, Subject, result_of
-from diffusion_jax.runs.sample.conditions import SampleRequest
+from diffusion_jax.runs.sample.conditioning import SampleRequest
 from diffusion_jax.runs.workdir.restored import Trained, seeds_from
 from diffusion_jax.train.state import Params
 

@@ -18,7 +18,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.modalities import Image
 from diffusion_jax.report import figures as drawings
 from diffusion_jax.report.metrics import read_metrics
-from diffusion_jax.runs.sample.conditions import SampleRequest, conditions
+from diffusion_jax.runs.sample.conditioning import SampleRequest, conditions
 from diffusion_jax.runs.workdir.output_folder import OutputFolder
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.runs.workdir.restored import Trained, restore, seeds_from

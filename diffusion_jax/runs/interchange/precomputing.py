@@ -2,12 +2,12 @@
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from jax.stages import Wrapped
 from ml_collections import ConfigDict
 
 from diffusion_jax import experiment
@@ -23,6 +23,7 @@ from diffusion_jax.runs.workdir import pretrained
 from diffusion_jax.runs.workdir.output_folder import OutputFolder
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train.interruptible import interruptible
+from diffusion_jax.train.state import Params
 
 DTYPES = ("float32", "float16")
 
@@ -100,5 +101,5 @@ def _records(
             bar.update(min(start + batch, total))
 
 
-def _computed(program: Callable[..., Any], weights: Any, told: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _computed(program: Wrapped, weights: Mapping[str, Params], told: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return jax.device_get(program(weights, told))

@@ -1,4 +1,4 @@
-"""A program compiled for a plan: once, its result kept by what it was made of, and with signs of life meanwhile."""
+"""The compilation of a plan's programs: what comes of each is kept in a folder, and progress is printed."""
 
 import contextlib
 import hashlib
@@ -10,10 +10,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from jax.stages import Lowered
 
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.runs.plan import compiled
@@ -29,10 +29,10 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion_jax" / "plans"
 
 
-def compiled_once(what: str, lowered: Any, mesh: Mesh, kept: Path | None) -> compiled.Program:
-    """What the compiler makes of a program (`jax.stages.Lowered`), from the folder kept where that has it already.
+def compiled_once(what: str, lowered: Lowered, mesh: Mesh, kept: Path | None) -> compiled.Program:
+    """What the compiler makes of a program, read from the folder `kept` where it was compiled before.
 
-    It is known by its own text, its devices, the compilers' versions and their flags, so whatever changes it is seen.
+    A file is named by a digest of the program's text, its devices, and the compilers' versions and flags.
     """
     path = None if kept is None else kept / f"{_key(lowered, mesh)}.json"
     if path is not None and (found := _read(path)) is not None:
@@ -41,11 +41,11 @@ def compiled_once(what: str, lowered: Any, mesh: Mesh, kept: Path | None) -> com
     with _signs_of_life(f"compiling the {what} for {mesh.size} x {mesh.devices.flat[0].device_kind}"):
         made = interruptible(lambda: compiled.compile_program(lowered, mesh.size))
     if path is not None:
-        replace_file(path, (json.dumps(compiled.to_json(made)) + "\n").encode())
+        replace_file(path, (compiled.to_json(made) + "\n").encode())
     return made
 
 
-def _key(lowered: Any, mesh: Mesh) -> str:
+def _key(lowered: Lowered, mesh: Mesh) -> str:
     versions = [jax.__version__]
     for name in ("jaxlib", "libtpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -60,7 +60,7 @@ def _key(lowered: Any, mesh: Mesh) -> str:
 
 def _read(path: Path) -> compiled.Program | None:
     try:
-        return compiled.from_json(json.loads(path.read_text()))
+        return compiled.from_json(path.read_text())
     except (OSError, ValueError, KeyError, TypeError):  # of another version, or half a file: made anew
         return None
 
