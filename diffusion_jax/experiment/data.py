@@ -137,7 +137,7 @@ def batches(
 
 
 def conditions(config: ConfigDict, model: Model | None) -> tuple[Condition, ...]:
-    """What is told in the task of config: the model's conditions or, for a classifier, the class."""
+    """The conditions that the task of config reads: those of the model or, for a classifier, the class."""
     if model is not None:
         return model.conditions
     wanted = config.task != "autoencoder" and config.model.num_classes

@@ -22,7 +22,7 @@ from diffusion_jax.spec import from_spec
 def schedule(text: str) -> Schedule:
     """The schedule of a text such as "cosine" or "linear | zero_snr | shift(scale=0.5)": modifiers apply in turn.
 
-    "learned(hidden=1024, logsnr_max=13.3, logsnr_min=-5.0)" is as it is before it has learned, and takes none.
+    "learned(hidden=1024, logsnr_max=13.3, logsnr_min=-5.0)" has its initial parameters, and takes no modifiers.
     """
     name, *modifiers = text.split("|")
     built = from_spec(name, SCHEDULES | {"learned": _learned}, "schedule")

@@ -1,4 +1,4 @@
-"""The programs of a config from shapes alone: nothing is read, allocated or run."""
+"""The programs of a config, traced with shapes alone: no array is read, allocated or computed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -44,9 +44,10 @@ def mesh(config: ConfigDict, devices: Sequence[jax.Device]) -> Mesh:
 
 
 def model(config: ConfigDict, autoencoder_config: ConfigDict) -> Model:
-    """The model of a latent config before its autoencoder is trained: one of autoencoder_config, by its shapes.
+    """The model of a config with `latent`, with the shapes of an autoencoder of autoencoder_config.
 
-    Raises UserError where that is no config of an autoencoder, or config works in pixels.
+    So it can be planned before the autoencoder is trained. Raises UserError where autoencoder_config is of another
+    task, and where config works in pixels.
     """
     if not config.latent:
         raise UserError("--autoencoder is for a config with `latent`; this one works in pixels")
@@ -66,7 +67,7 @@ def trainee(config: ConfigDict, model: Model | None) -> Trainee:
 
 
 def batch_entries(config: ConfigDict, model: Model | None, *, precomputed: bool = True) -> dict[str, BatchEntry]:
-    """What the step reads of a batch: with precomputed, latents and features where config has such."""
+    """The entries of a batch that the step reads. With precomputed, they are config's latents and features, if any."""
     shape = data.shape(config)
     precomputed = precomputed and bool(config.data.precomputed)
     found = {"x": BatchEntry(shape, jnp.float32, -1, 1)}
@@ -85,9 +86,9 @@ def abstract_batch(config: ConfigDict, model: Model | None, *, precomputed: bool
 
 
 def saved_bytes(model: Model) -> int:
-    """Bytes an example that the network keeps from its forward pass for its gradients, as its program is written.
+    """Bytes per example that the network keeps from its forward pass for its gradients, before compilation.
 
-    Compilers keep less where they compute a cheap part again, hardly less than half.
+    A compiler keeps less where it recomputes cheap parts, but hardly less than half.
     """
 
     def kept(n: int) -> int:
@@ -102,7 +103,7 @@ def saved_bytes(model: Model) -> int:
 
 
 def traced_step(config: ConfigDict, model: Model | None, mesh: Mesh) -> Traced:
-    """The compiled step of training, of any task, as far as before its compilation."""
+    """The training step of any task, traced and not yet compiled."""
     trained = trainee(config, model)
     step = training.compiled_step(config, trained, mesh)
     pretrained: Mapping[str, Params] = model.pretrained if model is not None else {}
@@ -116,7 +117,7 @@ def traced_step(config: ConfigDict, model: Model | None, mesh: Mesh) -> Traced:
 
 
 def traced_sampler(config: ConfigDict, model: Model, mesh: Mesh) -> tuple[Traced, int]:
-    """(the program that draws samples as config.sample says, how many at once), before its compilation."""
+    """(the traced program that draws samples by config.sample, the number of samples in a batch)."""
     if isinstance(model.schedule, Learned):
         model = model.bind(jax.jit(lambda: {"schedule": model.init(jax.random.key(0))["schedule"]})())
     everywhere = sharding.replicated(mesh)
@@ -135,10 +136,9 @@ def traced_sampler(config: ConfigDict, model: Model, mesh: Mesh) -> tuple[Traced
 
 
 def without_recomputation(config: ConfigDict) -> ConfigDict | None:
-    """The config whose step has the FLOPs that the model needs, and no more.
+    """The config without recomputation for the gradient, by rematerialization or by a flash kernel of attention.
 
-    Nothing is computed again for the gradient, by rematerialization or by a flash kernel of attention. None where the
-    step of config itself is that one.
+    None where config itself has none.
     """
     if config.task != "diffusion":
         return None
@@ -158,9 +158,9 @@ def without_recomputation(config: ConfigDict) -> ConfigDict | None:
 
 
 def rematerializations(config: ConfigDict) -> tuple[str | bool | None, ...]:
-    """What model.remat may be, from the most memory to the least; (None,) where the network has no such option.
+    """The values of model.remat, from the most memory to the least; (None,) where the network has no such option.
 
-    Without "offload": the roofline does not know how fast the host's memory is.
+    "offload" is left out, since the roofline has no bandwidth of the host's memory.
     """
     if config.task != "diffusion" or "remat" not in config.model:
         return (None,)
@@ -171,7 +171,7 @@ def rematerializations(config: ConfigDict) -> tuple[str | bool | None, ...]:
 
 
 def laid_out(config: ConfigDict, *, fsdp: int, tensor: int, remat: str | bool | None, accumulate: int) -> ConfigDict:
-    """The same training in another layout: no key that changes its result."""
+    """config in another layout, which does not change the result of training."""
     changed = config.copy_and_resolve_references()
     with changed.unlocked():
         changed.mesh.update(data=-1, fsdp=fsdp, tensor=tensor)
@@ -182,13 +182,13 @@ def laid_out(config: ConfigDict, *, fsdp: int, tensor: int, remat: str | bool | 
 
 
 def accumulations(config: ConfigDict, share: int) -> list[int]:
-    """Powers of 2, rising: numbers of micro-batches into which config's batch splits, each over so many devices."""
+    """Powers of 2, ascending: the numbers of micro-batches of config's batch that `share` devices can divide."""
     options = [2**i for i in range(config.train.batch_size.bit_length())]
     return [n for n in options if config.train.batch_size % (share * n) == 0]
 
 
 def check_task(config: ConfigDict, *, sample: bool) -> None:
-    """Raises UserError for a task that there is none of, or that has no samples."""
+    """Raises UserError for an unknown task, and with sample for a task without samples."""
     if config.task not in ("diffusion", "autoencoder", "classifier"):
         raise UserError(f"unknown task {config.task!r}; choose from diffusion, autoencoder, classifier")
     if sample and config.task != "diffusion":

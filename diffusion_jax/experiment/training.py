@@ -81,7 +81,7 @@ def optimizer(config: ConfigDict, trainee: Trainee) -> optax.GradientTransformat
 
 
 def check_optimizer(config: ConfigDict) -> None:
-    """Raises UserError for what an optimizer cannot be."""
+    """Raises UserError where the optimizer's name or options are invalid."""
     _one_optimizer(config)
 
 
@@ -102,7 +102,7 @@ def mesh(config: ConfigDict) -> Mesh:
 
 
 def layout(config: ConfigDict, trainee: Trainee, mesh: Mesh) -> TrainState:
-    """Where each array of the training state lives: a tree of NamedShardings."""
+    """The sharding of each array of the training state: a tree of NamedShardings."""
     return sharding.tree_sharding(abstract_state(config, trainee), mesh, trainee.tensor_rules, zero=config.mesh.zero)
 
 
@@ -126,7 +126,7 @@ def examples(
 def train_step(
     config: ConfigDict, trainee: Trainee, mesh: Mesh, pretrained: Mapping[str, Params] = NO_WEIGHTS
 ) -> steps.Step:
-    """The step of config, not yet compiled; one of several steps where config dispatches several at once."""
+    """The step of config, not yet compiled. Where config dispatches several steps at once, it makes all of them."""
     step = steps.train_step(
         trainee.objective,
         lambda key, batch: trainee.examples(key, batch, pretrained),
@@ -143,12 +143,12 @@ def train_step(
 
 
 def gammas(config: ConfigDict) -> tuple[float, ...]:
-    """Of the profiles that config keeps; raises UserError for a length that none has."""
+    """The exponents gamma of the averages in config.ema.profiles; raises UserError for a length that no gamma has."""
     return tuple(gamma_of(sigma) for sigma in config.ema.profiles)
 
 
 def _x0(model: Model, key: Array, batch: Mapping[str, Array], pretrained: Mapping[str, Params]) -> Array:
-    """The images, or samples of their latents: the same whether these are encoded here or were precomputed."""
+    """The images, or samples of their latents. Latents encoded here and precomputed ones give the same samples."""
     if model.autoencoder is None:
         return batch["x"]
     if "mean" in batch:
@@ -184,7 +184,7 @@ def abstract_state(config: ConfigDict, trainee: Trainee) -> TrainState:
 
 
 def initial_state(config: ConfigDict, trainee: Trainee, mesh: Mesh) -> TrainState:
-    """The state before the first step, each array born where it will live."""
+    """The state before the first step, each array made on its devices."""
     return jax.jit(lambda: random_state(config, trainee), out_shardings=layout(config, trainee, mesh))()
 
 

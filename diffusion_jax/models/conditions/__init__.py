@@ -37,7 +37,7 @@ CONDITIONS: dict[str, type[Condition]] = {
 
 
 def spatial(specs: Sequence[str]) -> tuple[Condition, ...]:
-    """The conditions of config.spatial; raises UserError for what is none, and for one that is given twice."""
+    """The conditions of config.spatial; raises UserError for an unknown condition, and for one that is given twice."""
     found = []
     for spec in specs:
         built = from_spec(spec, CONDITIONS, "condition (spatial)")
@@ -73,7 +73,7 @@ def check_names(conditions: Sequence[Condition], shape: tuple[int, ...]) -> None
 def requested(
     conditions: Sequence[Condition], request: SampleRequest, setting: RequestSetting
 ) -> dict[str, np.ndarray]:
-    """The entries [N, ...] of all conditions for what a user asks; raises UserError for what none of them takes."""
+    """The entries [N, ...] of all conditions for a request; raises UserError for a value that none of them takes."""
     told = tuple(conditions)
     names = {condition.name for condition in told}
     kinds: tuple[type[Condition], ...] = (Label, Caption, *CONDITIONS.values())

@@ -24,14 +24,14 @@ _FEATURES = ("text", "text_mask", "text_pooled")
 
 @dataclasses.dataclass(frozen=True)
 class Caption(Condition):
-    """Tokens [B, N], which the encoder makes text [B, N, D], text_mask [B, N] and, if pooled, text_pooled [B, D] of.
+    """A caption as tokens [B, N], which the encoder turns into text [B, N, D], text_mask [B, N] and text_pooled [B, D].
 
-    The encoder is trained along, or published and frozen; a frozen one's features may come with the batch, in place of
-    tokens.
+    text_pooled is there if pooled is true. The encoder is trained with the network, or it is published and frozen. A
+    batch may have the features of a frozen encoder in place of tokens.
     """
 
     encoder: Text
-    pooled: bool = False  # whether the network is told one vector for the whole text, beside its tokens
+    pooled: bool = False  # whether the network gets one vector for the whole text too
 
     name: ClassVar[str] = "text"
     takes: ClassVar[Mapping[str, str]] = {"prompts": "--prompt", "negative_prompt": "--negative_prompt"}
@@ -102,7 +102,7 @@ class Caption(Condition):
 
     @property
     def features(self) -> dict[str, BatchEntry]:
-        """As `Condition`; of a frozen encoder."""
+        """As `Condition`; {} for an encoder that is trained."""
         if self.trained:
             return {}
         length, width = self.encoder.length, self.encoder.width
@@ -110,7 +110,7 @@ class Caption(Condition):
         return found | ({"text_pooled": BatchEntry((width,), jnp.float32)} if self.pooled else {})
 
     def request(self, request: SampleRequest, setting: RequestSetting) -> dict[str, np.ndarray]:
-        """As `Condition`: the prompts in turn, and away from the negative one."""
+        """As `Condition`: the tokens of the prompts in turn, and those of the negative prompt."""
         assert setting.tokenizer is not None
         if not request.prompts:
             raise UserError("this model is told captions; give --prompt=TEXT, or --prompt= for none")

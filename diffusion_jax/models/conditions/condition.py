@@ -63,12 +63,12 @@ class Condition(abc.ABC):
 
     @property
     def num_classes(self) -> int:
-        """Classes of the entry "label" [B]; 0: it has none."""
+        """The number of classes of the entry "label" [B]; 0: the condition has no such entry."""
         return 0
 
     @property
     def text_features(self) -> int | None:
-        """Width D of the entry "text" [B, N, D]; None: it has none."""
+        """The width D of the entry "text" [B, N, D]; None: the condition has no such entry."""
         return None
 
     def channels(self, c: int) -> dict[str, int]:
@@ -82,23 +82,23 @@ class Condition(abc.ABC):
 
     @property
     def images(self) -> tuple[str, ...]:
-        """Those of `channels` that are images: a latent model is told their latents. Others are maps or masks."""
+        """The entries of `channels` that are images, of which a latent model gets latents. Others are maps or masks."""
         return ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All entries that it may have, as `entries` or as `encode` gives them."""
+        """The names of all entries that `entries` or `encode` may give."""
         return (*self.channels(1), *self.levels)
 
     def network_entries(self, x_shape: tuple[int, ...]) -> Entries:
-        """Zeros in the shapes of what the network is given for one example, x being x_shape = *S C."""
+        """The entries of one example as the network takes them, all zeros, for an x of shape x_shape = *S C."""
         found = {name: jnp.zeros((1, *x_shape[:-1], c)) for name, c in self.channels(x_shape[-1]).items()}
         return found | {name: jnp.zeros(1) for name in self.levels}
 
     # ---- from examples to a batch, on the host
 
     def reader(self, tokenizer: Tokenizer | None = None) -> Reader | None:
-        """What reads it from an example; None where it is made of the image alone."""
+        """The reader of an example's condition; None where the condition is made of the image alone."""
         return None
 
     def batch(self, shape: tuple[int, ...]) -> dict[str, BatchEntry]:
@@ -107,22 +107,22 @@ class Condition(abc.ABC):
 
     @property
     def of_image(self) -> bool:
-        """Whether it is made of the image that training draws: then latents cannot be computed beforehand."""
+        """Whether it is made of the augmented image of a step, so that latents cannot be precomputed."""
         return bool(self.channels(1))
 
     # ---- from a batch to what the network is told, on the device
 
     @abc.abstractmethod
     def entries(self, batch: Mapping[str, chex.Array]) -> Entries:
-        """Its entries for every example of a batch, nothing left out; images at the size of the data, levels 0."""
+        """The entries of all examples of a batch, without dropout; images at the size of the data, levels 0."""
 
     def augment(self, key: Array, entries: Entries) -> Entries:
-        """The entries with what training adds at random; images are latents where the model works in those."""
+        """The entries with the random augmentation of training; images are latents in a latent model."""
         return entries
 
     @property
     def dropout(self) -> float | None:
-        """The share of training examples that it is left out of; None: together with class and caption."""
+        """The share of training examples without it; None: it is left out together with class and caption."""
         return None
 
     def null(self, entries: Entries, weights: Params | None = None) -> Entries:
@@ -146,16 +146,16 @@ class Condition(abc.ABC):
         return ()
 
     def encode(self, weights: Params, entries: Entries, dropout: Array | None = None) -> Entries:
-        """The entries as the network takes them, by its encoder; with a dropout key, as in training."""
+        """The entries encoded for the network; with a dropout key, as in training."""
         return entries
 
     def init(self, key: Array) -> Params | None:
-        """Random parameters of its encoder, which are trained along; None where there are none."""
+        """Random parameters of an encoder that is trained with the network; None where there is none."""
         return None
 
     @property
     def trained(self) -> bool:
-        """Whether it has an encoder that is trained along."""
+        """Whether it has an encoder that is trained with the network."""
         return False
 
     @property
@@ -170,61 +170,60 @@ class Condition(abc.ABC):
 
     @property
     def pretrained(self) -> Params | None:
-        """Weights of its encoder that training leaves as they are, on the host; None where there are none."""
+        """The weights, on the host, of an encoder that is not trained; None where there is none."""
         return None
 
     @property
     def features(self) -> dict[str, BatchEntry]:
-        """Entries that pretrained weights make and that can be computed once, in place of `batch`; {}: none."""
+        """Entries of the pretrained encoder, which can be precomputed and then replace those of `batch`; {}: none."""
         return {}
 
     # ---- sampling
 
     @property
     def needs_request(self) -> bool:
-        """Whether a sample cannot be drawn unless a user says what it is of."""
+        """Whether a sample needs this condition in the user's request."""
         return True
 
     @property
     def restores(self) -> bool:
-        """Whether a sample is to look like the image that the condition was made of."""
+        """Whether a sample restores the image from which the condition was made."""
         return False
 
     @abc.abstractmethod
     def request(self, request: SampleRequest, setting: RequestSetting) -> dict[str, np.ndarray]:
-        """The entries [N, ...], as `entries` gives them, of what a user asks for; N are the setting's seeds.
+        """The entries [N, ...] of a user's request, as `entries` gives them, for the N seeds of the setting.
 
-        An entry of a name that starts with `NEGATIVE` is what guidance leads away from. Raises UserError for what it
-        cannot be.
+        Guidance leads away from entries whose names start with `NEGATIVE`. Raises UserError for an invalid value.
         """
 
     @classmethod
     def refusal(cls, field: str, told: tuple["Condition", ...]) -> str:
-        """What a user is told who asks for it, by a field of `takes`, of a model that is told other conditions."""
+        """The sentence for a request by a field of `takes` where the model has the conditions `told` instead."""
         return f"{cls.takes[field]} is of a model trained with {cls.name}; this one was not"
 
     @property
     def edits(self) -> bool:
-        """Whether its entries are made of an image that is edited, by `of_edit`: a model that has learned to paint."""
+        """Whether the model is trained for inpainting, and its entries are made from the edited image by `of_edit`."""
         return False
 
     def of_edit(self, images: Array, unknown: Array) -> Entries:
-        """Its entries for an edit of images [B, H, W, C], of which unknown bool [B, H, W, 1] is painted."""
+        """The entries for edits of images [B, H, W, C] whose places unknown bool [B, H, W, 1] are painted."""
         raise NotImplementedError
 
     # ---- seeing
 
     @property
     def shown_by_example(self) -> bool:
-        """Whether samples in training are drawn for examples of the data, which stand beside them."""
+        """Whether samples during training have conditions of examples, and are shown beside these."""
         return True
 
     def pictures(self, entries: Mapping[str, np.ndarray], channels: int) -> list[np.ndarray]:
-        """Pictures uint8 [B, H, W, channels] of entries, to stand beside samples; classes of a map are grays."""
+        """Pictures uint8 [B, H, W, channels] of entries, to be shown beside samples; classes of a map are grays."""
         return [_picture(entries[name], channels) for name in self.channels(channels) if name in entries]
 
     def check_dropout(self) -> None:
-        """Raises UserError for a dropout that is no probability below 1."""
+        """Raises UserError for a dropout outside [0, 1)."""
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise UserError(f"{self.name} takes a dropout in [0, 1); got {self.dropout}")
 

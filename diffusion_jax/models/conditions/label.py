@@ -50,7 +50,7 @@ class Label(Condition):
         return {"label": jnp.full_like(entries["label"], self.num_classes)}
 
     def request(self, request: SampleRequest, setting: RequestSetting) -> dict[str, np.ndarray]:
-        """`labels_for` the seeds."""
+        """As `Condition`: the result of `labels_for`."""
         return {"label": labels_for(setting.seeds, request.labels, self.num_classes, setting.classes)}
 
     @classmethod

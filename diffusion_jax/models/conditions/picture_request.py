@@ -1,4 +1,4 @@
-"""Sentences that conditions share whose request is an image."""
+"""What conditions share whose request is an image: a check, and sentences for a user."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,18 +8,18 @@ from diffusion_jax.models.conditions.condition import Condition
 
 
 def needed(path: Path | None, flag: str) -> Path:
-    """path; raises UserError where the user gives none."""
+    """path; raises UserError where it is None."""
     if path is None:
         raise UserError(f"this model draws what an image says; give {flag}=FILE")
     return path
 
 
 def refused(flag: str, told: Sequence[Condition]) -> str:
-    """What a user is told who gives an image to a model that is told others, or none."""
+    """The sentence for an image that is given to a model with the conditions `told`."""
     flags = [next(iter(condition.takes.values())) for condition in told if condition.takes and condition.of_image]
     return f"{flag} is of a model trained with it; this one takes {', '.join(flags) or 'no image'}"
 
 
 def sides(shape: Sequence[int]) -> str:
-    """Such as "4 x 6"."""
+    """A size as text, such as "4 x 6"."""
     return " x ".join(map(str, shape))

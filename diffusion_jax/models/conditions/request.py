@@ -1,4 +1,4 @@
-"""What a user asks samples to be of, and for which model and seeds it is turned into arrays."""
+"""The conditions that a user requests for samples, and the setting in which they become arrays."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from diffusion_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class SampleRequest:
-    """What samples are to be of. Of several values of one kind, samples take them in turn."""
+    """The conditions that a user requests. Samples take several values of one condition in turn."""
 
     labels: Sequence[str] = ()
     prompts: Sequence[str] = ()
@@ -26,13 +26,13 @@ class SampleRequest:
     """{name of another condition: its value, or a sequence of values}; texts where they come from the command line."""
 
     def says(self, field: str) -> bool:
-        """Whether the user says anything in a field; the empty caption is something."""
+        """Whether the request has a value in a field; the empty caption is a value."""
         value = getattr(self, field)
         return value is not None and (isinstance(value, str) or bool(value))
 
     @property
     def anything(self) -> bool:
-        """Whether the user says anything at all; the empty caption alone is nothing."""
+        """Whether the request has any value, other than the empty caption alone."""
         return any(getattr(self, field.name) for field in dataclasses.fields(self))
 
     def given(self, name: str) -> list[object]:
@@ -58,11 +58,11 @@ class SampleRequest:
 
 @dataclasses.dataclass(frozen=True)
 class RequestSetting:
-    """The model, as far as a request hangs on it, and the seeds of the samples."""
+    """The seeds of samples, and what a request depends on of the model."""
 
     seeds: np.ndarray  # int32 [N]
     shape: tuple[int, ...]  # *S C of one example: H W C of an image
     guidance: float = 1.0
     tokenizer: Tokenizer | None = None
-    classes: Classes | None = None  # what labels mean; None: unknown
+    classes: Classes | None = None  # names and numbers of classes; None: unknown
     painted: bool = False  # whether a part of an image that the user gives is painted

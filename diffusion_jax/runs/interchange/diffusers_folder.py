@@ -46,7 +46,7 @@ ANY_LABEL = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A model: its config.json and its arrays, which are made when they are written."""
+    """A model: its config.json, and a function that makes its arrays when they are written."""
 
     config: Mapping[str, object]
     state: Callable[[], dict[str, np.ndarray]]
@@ -111,15 +111,19 @@ class DiffusersFolder:
 def of_autoencoder(
     net: AutoencoderKL, params: Params, scale: float, size: Sequence[int], layout: Mapping[str, object]
 ) -> Part:
-    """An autoencoder of images of size H and W; scale is what its latents are times, layout what an import kept."""
+    """The autoencoder of images of size (H, W).
+
+    scale is the factor of its latents, layout the options of diffusers that an import kept.
+    """
     config = autoencoder_config(_fields(net), size=size, scaling_factor=scale)
     return Part(config | dict(layout), lambda: diffusers_autoencoder.to_diffusers(params))
 
 
 def of_diffusion(trained: Trained, text_folder: Path, layout: Mapping[str, Mapping[str, object]]) -> DiffusersFolder:
-    """A diffusion model; text_folder has its published text encoder, if any, and layout is what an import kept.
+    """The folder of a diffusion model.
 
-    Raises UserError for what diffusers has no twin of, before any array is looked at.
+    text_folder has its published text encoder, if there is one; layout has the options of diffusers, by part, that an
+    import kept. Raises UserError, before any array is read, for a model that diffusers does not have.
     """
     model = trained.model
     if len(model.shape) != 3:
@@ -150,7 +154,7 @@ def of_diffusion(trained: Trained, text_folder: Path, layout: Mapping[str, Mappi
 
 
 def network_params(trained: Trained) -> Params:
-    """The parameters of the network alone."""
+    """The parameters of the network, without those of conditions, schedule and objective."""
     model = trained.model
     beside = (
         model.init_objective is not None
@@ -242,7 +246,7 @@ def _described(net: UNet | DiT) -> tuple[dict[str, object], dict[str, object]]:
 
 
 def _write_text(text: TextFolder, root: Path, dtype: str) -> None:
-    """text_encoder/, with the text tower alone of a whole CLIP, and tokenizer/."""
+    """Writes text_encoder/ and tokenizer/. Of a whole CLIP the text tower alone is written."""
     for name in ("text_encoder", "tokenizer"):
         (root / name).mkdir()
     config, prefix = read_json(text.folder / "config.json"), ""

@@ -62,7 +62,7 @@ class Report(TypedDict):
 
 
 def check_installed(theirs: DiffusersFolder | None) -> None:
-    """Raises UserError where what a check runs is not installed, or there is nothing to compare with."""
+    """Raises UserError where a package that the check needs is not installed, or the export is not diffusers'."""
     if theirs is None:
         raise UserError("--check compares with diffusers, which does not read --format=safetensors; leave out one")
     needed = ["torch", "diffusers", *(["transformers"] if theirs.text else [])]
@@ -74,10 +74,10 @@ def check_installed(theirs: DiffusersFolder | None) -> None:
 
 
 def check(folder: Path, run: ExportedRun, theirs: DiffusersFolder, dtype: str) -> Report:
-    """Writes the report of a comparison to check.json in the exported folder, and returns it.
+    """Compares our outputs with those of diffusers; writes the report to check.json in folder, and returns it.
 
-    Both compute in float32 with the parameters rounded to dtype. Raises UserError where diffusers cannot load or run
-    the folder, with its own last line.
+    Both sides compute in float32 with the parameters rounded to dtype. Raises UserError, with the last line of the
+    traceback, where diffusers cannot load or run the folder.
     """
     request, inputs, ours = _ours(run, theirs, dtype)
     found = _theirs(folder, request, inputs)
@@ -135,7 +135,7 @@ def _theirs(folder: Path, request: Mapping[str, object], inputs: Arrays) -> Arra
 
 
 def _ours(run: ExportedRun, theirs: DiffusersFolder, dtype: str) -> tuple[dict[str, object], Arrays, Arrays]:
-    """(what diffusers is asked for, its inputs, our outputs)."""
+    """(the request to diffusers, its input arrays, our output arrays)."""
     rng = np.random.default_rng(0)
     request: dict[str, object] = {"name": theirs.name, "call": theirs.call}
     if run.trained is None:
@@ -158,7 +158,7 @@ def _ours(run: ExportedRun, theirs: DiffusersFolder, dtype: str) -> tuple[dict[s
 
 
 def _in_float32(model: experiment.Model) -> experiment.Model:
-    """The model whose networks compute in float32, whatever they are trained in."""
+    """The model with networks that compute in float32."""
     coder, conditions = model.autoencoder, []
     for each in model.conditions:
         if isinstance(each, Caption):
@@ -172,7 +172,7 @@ def _in_float32(model: experiment.Model) -> experiment.Model:
 
 
 def _network(trained: Trained, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
-    """The network's output where there is all noise, and half of it."""
+    """(inputs, outputs) of the network at the last time and at half of the steps."""
     model = trained.model
     steps = model.schedule.steps or 1
     inputs = {"x": _normal(rng, (2, *model.x_shape)), "t": np.array([steps - 1, steps // 2], np.float32)}
@@ -196,7 +196,7 @@ def _autoencoder(
 
 
 def _sample(trained: Trained, theirs: DiffusersFolder) -> tuple[dict[str, object], Arrays, Arrays]:
-    """Whole samples in a few steps, and what the text encoder makes of their prompts."""
+    """(request, inputs, outputs) of samples in a few steps, with the hidden states of their prompts."""
     model, call = trained.model, theirs.call
     guidance = call.get("guidance_scale", trained.how.guidance)
     how = dataclasses.replace(
@@ -236,5 +236,5 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _rounded(params: Params, dtype: str) -> Params:
-    """The parameters as they are once they were stored as dtype."""
+    """The parameters rounded to dtype, as float32."""
     return params if dtype == "float32" else jax.tree.map(lambda a: a.astype(dtype).astype(jnp.float32), params)

@@ -1,4 +1,4 @@
-"""A workdir at one checkpoint, to be exported."""
+"""The checkpoint of a workdir that is exported."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from diffusion_jax.train.state import Params
 
 @dataclasses.dataclass(frozen=True)
 class ExportedRun:
-    """What a workdir has at one checkpoint."""
+    """The config and parameters of a workdir at one checkpoint."""
 
     workdir: Workdir
     config: ConfigDict
@@ -29,11 +29,11 @@ class ExportedRun:
     weights: str  # `weights_name`
     params: Params
     trained: Trained | None  # of task diffusion
-    scale: float | None  # of an autoencoder: what its latents are times
+    scale: float | None  # of an autoencoder: the factor of its latents
 
 
 class ExportRecord(TypedDict):
-    """What an export was made of."""
+    """The origin of an export, as export.json has it."""
 
     workdir: str
     checkpoint_step: int
@@ -49,9 +49,9 @@ class ExportRecord(TypedDict):
 
 
 def read(root: Path, *, step: int | None, average: bool | float, sampling: Mapping[str, object]) -> ExportedRun:
-    """The run in root at step (None: the newest); sampling replaces keys of the config's sampling where not None.
+    """The run in root at step (None: the newest). Values of sampling that are not None replace keys of config.sample.
 
-    Raises UserError where there is no such checkpoint, or sampling is given of a run that does not sample.
+    Raises UserError where there is no such checkpoint, or sampling is given for a run that does not sample.
     """
     workdir = Workdir(root)
     config = workdir.read_config()
@@ -72,7 +72,7 @@ def read(root: Path, *, step: int | None, average: bool | float, sampling: Mappi
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:
-    """H W C of the images of a run's data; raises UserError for a run on other data."""
+    """(H, W, C) of the images of a run's data; raises UserError for data that are not images."""
     if not isinstance(kind := experiment.modality(config), Image):
         raise UserError(
             f"diffusers' models here are of images, and this run is of {kind.noun}; give --format=safetensors"

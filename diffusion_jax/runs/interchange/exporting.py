@@ -31,12 +31,12 @@ FORMATS = ("diffusers", "safetensors")
 DTYPES = ("float32", "float16")
 
 RECORD = "export.json"
-"""Where an export says what it was made of; the file that marks a complete one."""
+"""The file with an export's origin, which marks a complete export."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportRequest:
-    """What to export of a workdir, as the command's flags say it."""
+    """The options of an export; fields are the command's flags."""
 
     format: str = "diffusers"
     dtype: str = "float32"
@@ -44,13 +44,13 @@ class ExportRequest:
     average: bool | float = True
     sampling: Mapping[str, object] = dataclasses.field(default_factory=dict)  # for keys of config.sample, if not None
     overwrite: bool = False
-    check: bool = False  # compare with what diffusers makes of it
+    check: bool = False  # compare its outputs with those of diffusers
 
 
 def export(root: Path, out: Path, request: ExportRequest) -> None:
-    """Writes the workdir root to the folder out in the format that is asked for, with a model card.
+    """Exports a checkpoint of the workdir root to the folder out, in the requested format and with a model card.
 
-    Raises UserError, before anything is written, for what the format has no place for.
+    Raises UserError, before anything is written, for a model that the format cannot hold.
     """
     for name, value, choices in (("format", request.format, FORMATS), ("dtype", request.dtype, DTYPES)):
         if value not in choices:
@@ -100,7 +100,7 @@ def _checked_out(out: Path, *, overwrite: bool) -> OutputFolder:
 
 
 def _diffusers(run: ExportedRun) -> DiffusersFolder:
-    """What diffusers loads; raises UserError for what it has no twin of."""
+    """The run as a folder of diffusers; raises UserError for a model that diffusers does not have."""
     imported = read_json(run.workdir.imported) if run.workdir.imported.is_file() else {}
     layout = imported.get("layout", {})
     if run.trained is not None:
@@ -115,7 +115,7 @@ def _diffusers(run: ExportedRun) -> DiffusersFolder:
 
 
 def _write_own(run: ExportedRun, folder: Path, dtype: str) -> None:
-    """Every parameter under its own name, a/b/c, and what the model needs beside."""
+    """Writes every parameter under its own name, a/b/c, and the other files that the model needs."""
     about = {"format": "diffusion_jax", "step": str(run.step), "weights": run.weights}
     diffusers_weights.save(_named(run.params), folder / "model.safetensors", dtype, about)
     (folder / "config.json").write_text(configs.to_json(run.config), encoding="utf-8")
@@ -137,7 +137,7 @@ def _named(params: Params) -> dict[str, np.ndarray]:
 
 
 def _copy_licence(workdir: Workdir, folder: Path) -> str | None:
-    """The name of the workdir's licence file, which folder has a copy of then."""
+    """Copies the workdir's licence file to folder. Returns its name; None where there is none."""
     for name in LICENCES:
         if (workdir.root / name).is_file():
             shutil.copyfile(workdir.root / name, folder / name)
@@ -146,7 +146,7 @@ def _copy_licence(workdir: Workdir, folder: Path) -> str | None:
 
 
 def _record(run: ExportedRun, request: ExportRequest, theirs: DiffusersFolder | None) -> ExportRecord:
-    """What the export was made of."""
+    """The record of the export, without the result of --check."""
     return {
         "workdir": str(run.workdir.root),
         "checkpoint_step": run.step,

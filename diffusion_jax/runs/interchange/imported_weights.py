@@ -1,4 +1,4 @@
-"""The arrays of what is imported, by part: "unet", "autoencoder" and "text"; each is read when it is looked up."""
+"""The arrays of an import, by part: "unet", "autoencoder" and "text". An array is read when it is looked up."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ MODEL, TEXT = "diffusion_pytorch_model", "model"
 
 
 class ImportedWeights(Protocol):
-    """Where the arrays are."""
+    """The arrays of all parts, and their files."""
 
     variant: str
 
@@ -29,11 +29,11 @@ class ImportedWeights(Protocol):
         """Every file."""
 
     def single(self, part: str) -> Path | None:
-        """The file of this part alone, under these names; None where there is no such one."""
+        """The file with all arrays of this part, and no others, under these names; None where there is none."""
 
 
 class FolderWeights:
-    """A folder's files of what was found; all of them exist."""
+    """The arrays in the folder of a pipeline; all of its files exist."""
 
     def __init__(self, found: Pipeline, variant: str):
         self.variant = variant
@@ -63,7 +63,7 @@ class FolderWeights:
 
 
 class FileWeights:
-    """One file in another layout; sources say, by part, where each array stands in it."""
+    """The arrays in one file of another layout. sources: {part: where each of its arrays is in the file}."""
 
     variant = ""
 

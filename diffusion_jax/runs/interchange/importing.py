@@ -1,4 +1,4 @@
-"""`diffusion-jax import`: published weights to a workdir like any other, complete or not there at all."""
+"""`diffusion-jax import`: published weights as a workdir. The workdir appears whole or not at all."""
 
 import contextlib
 import dataclasses
@@ -44,7 +44,7 @@ STEPS = {"text": 50, "ddpm": 1000, "other": 50}
 
 @dataclasses.dataclass(frozen=True)
 class ImportRequest:
-    """What is imported of a source, as the command's flags say it."""
+    """The options of an import; fields are the command's flags."""
 
     variant: str = ""  # the middle of the files' names, such as fp16
     part: str = ""  # "autoencoder": a pipeline's alone
@@ -53,7 +53,7 @@ class ImportRequest:
 
 
 def import_weights(source: Path, root: Path, request: ImportRequest) -> None:
-    """Writes the new workdir root of a folder that diffusers wrote, or of a file in Stable Diffusion's original layout.
+    """Writes the new workdir root from a folder that diffusers wrote, or a file in Stable Diffusion's original layout.
 
     Parameters are float32 whatever they are there. Raises UserError for what cannot be imported, and leaves nothing
     behind then.
@@ -82,7 +82,7 @@ def import_weights(source: Path, root: Path, request: ImportRequest) -> None:
 
 
 def _found(source: Path, request: ImportRequest) -> tuple[Pipeline, ImportedWeights]:
-    """What the source holds, and its arrays; raises UserError where files are missing."""
+    """(the models in the source, their arrays). Raises UserError where files are missing."""
     if source.is_file() and source.suffix == ".safetensors":
         if request.variant:
             raise UserError(f"--variant is of a folder's files; {source} is one file")
@@ -96,7 +96,7 @@ def _found(source: Path, request: ImportRequest) -> tuple[Pipeline, ImportedWeig
 
 
 def _write_autoencoder(root: Path, options: AutoencoderOptions | None, weights: ImportedWeights) -> int:
-    """The workdir of an autoencoder; returns how many parameters it has."""
+    """Writes the workdir of an autoencoder; returns its number of parameters."""
     assert options is not None
     config = _autoencoder_config(options)
     shapes = experiment.autoencoder.trainee(config).abstract["autoencoder"]
@@ -115,7 +115,7 @@ def _autoencoder_config(options: AutoencoderOptions) -> ConfigDict:
 
 
 def _write_model(new: Path, root: Path, found: Pipeline, weights: ImportedWeights) -> int:
-    """The workdir of a diffusion model in new, which is to become root; returns how many parameters it has."""
+    """Writes the workdir of a diffusion model to new, which will be moved to root; returns its number of parameters."""
     assert found.unet is not None
     assert found.scheduler is not None
     workdir = Workdir(new)
@@ -175,7 +175,7 @@ def _set_data(config: ConfigDict, size: tuple[int, int], channels: int) -> None:
 
 
 def _check_channels(found: Pipeline, config: ConfigDict, autoencoder: experiment.Autoencoder | None) -> None:
-    """Raises UserError where the U-Net takes or gives other channels than an image, or its latent, has."""
+    """Raises UserError where the U-Net's input or output channels differ from those of an image or its latent."""
     assert found.unet is not None
     assert found.scheduler is not None
     shape = experiment.shape(config)
@@ -189,7 +189,7 @@ def _check_channels(found: Pipeline, config: ConfigDict, autoencoder: experiment
 
 
 def _text_length(found: Pipeline) -> int:
-    """How many tokens the pipeline gives its text encoder."""
+    """The number of tokens that the pipeline gives its text encoder."""
     assert found.text_config is not None
     assert found.tokenizer_folder is not None
     positions = int(found.text_config.get("max_position_embeddings", 77))
@@ -199,7 +199,7 @@ def _text_length(found: Pipeline) -> int:
 
 
 def _copy_text(found: Pipeline, weights: ImportedWeights, folder: Path) -> None:
-    """The text encoder and its tokenizer as one folder, its weights in one file."""
+    """Writes the text encoder, with its weights in one file, and its tokenizer to one folder."""
     assert found.tokenizer_folder is not None
     folder.mkdir()
     if found.text_folder is not None:
@@ -218,7 +218,7 @@ def _copy_text(found: Pipeline, weights: ImportedWeights, folder: Path) -> None:
 
 
 def _save(workdir: Workdir, config: ConfigDict, params: Params, measured: Mapping[str, float]) -> None:
-    """The config, and the checkpoint of step 0: parameters and an average equal to them, without an optimizer."""
+    """Writes the config and the checkpoint of step 0: parameters, and an equal average, without an optimizer."""
     workdir.write_config(configs.check(config))
     host = jax.local_devices(backend="cpu")[0]
     params = jax.device_put(params, host)
@@ -228,7 +228,7 @@ def _save(workdir: Workdir, config: ConfigDict, params: Params, measured: Mappin
 
 
 def _write_record(file: Path, found: Pipeline, weights: ImportedWeights) -> None:
-    """Where the workdir came from, with the SHA-256 of every file that was read."""
+    """Writes the origin of the workdir, with the SHA-256 of every file that was read."""
     read = {*weights.files(), *_described(found)}
     snapshot = found.root.resolve()
     record = {
@@ -253,7 +253,7 @@ def _write_record(file: Path, found: Pipeline, weights: ImportedWeights) -> None
 
 
 def _described(found: Pipeline) -> Iterable[Path]:
-    """The files that are read beside weights."""
+    """The files other than weights that are read."""
     folders = (found.unet_folder, found.autoencoder_folder, found.text_folder, found.tokenizer_folder)
     own = () if found.file else (found.root, found.root / "scheduler")
     for folder in {*own, *filter(None, folders)}:

@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, how to draw from it, what it was trained on, what was measured and how."""
+"""The model card of an export: the model, how to use it, its training, and its evaluations."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ class Subject:
 
 
 class Score(TypedDict):
-    """What the card says of one score of an evaluation."""
+    """The keys of a score in an evaluation's JSON that the card needs."""
 
     label: str
     value: float
@@ -58,7 +58,7 @@ class Score(TypedDict):
 
 
 class Evaluated(TypedDict):
-    """What the card says of an evaluation's checkpoint and samples."""
+    """The keys of an evaluation's subject that the card needs."""
 
     checkpoint_step: int
     weights: str
@@ -67,7 +67,7 @@ class Evaluated(TypedDict):
 
 
 class Evaluation(TypedDict):
-    """What the card says of an evaluation, of its JSON file."""
+    """The keys of an evaluation's JSON that the card needs."""
 
     subject: Evaluated
     data: NotRequired[Mapping[str, str]]
@@ -75,7 +75,7 @@ class Evaluation(TypedDict):
 
 
 def model_card(subject: Subject, out: Path, record: ExportRecord, theirs: DiffusersFolder | None) -> str:
-    """The text of README.md; out is where the folder will be, record what the export was made of."""
+    """The text of README.md; out is the path that the folder will have."""
     kind = theirs.name if theirs else f"a run of task {subject.config.task}, under the names of diffusion_jax"
     guidance = (record["sampling"] or {}).get("guidance", 1.0)
     sections = [
@@ -110,7 +110,7 @@ def _origin(subject: Subject) -> str:
 
 
 def _use(subject: Subject, out: Path, theirs: DiffusersFolder | None, guidance: object) -> str:
-    """Lines of Python that draw from the folder, or load it."""
+    """Lines of Python that draw samples with the folder, or load it."""
     folder = out.resolve().name
     if theirs is None:
         return f"from safetensors.numpy import load_file\n\nparams = load_file({f'{folder}/model.safetensors'!r})\n"
@@ -149,7 +149,7 @@ def _notes(notes: list[str]) -> str:
 
 
 def _training(subject: Subject) -> str:
-    """The data, the steps and what of the config is not a default."""
+    """The data, the steps, and the config keys that are not at their defaults."""
     config = subject.config
     if subject.workdir.imported.is_file():
         said = "The weights were imported; diffusion_jax did not train them."
@@ -167,12 +167,12 @@ def _training(subject: Subject) -> str:
 
 
 def _without_folders(text: str) -> str:
-    """The text with the last name alone of every absolute path: where files lie is of this machine."""
+    """The text with absolute paths cut to their last names, since folders of this machine tell a reader nothing."""
     return re.sub(r"(?<![\w./])/(?!/)(?:[^/\s'\"`,;()|]+/)*(?=[^/\s'\"`,;()|])", "", text)
 
 
 def _measured(subject: Subject) -> str:
-    """A row for each score of the workdir's evaluations of this step, and how many there are of others."""
+    """A table of the scores of this step and these weights in the workdir's evaluations, or a sentence for none."""
     folder = subject.workdir.root / "evaluations"
     rows, others = [], 0
     for file in sorted(folder.glob("*.json")):
@@ -193,7 +193,7 @@ def _measured(subject: Subject) -> str:
 
 
 def _row(score: Score, result: Evaluation, file: str) -> str:
-    """A score as a row of the table; raises KeyError, TypeError or AttributeError for what is no score."""
+    """The row of a score; raises KeyError, TypeError or AttributeError where the file holds no evaluation."""
     about = result["subject"]
     spread = score.get("standard_error", score.get("std"))
     value = f"{score['value']:.6g}" + (f" ± {spread:.2g}" if spread is not None else "")

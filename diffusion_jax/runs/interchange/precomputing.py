@@ -1,4 +1,4 @@
-"""`diffusion-jax precompute`: what an autoencoder and a published text encoder make of the data, once for all steps."""
+"""`diffusion-jax precompute`: latents, and features of captions, computed once instead of at every step."""
 
 import functools
 import os
@@ -29,9 +29,10 @@ DTYPES = ("float32", "float16")
 
 
 def precompute(config: ConfigDict, out: Path, *, batch: int, dtype: str) -> None:
-    """Writes the latents' means and log variances, and the features of captions, of the data of config to out.
+    """Writes means and log variances of latents, and features of captions, of config's data to the folder out.
 
-    float16 takes half of the disk; float32 trains as without. What the model learns along is not precomputed.
+    dtype float32 changes nothing of training, float16 takes half of the disk. A part that is trained with the model is
+    not precomputed. Raises UserError, before anything is written, for options or a config that do not fit.
     """
     config = experiment.resolved(check(config))
     if batch < 1 or dtype not in DTYPES:

@@ -24,10 +24,10 @@ def analyse(
     needed: int | None = None,
     kept: Path | None = None,
 ) -> Analysis:
-    """What one program takes, its work and time a `times`-th of the whole; one that does not fit says so.
+    """Compiles a program and estimates the work, memory and least time of one of its `times` equal repetitions.
 
-    needed are the FLOPs that count as use, where they are not all; kept is where compiled results are. Every time is a
-    least one: the roofline's.
+    needed is the number of FLOPs that count for the MFU (None: all). kept is the folder of compiled results. Times are
+    lower bounds, by the roofline model.
     """
     work = flops.count(traced.jaxpr, platform(mesh))
     asked = work.flops / times

@@ -1,4 +1,4 @@
-"""What each kind of work, at each level of the network, takes of a compiled program: FLOPs, bytes and temporaries."""
+"""FLOPs, bytes and temporaries of a compiled program, by kind of work and by level of the network."""
 
 import collections
 import dataclasses
@@ -27,7 +27,7 @@ OUTSIDE = "outside the network"
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What one kind of instructions at one level takes on one device, the body of every loop once."""
+    """The instructions of one kind at one level, on one device; the body of every loop counts once."""
 
     kind: str
     level: str  # a module of the network's first level, such as "down_0", or `OUTSIDE`
@@ -38,7 +38,7 @@ class Part:
 
 
 def parts(text: str) -> tuple[Part, ...]:
-    """The parts of a program (`jax.stages.Compiled.as_text()`) with anything to them, in the order of `KINDS`."""
+    """The parts of a program (`jax.stages.Compiled.as_text()`) that are not all zero, in the order of `KINDS`."""
     module = instructions.parse(text)
     totals: dict[tuple[str, str], list[int]] = collections.defaultdict(lambda: [0, 0, 0, 0])
     of: dict[str, tuple[str, str]] = {}
@@ -65,7 +65,7 @@ _MOVES = {
 
 
 def kind(module: Module, each: Instruction) -> str:
-    """One of `KINDS`: the first that fits of those that only the opcode shows and those that its path shows."""
+    """The kind of an instruction, one of `KINDS`, by its opcodes and the scopes in its path."""
     path = scopes(each.op_name)
     opcodes = {part.opcode for part in module.inside(each)}
     if any(_COLLECTIVE.match(opcode) for opcode in opcodes):
@@ -91,7 +91,7 @@ _WRAPPED = re.compile(r"^\w*\((.*)\)$")
 
 
 def scopes(op_name: str) -> list[str]:
-    """The parts of a path, without what transformations wrap them in: "a/transpose(jvp(b))/c" has a, b and c."""
+    """The scopes of a path, without the names of transformations: "a/transpose(jvp(b))/c" has a, b and c."""
     found, depth, part = [], 0, ""
     for letter in op_name + "/":
         depth += (letter == "(") - (letter == ")")
@@ -106,7 +106,7 @@ def scopes(op_name: str) -> list[str]:
 
 
 def level(op_name: str) -> str:
-    """The module of the network's first level that a path leads through: the scope after the name of a class."""
+    """The first-level module of the network in a path: the scope after the name of a class; else `OUTSIDE`."""
     path = scopes(op_name)
     for i, scope in enumerate(path[:-2]):
         if re.fullmatch(r"[A-Z]\w*", scope):
@@ -118,9 +118,9 @@ _ALIASES = {"bitcast", "get-tuple-element", "tuple", "opt-barrier", "while", "co
 
 
 def _at_the_peak(entry: Sequence[Instruction]) -> Mapping[str, int]:
-    """{instruction: bytes that its result holds} when the results of a computation, in its order, hold most.
+    """{instruction: bytes of its result} of the temporaries that are alive when they take the most memory.
 
-    What is given and what is returned are no temporaries; those inside a loop are not known here.
+    Arguments and results of the computation are no temporaries. Those inside a loop are not counted.
     """
     holders: dict[str, set[str]] = {}  # of each name, the instructions whose results it stands for
     last: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""The compilation of a plan's programs: what comes of each is kept in a folder, and progress is printed."""
+"""The compilation of a plan's programs, with its numbers kept in a folder, and progress printed."""
 
 import contextlib
 import hashlib
@@ -25,12 +25,12 @@ _EFFORTS = ("jax_exec_time_optimization_effort", "jax_memory_fitting_effort", "j
 
 
 def folder() -> Path:
-    """Where results are kept: diffusion_jax/plans in XDG_CACHE_HOME, or in ~/.cache."""
+    """The default folder of results: diffusion_jax/plans in XDG_CACHE_HOME, or in ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion_jax" / "plans"
 
 
 def compiled_once(what: str, lowered: Lowered, mesh: Mesh, kept: Path | None) -> compiled.Program:
-    """What the compiler makes of a program, read from the folder `kept` where it was compiled before.
+    """Compiles a program, or reads the result from the folder `kept` where it was compiled before.
 
     A file is named by a digest of the program's text, its devices, and the compilers' versions and flags.
     """
@@ -67,7 +67,7 @@ def _read(path: Path) -> compiled.Program | None:
 
 @contextlib.contextmanager
 def _signs_of_life(what: str) -> Iterator[None]:
-    """Says what begins, that it is still under way, and how long it took."""
+    """Prints to stderr that the work begins, at intervals that it goes on, and at the end how long it took."""
     begun, done = time.monotonic(), threading.Event()
     print(f"{what} ...", file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""What a compiled program needs and moves on one of its devices: memory, and collectives read from its text."""
+"""Memory, cost and collectives of a compiled program on one of its devices."""
 
 import collections
 import contextlib
@@ -32,7 +32,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective of a program: payload is the whole that is reduced, gathered, exchanged or passed on, in bytes."""
+    """A collective. payload: the bytes of the whole array that is reduced, gathered, exchanged or permuted."""
 
     kind: str
     payload: int
@@ -40,17 +40,17 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends, by the ring algorithms; all-to-all and permute send what they hold."""
+        """Bytes that one device sends, by the ring algorithms."""
         share = (self.group - 1) / self.group
         return self.payload * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a compiler made of a program, of one of its devices; `refused` says why where it made nothing of it."""
+    """The compiler's numbers for one device; `refused` is the compiler's reason where it refused the program."""
 
     seconds: float = 0.0  # to compile
-    flops: float = 0.0  # as the compiler reckons them, the body of every loop once; so are the bytes
+    flops: float = 0.0  # by the compiler's estimate, the body of every loop once; so are the bytes
     accessed: float = 0.0
     memory: Memory | None = None
     collectives: tuple[tuple[Collective, int], ...] = ()  # and how often a run does each
@@ -59,7 +59,7 @@ class Program:
 
 
 def compile_program(lowered: Lowered, devices: int) -> Program:
-    """Compiles a program and reads what comes of it; a program too large for its devices is refused."""
+    """Compiles a program and reads its numbers. One that is too large for the devices' memory comes back `refused`."""
     begun = time.monotonic()
     try:
         with _names_in_the_cache():
@@ -77,8 +77,9 @@ def compile_program(lowered: Lowered, devices: int) -> Program:
 
 @contextlib.contextmanager
 def _names_in_the_cache() -> Iterator[None]:
-    """JAX's cache takes programs that differ in nothing but the names of their scopes for one; those of another version
-    would come back, and their parts could not be told.
+    """While entered, the names of scopes are part of the key of JAX's compilation cache.
+
+    Without them a program with other names could come from the cache, and its parts could not be told apart.
     """
     option = "jax_compilation_cache_include_metadata_in_key"
     before = getattr(jax.config, option)
@@ -104,7 +105,7 @@ def from_json(text: str) -> Program:
 
 
 def memory(program: Compiled) -> Memory | None:
-    """What the compiler laid out for a program; None where it does not say."""
+    """The memory of a program on one device; None where the compiler does not say."""
     stats = program.memory_analysis()
     if stats is None:
         return None
@@ -117,13 +118,13 @@ def memory(program: Compiled) -> Memory | None:
 
 
 def cost(program: Compiled) -> tuple[float, float]:
-    """(FLOPs, bytes accessed) of one device as the compiler reckons them, the body of every loop once."""
+    """(FLOPs, bytes accessed) of one device by the compiler's estimate, which counts the body of every loop once."""
     analysis = program.cost_analysis() or {}
     return float(analysis.get("flops", 0)), float(analysis.get("bytes accessed", 0))
 
 
 def collectives(text: str, devices: int) -> dict[Collective, int]:
-    """The collectives in the HLO text of a program for so many devices, and how often a run of it does each.
+    """{collective: how often one run does it} in the HLO text of a program for this number of devices.
 
     A loop whose length the text does not tell counts once, and every branch of a conditional counts.
     """
@@ -182,7 +183,7 @@ def _calls(line: str, computations: dict[str, list[str]]) -> Iterator[tuple[str,
 
 
 def _length(condition: list[str]) -> int:
-    """How often a counted loop runs: its condition compares the count from 0 on with a constant."""
+    """The number of iterations of a loop whose condition compares a counter from 0 with a constant; otherwise 1."""
     bounds = [int(found[1]) for line in condition if (found := _CONSTANT.search(line))]
     return bounds[0] if len(bounds) == 1 and any("direction=LT" in line for line in condition) else 1
 
@@ -208,7 +209,7 @@ def _bytes(shape: str) -> int:
 
 
 def _group(line: str, devices: int) -> int:
-    """How many devices a collective joins: of {{0,1},{2,3}}, [2,4]<=[8] and mesh['a'=4,'b'=2] ... {'a'}."""
+    """The number of devices in a group, read from {{0,1},{2,3}}, [2,4]<=[8] or mesh['a'=4,'b'=2] ... {'a'}."""
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2])  # 'a':(1)2 is a part of an axis

@@ -1,7 +1,7 @@
-"""The floating-point operations that a program asks for, counted from its jaxpr.
+"""The floating-point operations of a program, counted from its jaxpr.
 
-Of matrix products and convolutions alone, a multiplication and an addition each: what the matrix units do, and all but
-a few hundredths of a network's work. The gradient is counted like everything else, for it is in the jaxpr.
+Matrix products and convolutions count, with a multiplication and an addition for each product of two numbers; they are
+all but a few hundredths of a network's work. The gradient counts too, since it is in the jaxpr.
 """
 
 import math
@@ -30,10 +30,11 @@ _NOTHING = Work(0, 0, 0)
 
 
 def count(jaxpr: ClosedJaxpr | Jaxpr, platform: str = "") -> Work:
-    """The work of a jaxpr and all that it calls; of a `cond`, that of its most expensive branch.
+    """The work of a jaxpr and of all jaxprs that it calls; a `cond` counts with its most expensive branch.
 
-    Of a choice between platforms, the branch of the one given; without one, the most expensive with the fewest loops.
-    A Pallas kernel's work is that of the other platforms' branch, without loops: its jaxpr has the work of one block.
+    Where branches are for platforms, the one for `platform` counts; without a platform, the most expensive and, of
+    equal ones, that with the fewest loops. The work of a Pallas kernel is that of the other platforms' branch, as if it
+    had no loops, since the kernel's jaxpr has the work of one block alone.
     """
     inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     return sum((_of(equation, platform) for equation in inner.eqns), _NOTHING)
@@ -63,7 +64,7 @@ def _of(equation: JaxprEqn, platform: str) -> Work:
 
 
 def _branch(branches: Sequence[ClosedJaxpr], platforms: Sequence[tuple[str, ...] | None] | None, platform: str) -> Work:
-    """The work of a `cond`; platforms are the names of those that each branch is for, None being any other."""
+    """The work of a `cond`. platforms: for each branch the names of its platforms, or None for all others."""
     if platforms is None or not platform:
         return max((count(branch, platform) for branch in branches), key=lambda work: (work.flops, work.once))
     default = branches[platforms.index(None)] if None in platforms else branches[0]
@@ -100,7 +101,7 @@ def _dot(equation: JaxprEqn) -> int:
 
 
 def _conv(equation: JaxprEqn) -> int:
-    """Multiplications of a convolution by what is not padding: as many as in each of its two gradients."""
+    """Multiplications of a convolution, without those by padding. Each of its two gradients has the same number."""
     p = equation.params
     (lhs, rhs), (out,) = ([v.aval.shape for v in side] for side in (equation.invars, equation.outvars))  # type: ignore[attr-defined]
     lhs_axes, rhs_axes, out_axes = p["dimension_numbers"]
@@ -119,8 +120,9 @@ def _conv(equation: JaxprEqn) -> int:
 
 
 def taps(size: int, kernel: int, out: int, *, stride: int, low: int, lhs_dilation: int, rhs_dilation: int) -> int:
-    """Along one axis, the pairs of a place in the result and a place in the kernel that meet an element of the input,
-    neither padding nor a zero that dilation put between.
+    """Multiplications along one axis: pairs of places in result and kernel that meet an element of the input.
+
+    Padding and the zeros of lhs_dilation are not elements of the input.
     """
     at = np.arange(out)[:, None] * stride + np.arange(kernel) * rhs_dilation - low
     return int(((at >= 0) & (at <= (size - 1) * lhs_dilation) & (at % lhs_dilation == 0)).sum())

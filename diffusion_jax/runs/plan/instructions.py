@@ -33,7 +33,7 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """The path of modules, scopes and the primitive that it comes from: "jit(step)/jvp(UNet)/mid/norm/add"."""
+        """The path of modules and scopes with the primitive at its end: "jit(step)/jvp(UNet)/mid/norm/add"."""
         found = re.search(r'op_name="([^"]*)"', self.text)
         return found[1].split(";")[0] if found else ""
 
@@ -56,7 +56,7 @@ class Module:
         return {name: {each.name: each.shape for each in lines} for name, lines in self.computations.items()}
 
     def run(self) -> Iterator[tuple[str, Instruction]]:
-        """(computation, instruction) of all that a device runs: each loop's body once, every branch."""
+        """(computation, instruction) of all instructions that a device runs: each loop's body once, every branch."""
         waiting, seen = [self.entry], set()
         while waiting:
             name = waiting.pop()
@@ -161,7 +161,7 @@ def _padded(bits: int, sizes: tuple[int, ...], layout: str) -> int:
 
 
 def elements(shape: str) -> list[str]:
-    """The elements of a tuple's shape, those inside its elements left together."""
+    """The shapes of the elements of a tuple's shape; an element that is a tuple stays whole."""
     parts, depth = [""], 0
     for letter in shape[1:-1]:
         depth += (letter in "([{") - (letter in ")]}")
@@ -173,7 +173,7 @@ def elements(shape: str) -> list[str]:
 
 
 def accessed(module: Module, computation: str, each: Instruction) -> int:
-    """Bytes that an instruction reads and writes."""
+    """Bytes that an instruction reads and writes in memory."""
     shapes = module.shapes[computation]
     out, operands = size(each.shape), [size(shapes.get(name, "")) for name in each.operands]
     if each.opcode in FREE or 'custom_call_target="ConcatBitcast"' in each.text:
@@ -198,7 +198,7 @@ def accessed(module: Module, computation: str, each: Instruction) -> int:
 
 
 def uncounted(each: Instruction) -> bool:
-    """Whether the compiler's own sum leaves an instruction's bytes out: a Pallas kernel's that states no cost."""
+    """Whether the compiler's sum lacks the bytes of this instruction: a Pallas kernel without a cost estimate."""
     return 'custom_call_target="tpu_custom_call"' in each.text and '"cost_estimate"' not in each.text
 
 

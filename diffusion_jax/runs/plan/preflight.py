@@ -1,4 +1,4 @@
-"""What can be known to go wrong before a run is started: each check a line, ok or a warning."""
+"""Checks before a run starts. Each gives one line with the verdict ok or warning."""
 
 import math
 import shutil
@@ -25,7 +25,7 @@ Check = dict[str, str]
 
 
 def checks(config: ConfigDict, model: experiment.Model | None, mesh: Mesh, checkpoint: int) -> list[Check]:
-    """Those of the batch and the mesh, guidance, the disk of the current folder and, where it is at hand, the data."""
+    """The checks of batch, guidance, the current folder's disk and, where they are on this machine, the data."""
     share = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
     found = [_check("batch", True, f"{config.train.batch_size} is {config.train.batch_size // share} a chip at once")]
     if model is not None and config.sample.guidance != 1:
@@ -38,7 +38,7 @@ def checks(config: ConfigDict, model: experiment.Model | None, mesh: Mesh, check
 
 
 def check_memory(config: ConfigDict, model: experiment.Model | None, state: TrainState, mesh: Mesh) -> None:
-    """Raises UserError where the memory is less than a step of training takes at the least; nothing is allocated.
+    """Raises UserError where a lower bound of a step's memory exceeds the free memory; nothing is allocated.
 
     state are the ShapeDtypeStructs of the training state with their layout. Counted are the state, the gradients, the
     batch and, of a diffusion model, half of what its network keeps for the gradients.
@@ -75,7 +75,7 @@ def _guidance(config: ConfigDict, model: experiment.Model) -> Check:
 
 
 def _data(config: ConfigDict, model: experiment.Model | None) -> list[Check]:
-    """Of one batch, of at most 256 examples; nothing is downloaded or made for it."""
+    """The checks of one batch, of at most 256 examples; nothing is downloaded or prepared for it."""
     n = min(config.train.batch_size, 256)
     if not is_prepared(config.data.source, config.data.data_dir or None):
         return [_check("data", False, f"not read: {config.data.source} is not prepared on this machine")]

@@ -1,4 +1,4 @@
-"""What a plan holds, as its JSON has it. Bytes and FLOPs are numbers; a time is in seconds, and a least one."""
+"""The keys of a plan's JSON. Sizes are in bytes; times are in seconds, and lower bounds by the roofline model."""
 
 from typing import NotRequired, TypedDict
 
@@ -6,7 +6,7 @@ from diffusion_jax.runs.plan.preflight import Check
 
 
 class Analysis(TypedDict):
-    """What one program takes. One that does not fit has no key after `compiler`; a fitting one has no `compiler`."""
+    """One program. Where the compiler refuses it, there is no key after `compiler`; else there is no `compiler`."""
 
     flops: float  # on all chips together
     model_flops: float  # of those, what the model needs: nothing computed again to save memory
@@ -28,7 +28,7 @@ class Analysis(TypedDict):
 
 
 class BatchAnalysis(Analysis):
-    """What a program takes for a batch: a training step, or a run of the sampler."""
+    """A program that works on a batch: a training step, or a run of the sampler."""
 
     batch_size: int
 
@@ -44,7 +44,7 @@ class Machine(TypedDict):
 
 
 class Sizes(TypedDict):
-    """The machine, and what is known without a compiler."""
+    """The machine, and the sizes that are known before compilation."""
 
     machine: Machine
     parameters: int
@@ -53,7 +53,7 @@ class Sizes(TypedDict):
 
 
 class Cost(TypedDict):
-    """Of training; hours and total are None where the time is not known."""
+    """The cost of training; hours and total are None where the time is unknown."""
 
     price: float  # of a chip-hour
     images: int

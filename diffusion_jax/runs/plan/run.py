@@ -1,4 +1,4 @@
-"""`diffusion-jax plan`: a config's memory, time and cost on a machine, from programs compiled for it ahead of time."""
+"""`diffusion-jax plan`: memory, time and cost of a config on a machine, from programs compiled ahead of time."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ from diffusion_jax.runs.workdir.paths import Workdir
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to plan, and on which machine: a TPU topology, so many virtual CPU devices, or this machine."""
+    """What to plan, and for which machine: a TPU topology, a number of virtual CPU devices, or this machine."""
 
     config: ConfigDict
     autoencoder: ConfigDict | None = None  # of an autoencoder that is not trained yet
@@ -57,10 +57,10 @@ class Machine:
 
 
 def plan(request: Request) -> Plan:
-    """Prints what training takes on a machine, writes it to request.out as JSON, and returns it.
+    """Prints memory, time and cost of training, writes them to request.out as JSON, and returns them.
 
-    With search, the plan is of the fastest layout that fits, and has all that were tried. Raises UserError, before
-    anything is compiled, for what a user can get wrong.
+    With request.search, the plan is for the fastest layout that fits, and lists all layouts that were tried. Raises
+    UserError, before anything is compiled, for a mistake in the request.
     """
     config = _checked(request)
     machine = _machine(request)
@@ -162,7 +162,7 @@ def _model(config: ConfigDict, autoencoder: ConfigDict | None) -> Model | None:
 def _step(
     config: ConfigDict, autoencoder: ConfigDict | None, mesh: Mesh, peaks: machines.Chip | None, kept: Path | None
 ) -> BatchAnalysis:
-    """What one step of training takes."""
+    """The analysis of one training step."""
     model, plain = _model(config, autoencoder), building.without_recomputation(config)
     needed = None
     if plain is not None:  # what is computed twice to save memory is work, but no use
@@ -179,7 +179,7 @@ def _step(
 def _searched(
     config: ConfigDict, request: Request, machine: Machine, peaks: machines.Chip
 ) -> tuple[ConfigDict, list[dict[str, object]]]:
-    """(config in the fastest layout that fits, or as it is where none does; all that were tried)."""
+    """(config in the fastest layout that fits, or unchanged where none does; all layouts that were tried)."""
 
     def measure(layout: searching.Layout) -> searching.Estimate:
         laid_out = building.laid_out(config, **dataclasses.asdict(layout))
@@ -216,7 +216,7 @@ def _searched(
 
 
 def cost(train: Analysis, chips: int, price: float, images: int) -> Cost:
-    """Of so many images at a price a chip-hour, at the pace of the roofline."""
+    """The cost of training on this number of images at a price per chip-hour, at the roofline's speed."""
     if "images_per_second" not in train:
         return {"price": price, "images": images, "hours": None, "total": None}
     hours = images / train["images_per_second"] / 3600
@@ -224,7 +224,7 @@ def cost(train: Analysis, chips: int, price: float, images: int) -> Cost:
 
 
 def _held(config: ConfigDict, trainee: Trainee, field: str, mesh: Mesh) -> int:
-    """Bytes of a part of the training state on one chip, as training lays it out."""
+    """Bytes of a field of the training state on one chip, in the layout of training."""
     leaves = jax.tree.leaves(getattr(training.abstract_state(config, trainee), field))
     layout = jax.tree.leaves(getattr(training.layout(config, trainee, mesh), field))
     return sum(_size(s.shard_shape(a.shape), a.dtype) for a, s in zip(leaves, layout, strict=True))

@@ -1,4 +1,4 @@
-"""Which mesh, rematerialization and number of micro-batches train fastest, among what fits; none changes the result."""
+"""The search for the fastest layout that fits: mesh, rematerialization and micro-batches. The result stays the same."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a step is laid out. The global batch stays: a chip has batch / (data x fsdp x accumulate) of it at once."""
+    """The layout of a step. A chip has batch / (data x fsdp x accumulate) examples of the global batch at once."""
 
     fsdp: int
     tensor: int
@@ -15,7 +15,7 @@ class Layout:
 
     @property
     def flags(self) -> str:
-        """Of the command line."""
+        """The layout as flags of the command line."""
         remat = "" if self.remat is None else f"--config.model.remat={self.remat} "
         return (
             f"--config.mesh.data=-1 --config.mesh.fsdp={self.fsdp} --config.mesh.tensor={self.tensor} "
@@ -25,7 +25,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a layout comes to; images a second is 0 where it does not fit."""
+    """The estimate for a layout; images_per_second is 0 where it does not fit."""
 
     fits: bool
     images_per_second: float
@@ -33,7 +33,7 @@ class Estimate:
 
 
 def meshes(devices: int, tensor: Sequence[int] = (1,)) -> list[tuple[int, int]]:
-    """(fsdp, tensor) of every mesh of so many devices, data taking the rest; the least split first."""
+    """(fsdp, tensor) of every mesh of this number of devices, least split first; the data axis has the rest."""
     return [
         (fsdp, t)
         for t in tensor
@@ -49,11 +49,11 @@ def search(
     accumulate: Callable[[int, int], Sequence[int]],
     measure: Callable[[Layout], Estimate],
 ) -> Iterator[tuple[Layout, Estimate]]:
-    """Measures, for each mesh and each choice of rematerialization, the largest batch a chip that fits.
+    """Yields layouts with estimates: for each mesh and rematerialization, up to the fewest micro-batches that fit.
 
-    remat has its choices from the most memory to the least. accumulate(fsdp, tensor) are the numbers of micro-batches
-    that the batch can be split into, rising. Left out is what cannot be better: more micro-batches than fit already,
-    and rematerialization that does not make room for fewer.
+    remat has its choices from the most memory to the least. accumulate(fsdp, tensor) gives the possible numbers of
+    micro-batches, ascending. Layouts that cannot be faster are left out: those with at least as many micro-batches
+    as a layout of the same mesh that fits with less rematerialization.
     """
     for fsdp, tensor in meshes:
         fitting: int | None = None
@@ -70,6 +70,6 @@ def search(
 
 
 def best(found: Sequence[tuple[Layout, Estimate]]) -> Layout | None:
-    """The fastest that fits; None where nothing does."""
+    """The fastest layout that fits; None where none does."""
     fitting = [(layout, estimate) for layout, estimate in found if estimate.fits]
     return max(fitting, key=lambda pair: pair[1].images_per_second, default=(None, None))[0]
