@@ -17,6 +17,8 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.modalities.modality import Modality
 from diffusion_jax.report import pictures, players, spectrogram
 
+_PLAYED = 4  # clips in TensorBoard
+
 _KINDS = {1: "mono", 2: "stereo"}
 
 
@@ -156,6 +158,10 @@ class Audio(Modality):
     def encode(self, array: np.ndarray) -> bytes:
         """A WAV of 16-bit PCM."""
         return sound.encode_wav(array, self.rate)
+
+    def sounds(self, arrays: np.ndarray) -> list[bytes]:
+        """The first four clips."""
+        return [self.encode(clip) for clip in arrays[:_PLAYED]]
 
     def pages(self, arrays: np.ndarray, names: Sequence[str]) -> Mapping[str, bytes]:
         """index.html, with players of the first clips, as many as `players.MOST_BYTES` hold.

@@ -99,6 +99,10 @@ class Modality:
         """The file, named with `suffix`, of one array [*S, C] in own units."""
         raise NotImplementedError
 
+    def sounds(self, arrays: np.ndarray) -> list[bytes]:
+        """WAV files of the first of arrays [N, *S, C] in own units, for TensorBoard; [] of data that is not heard."""
+        return []
+
     def pages(self, arrays: np.ndarray, names: Sequence[str]) -> Mapping[str, bytes]:
         """Further files {name: content} for a folder of samples [N, *S, C] in own units, whose titles are names."""
         return {}

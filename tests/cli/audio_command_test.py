@@ -50,6 +50,8 @@ def test_the_workdir_knows_shape_and_rate(workdir):
     data = json.loads((workdir / "config.json").read_text())["data"]
     assert (data["shape"], data["modality"]) == ([LENGTH, 2], f"audio(rate={RATE}, crop='start')")
     assert (workdir / "samples/00000004.png").is_file()
+    events = b"".join(file.read_bytes() for file in workdir.rglob("*tfevents*"))
+    assert events.count(b"audio/wav") >= 4  # TensorBoard plays the first clips of each preview
 
 
 def test_samples_are_wav_and_a_page(workdir, tmp_path):

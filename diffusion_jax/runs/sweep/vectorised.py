@@ -118,9 +118,9 @@ class _Outputs:
     def sample(self, moment: Moment) -> None:
         """Draws a grid of samples of each trial."""
         for k in sorted(self._alive):
-            image = self._draw(vectorised.one(moment.state, k).ema)
-            pictures.save_png(self._trials[k].workdir.sample_grid(moment.step), image)
-            self._writers[k].images(moment.step, {"samples": image})
+            picture = self._draw(vectorised.one(moment.state, k).ema).picture
+            pictures.save_png(self._trials[k].workdir.sample_grid(moment.step), picture)
+            self._writers[k].images(moment.step, {"samples": picture})
 
 
 def check_trials(trials: Sequence[Trial]) -> None:

@@ -1,6 +1,7 @@
 """Pictures while a model trains: of the same seeds and the same examples every time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -17,8 +18,16 @@ from diffusion_jax.train import sharding
 from diffusion_jax.train.interruptible import interruptible
 from diffusion_jax.train.state import Params
 
-Draw = Callable[[Params], np.ndarray]
-"""Averaged parameters -> a picture uint8 [H, W, 3]."""
+
+class Preview(NamedTuple):
+    """What is seen, and heard, of a model while it trains."""
+
+    picture: np.ndarray  # uint8 [H, W, C]
+    sounds: Sequence[bytes] = ()  # WAV files
+
+
+Draw = Callable[[Params], Preview]
+"""Averaged parameters -> a preview."""
 
 _PROMPTS = 8  # rows of a grid by caption, at most, where config has no prompts
 
@@ -31,19 +40,20 @@ def samples(
     tokenizer: Tokenizer | None,
     pretrained: Mapping[str, Params],
 ) -> Draw:
-    """The picture of samples in rows: by caption, by class or, for conditions that are images, by example."""
+    """The preview of samples in rows: by caption, by class or, for conditions that are images, by example."""
     program, kind = experiment.sample_program(model, experiment.sampling(config), mesh), experiment.modality(config)
     share = mesh.shape["data"] * mesh.shape["fsdp"]
 
-    def draw(params: Params, rows: int, columns: int, cond: Mapping[str, np.ndarray]) -> np.ndarray:
-        """uint8 [rows, columns, H, W, C]; cond has an entry [rows] of each condition."""
+    def draw(params: Params, rows: int, columns: int, cond: Mapping[str, np.ndarray]) -> Preview:
+        """With a picture uint8 [rows, columns, H, W, C]; cond has an entry [rows] of each condition."""
         take = np.arange(-(-rows * columns // share) * share).clip(max=rows * columns - 1)
         entries = {name: a[take // columns] for name, a in cond.items()}
         split = sharding.batch_sharding(mesh)
         seeds, entries = sharding.to_mesh((take.astype(np.int32), entries), split)
         x = interruptible(lambda: sharding.to_host(program(params, pretrained, seeds, entries)))
-        tiles = kind.tiles(kind.from_model(x[: rows * columns]))
-        return tiles.reshape(rows, columns, *tiles.shape[1:])
+        arrays = kind.from_model(x[: rows * columns])
+        tiles = kind.tiles(arrays)
+        return Preview(tiles.reshape(rows, columns, *tiles.shape[1:]), kind.sounds(arrays))
 
     if any(condition.shown_by_example for condition in model.conditions):
         return _by_example(config, model, source, tokenizer, draw)
@@ -54,15 +64,23 @@ def samples(
         cond = {"tokens": model.text.encode(tokenizer, prompts)}
         if model.num_classes:
             cond["label"] = np.full(len(prompts), model.num_classes, np.int32)
-        return lambda params: pictures.labelled_grid(draw(params, len(prompts), columns, cond), rows=prompts)
+
+        def by_caption(params: Params) -> Preview:
+            drawn = draw(params, len(prompts), columns, cond)
+            return drawn._replace(picture=pictures.labelled_grid(drawn.picture, rows=prompts))
+
+        return by_caption
     rows = max(model.num_classes, 1)
     columns = max(num // rows, 1)
     names = source.class_names or [str(label) for label in range(rows)]
     cond = {"label": np.arange(rows, dtype=np.int32)} if model.num_classes else {}
 
-    def by_class(params: Params) -> np.ndarray:
-        pixels = draw(params, rows, columns, cond)
-        return pictures.grid(pixels[0]) if rows == 1 else pictures.labelled_grid(pixels, rows=names)
+    def by_class(params: Params) -> Preview:
+        drawn = draw(params, rows, columns, cond)
+        tiles = drawn.picture
+        return drawn._replace(
+            picture=pictures.grid(tiles[0]) if rows == 1 else pictures.labelled_grid(tiles, rows=names)
+        )
 
     return by_class
 
@@ -72,9 +90,9 @@ def _by_example(
     model: experiment.Model,
     source: Source,
     tokenizer: Tokenizer | None,
-    draw: Callable[..., np.ndarray],
+    draw: Callable[..., Preview],
 ) -> Draw:
-    """The picture with a row for each example: its conditions, three samples, and the example itself."""
+    """The preview with a row for each example: its conditions, three samples, and the example itself."""
     columns = 3
     rows = max(config.sample.num // columns, 1)
     batch = first_batch(config, source, model, tokenizer, rows)
@@ -82,10 +100,11 @@ def _by_example(
     kind = experiment.modality(config)
     conditions = [picture[:, None] for picture in told_pictures(model, kind, cond)]
 
-    def by_example(params: Params) -> np.ndarray:
+    def by_example(params: Params) -> Preview:
+        drawn = draw(params, rows, columns, cond)
         real = kind.tiles(kind.from_model(batch["x"]))[:, None]
-        pixels = np.concatenate([*conditions, draw(params, rows, columns, cond), real], axis=1)
-        return pictures.labelled_grid(pixels, rows=[f"example {i}" for i in batch["index"]])
+        tiles = np.concatenate([*conditions, drawn.picture, real], axis=1)
+        return drawn._replace(picture=pictures.labelled_grid(tiles, rows=[f"example {i}" for i in batch["index"]]))
 
     return by_example
 
@@ -93,16 +112,16 @@ def _by_example(
 def reconstructions(
     config: ConfigDict, source: Source, mesh: Mesh, program: Callable[..., experiment.autoencoder.Reconstruction]
 ) -> tuple[Draw, Callable[[Params], dict[str, float]]]:
-    """(the picture of images above their reconstructions, their measures), both functions of averaged parameters."""
+    """(the preview of images above their reconstructions, their measures), both functions of averaged parameters."""
     batch = first_batch(config, source, None, None, max(config.sample.num, 2))
     kind = experiment.modality(config)
     images = sharding.to_mesh(batch["x"], sharding.replicated(mesh))
 
-    def draw(params: Params) -> np.ndarray:
+    def draw(params: Params) -> Preview:
         decoded = interruptible(lambda: sharding.to_host(program(params, images).images))
         both = [kind.tiles(kind.from_model(a)) for a in (sharding.to_host(images), decoded)]
         shown = np.stack(both)[:, : config.sample.num]
-        return pictures.labelled_grid(shown, rows=["image", "decoded"])
+        return Preview(pictures.labelled_grid(shown, rows=["image", "decoded"]))
 
     def measure(params: Params) -> dict[str, float]:
         reconstruction = program(params, images)

@@ -1,4 +1,4 @@
-"""Previews while a model trains: a picture of samples, and measures of the averaged parameters."""
+"""Previews while a model trains: a picture of samples, their sounds, and measures of the averaged parameters."""
 
 from diffusion_jax.report import pictures
 from diffusion_jax.report.metrics import MetricWriter, NullWriter
@@ -8,7 +8,7 @@ from diffusion_jax.train.hooks import Moment
 
 
 class Previews:
-    """Writes the task's measures and its picture to the workdir and to writer, and prints a note beside the bar."""
+    """Writes the task's measures and its preview to the workdir and to writer, and prints a note beside the bar."""
 
     def __init__(self, run: Run, writer: MetricWriter | NullWriter, bar: Progress):
         self._run, self._writer, self._bar = run, writer, bar
@@ -23,9 +23,10 @@ class Previews:
             return
         options = self._run.config.sample
         with self._bar.doing(f"drawing a grid: {options.num} samples, {options.sampler}, {options.steps:,} steps"):
-            image = task.draw(moment.state.ema)
+            preview = task.draw(moment.state.ema)
         file = self._run.workdir.sample_grid(step)
         if self._run.first:
-            pictures.save_png(file, image)
-        self._writer.images(step, {"samples": image})
+            pictures.save_png(file, preview.picture)
+        self._writer.images(step, {"samples": preview.picture})
+        self._writer.sounds(step, {f"samples/{i}": sound for i, sound in enumerate(preview.sounds)})
         self._bar.note(f"samples after {step} steps: {file}")

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -37,7 +36,7 @@ class Task:
     init: Callable[[], TrainState]
     step: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
     """The compiled step (state, batch, seed) -> (next state, metrics); the state is donated."""
-    draw: Callable[[Params], np.ndarray] | None  # averaged parameters -> a picture; None: there is none
+    draw: preview.Draw | None  # averaged parameters -> a preview; None: there is none
     measure: Callable[[Params], dict[str, float]] = lambda params: {}  # of averaged parameters; saved with a checkpoint
     keep: Callable[[], None] = lambda: None  # copies into the workdir what the model needs beside its parameters
     evaluation: Evaluate | None = None
