@@ -86,7 +86,8 @@ def read_interruptibly(items: Iterator[T], grace: float = GRACE) -> Iterator[T]:
         yield from items
         return
     asked: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True: the next item; False: no more
-    came: queue.SimpleQueue[tuple[list[T], BaseException | None]] = queue.SimpleQueue()
+    # Not a SimpleQueue: its get waits for ever where a signal's handler runs past the end of the timeout.
+    came: queue.Queue[tuple[list[T], BaseException | None]] = queue.Queue()
 
     def work() -> None:
         while asked.get():
@@ -113,7 +114,7 @@ def read_interruptibly(items: Iterator[T], grace: float = GRACE) -> Iterator[T]:
         asked.put(False)
 
 
-def _waited_for(came: "queue.SimpleQueue[U]", thread: threading.Thread, grace: float) -> U:
+def _waited_for(came: "queue.Queue[U]", thread: threading.Thread, grace: float) -> U:
     """What comes; raises Abandoned, the thread being left behind, grace seconds after a signal was noted."""
     signalled: float | None = None
     while True:

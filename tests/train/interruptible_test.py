@@ -103,6 +103,28 @@ def test_a_noted_signal_leaves_a_stalled_read_behind(blocked):
     assert left_behind()
 
 
+def test_signals_that_run_past_the_end_of_a_wait_do_not_make_it_endless(monkeypatch):
+    """A handler of 3 ms that begins at some moment of a wait of 20 ms, and at its end."""
+    monkeypatch.setattr(module, "_POLL", 0.02)
+    monkeypatch.setattr(module.faults, "stop_asked", lambda: True)
+    before = signal.signal(signal.SIGALRM, lambda *_: time.sleep(0.003))
+    ended = threading.Event()
+    try:
+        for i in range(40):
+            read = read_interruptibly((ended.wait(20) for _ in range(1)), grace=0.01)
+            signal.setitimer(signal.ITIMER_REAL, 0.0175 + 0.0001 * i)
+            begun = time.monotonic()
+            with pytest.raises(Abandoned):
+                next(read)
+            assert time.monotonic() - begun < 5
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        ended.set()
+    while left_behind():
+        time.sleep(0.01)
+
+
 def test_outside_of_the_main_thread_it_is_the_call_itself():
     found = []
     thread = threading.Thread(target=lambda: found.append(interruptible(threading.current_thread)))
