@@ -3,8 +3,8 @@
 diffusion-jax train --config=configs/dit_digits.py --workdir=runs/dit_digits
 diffusion-jax sample --workdir=runs/dit_digits --out=samples --num=64 --label=3
 
-16 patches of 2 x 2 pixels, four layers of width 96. Made for six minutes on two idle CPU cores; not trained to the end
-yet: 20 steps, resumed after 10, and sampled.
+16 patches of 2 x 2 pixels, four layers of width 96. 3 min 1 s on two idle CPU cores; of 500 samples at guidance 2, 100%
+are seen as the digit asked for (docs/benchmarks.md).
 """
 
 from ml_collections import ConfigDict
