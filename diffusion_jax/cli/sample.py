@@ -68,7 +68,7 @@ def _edit_request(values: flags.FlagValues) -> Any:
     if not values.init_image:
         of_edits = ("strength", "mask", "paint", "expand", "resample", "jump", "invert")
         if alone := [name for name in of_edits if values[name].present]:
-            raise UserError(f"--{alone[0]} is of an image to edit; give its --init_image=FILE too")
+            raise UserError(f"--{alone[0]} is of an edit; give what is edited too, as --init_image=FILE")
         return None
     try:
         expand = tuple(int(text) for text in values.expand or (0, 0, 0, 0))

@@ -148,7 +148,7 @@ def test_a_weaker_model_that_is_no_weaker_changes_nothing(workdir, files, tmp_pa
     ("flags", "message"),
     [
         (["--init_image=image.png", "--mask=mask.png", "--invert"], "give no --mask, --paint or --expand with it"),
-        (["--mask=mask.png"], "--mask is of an image to edit; give its --init_image"),
+        (["--mask=mask.png"], "--mask is of an edit; give what is edited too, as --init_image"),
         (["--init_image=none.png"], "there is no file"),
         (["--init_image=text.png"], "is not an image of a known format"),
         (["--init_image=image.png", "--strength=0"], "strength is in (0, 1]"),
@@ -162,7 +162,7 @@ def test_a_weaker_model_that_is_no_weaker_changes_nothing(workdir, files, tmp_pa
         (["--init_image=image.png", "--mask=mask.png", "--sampler=heun"], "choose ddpm, ddim"),
         (["--init_image=image.png", "--mask=mask.png", "--sampler=ode"], "choose ddpm, ddim"),
         (["--init_image=image.png", "--mask=mask.png", "--jump=5"], "a jump of 5 steps needs more than 5 of them"),
-        (["--jump=2"], "--jump is of an image to edit; give its --init_image"),
+        (["--jump=2"], "--jump is of an edit; give what is edited too, as --init_image"),
         (["--init_image=image.png", "--expand=1,2"], "--expand is left,top,right,bottom"),
         (["--init_image=image.png", "--expand=999999,0,0,0"], "8 x 1,000,007 pixels is drawn in 250,001 windows"),
         (["--init_image=image.png", "--expand=9999999,9999999,0,0"], "takes 465,661.9 GiB of memory"),

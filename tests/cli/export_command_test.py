@@ -244,7 +244,7 @@ def test_a_folder_is_replaced_where_it_is_an_export_and_that_is_asked(workdir, t
     out.mkdir()
     (out / "mine").write_text("kept")
     assert "already has files" in refused(capsys, workdir, out)
-    assert "so it is not an export" in refused(capsys, workdir, out, "--overwrite")
+    assert "so it is not a folder of exports" in refused(capsys, workdir, out, "--overwrite")
     assert [path.name for path in out.iterdir()] == ["mine"]
     assert export(workdir, tmp_path / "new", "--format=safetensors") == 0
     assert export(workdir, tmp_path / "new", "--overwrite") == 0

@@ -57,7 +57,8 @@ def export(root: Path, out: Path, request: ExportRequest) -> None:
             raise UserError(f"--{name} is {' or '.join(choices)}; got {value!r}")
     if jax.process_count() > 1:
         raise UserError("export runs in one process; start it on one host")
-    folder = _checked_out(out, overwrite=request.overwrite)
+    folder = OutputFolder(out, marker=RECORD)
+    folder.check_replaceable("exports", overwrite=request.overwrite)
     run = read(root, step=request.step, average=request.average, sampling=request.sampling)
     theirs = _diffusers(run) if request.format == "diffusers" else None
     if request.check:
@@ -85,18 +86,6 @@ def export(root: Path, out: Path, request: ExportRequest) -> None:
         if not report["agrees"]:
             raise UserError(f"{report['sentence']}; the export is in {out}, and the report in {out / REPORT}")
         print(f"{report['sentence']}: {out / REPORT}")
-
-
-def _checked_out(out: Path, *, overwrite: bool) -> OutputFolder:
-    """The folder of the export; raises UserError unless out is new or empty, or an export that may be replaced."""
-    folder = OutputFolder(out, marker=RECORD)
-    folder.check()
-    entries = folder.entries()
-    if entries and not overwrite:
-        raise UserError(f"--out={out} already has files; give another folder, or --overwrite to replace an export")
-    if entries and RECORD not in entries:
-        raise UserError(f"--out={out} has files but no {RECORD}, so it is not an export; give another folder")
-    return folder
 
 
 def _diffusers(run: ExportedRun) -> DiffusersFolder:

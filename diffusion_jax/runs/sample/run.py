@@ -74,7 +74,8 @@ def sample(request: Request, out: Path, *, overwrite: bool = False) -> None:
     """
     if request.batch < 1:
         raise UserError(f"--batch is at least 1; got {request.batch}")
-    folder = _checked_out(out, overwrite)
+    folder = OutputFolder(out, marker=_MANIFEST)
+    folder.check_replaceable("samples", overwrite=overwrite)
     prepared = _prepared(request, folder)
     program, kind = _program(prepared.trained, prepared.edit), prepared.kind
     with progress(request.num, description="sample", unit="samples") as bar:
@@ -202,18 +203,6 @@ def _compare(prepared: PreparedEdit, kind: Modality, tiles: np.ndarray) -> np.nd
     shown = np.concatenate([kind.tiles(kind.from_model(np.stack(before))), tiles[:_COMPARED]])
     titles = ["given", "kept"][: len(before)] + [f"edit {i}" for i in range(len(tiles[:_COMPARED]))]
     return pictures.labelled_grid(shown[None], columns=titles)
-
-
-def _checked_out(out: Path, overwrite: bool) -> OutputFolder:
-    """The folder of samples; raises UserError unless out is new or empty, or holds samples that may be replaced."""
-    folder = OutputFolder(out, marker=_MANIFEST)
-    folder.check()
-    entries = folder.entries()
-    if entries and not overwrite:
-        raise UserError(f"--out={out} already has files; give another folder, or --overwrite to replace its samples")
-    if entries and _MANIFEST not in entries:
-        raise UserError(f"--out={out} has files but no {_MANIFEST}, so it is not a folder of samples; give another")
-    return folder
 
 
 def _write(

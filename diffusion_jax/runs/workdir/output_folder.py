@@ -50,6 +50,22 @@ class OutputFolder:
                 f"--out={self.path} has a mount, {mounts[0]}, which cannot be replaced; give another folder"
             )
 
+    def check_replaceable(self, what: str, *, overwrite: bool) -> None:
+        """`check`, and that no files are lost: the folder is new, empty or, with overwrite, one that has the marker.
+
+        what ("samples") is the noun of messages. Raises UserError otherwise.
+        """
+        self.check()
+        entries = self.entries()
+        if entries and not overwrite:
+            raise UserError(
+                f"--out={self.path} already has files; give another folder, or --overwrite to replace its {what}"
+            )
+        if entries and self.marker not in entries:
+            raise UserError(
+                f"--out={self.path} has files but no {self.marker}, so it is not a folder of {what}; give another"
+            )
+
     def check_room(self, pixels: int) -> None:
         """Raises UserError where the disk has no room for `pixels` bytes of pictures, even if they are compressed."""
         free = shutil.disk_usage(_existing(self.path)).free
