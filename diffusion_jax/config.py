@@ -32,7 +32,7 @@ def base(network: str = "unet") -> ConfigDict:
 
 
 RENAMED: dict[str, dict[Any, Any]] = {"model.remat": {False: "none", True: "blocks"}}
-"""{dotted key: {a value as earlier versions wrote it: its name now}}, where the key's type is no longer theirs."""
+"""{dotted key: {value of an earlier version: value of today}}, of keys whose type has changed."""
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

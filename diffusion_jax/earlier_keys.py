@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 EARLIER: dict[str, Any] = {"level_scale": 1.0, "data.modality": "image"}
-"""{dotted key: the value that stands for the behaviour of versions without it}, where that is not its default."""
+"""{dotted key: value} that a config of an earlier version means where it lacks the key. Others mean their default."""
 
 SIDES = ("height", "width", "channels")
 """Keys of `data` that `data.shape` replaced in 0.2, in the order of that tuple."""

@@ -15,8 +15,8 @@ SCHEMA: dict[str, Any] = {
         "caption": "text",  # column of metadata.jsonl or .csv, or text of a TFDS data set, that is the caption
         "missing_captions": "tell",  # tell | refuse: images that are listed nowhere, or with an empty caption
         "data_dir": "",  # where TFDS keeps its data sets; "" is its own default
-        "shape": (),  # of an example, channels last: (height, width, channels); () is that of the data
-        "modality": "",  # spec, modalities, as which examples are read; "" is what the source says
+        "shape": (),  # shape of an example, channels last: (height, width, channels); (): that of the data
+        "modality": "",  # spec, modalities: how examples are read and written; "": as the source says
         "flip": False,  # mirror half of the images, at random
         "precomputed": "",  # folder of latents or text features that `diffusion-jax precompute` made; "": none
         "corrupt_limit": 0,  # unreadable examples that are skipped and named before the run ends

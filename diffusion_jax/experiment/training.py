@@ -44,7 +44,7 @@ class Trainee:
     """Names of networks in params that have an optimizer each, which clips by its own gradients; (): one for all."""
 
     as_read: Callable[[Params], Params] = lambda params: params
-    """parameters -> the same in the types that they are read in."""
+    """parameters -> parameters, cast to the types in which the network reads them."""
 
     @functools.cached_property
     def abstract(self) -> Params:

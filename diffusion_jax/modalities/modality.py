@@ -37,7 +37,7 @@ class Modality:
 
     @property
     def complete(self) -> bool:
-        """Whether it has all its numbers of the data, so that `measured` adds none."""
+        """Whether its constants of the data are known, so that `measured` does not have to read the data."""
         return True
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
