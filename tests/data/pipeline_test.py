@@ -313,6 +313,31 @@ def test_a_stream_that_was_never_read_closes():
     assert_same(take(batches, 2), take(stream(), 2))
 
 
+def test_a_stream_whose_source_stalls_is_closed_all_the_same():
+    """While a thread that was left behind still waits for a batch."""
+    stalled, ended = threading.Event(), threading.Event()
+
+    class Stalling(Ramps):
+        def __getitem__(self, index):
+            stalled.set()
+            ended.wait(30)
+            return super().__getitem__(index)
+
+    batches = stream(Stalling(10))
+    reader = threading.Thread(target=next, args=(batches,), daemon=True)
+    reader.start()
+    assert stalled.wait(10)
+    threading.Timer(8, ended.set).start()  # of a test that fails
+    begun = time.monotonic()
+    batches.close()
+    took = time.monotonic() - begun
+    ended.set()
+    assert took < 5
+    reader.join(10)
+    assert not reader.is_alive()
+    batches.close()
+
+
 def test_digits_go_on_exactly_in_the_middle_of_an_epoch(tmp_path):
     source = open_source("digits", data_dir=str(tmp_path))
 
