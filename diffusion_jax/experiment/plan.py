@@ -70,7 +70,7 @@ def batch_entries(config: ConfigDict, model: Model | None, *, precomputed: bool 
     """The entries of a batch that the step reads. With precomputed, they are config's latents and features, if any."""
     shape = data.shape(config)
     precomputed = precomputed and bool(config.data.precomputed)
-    found = {"x": BatchEntry(shape, jnp.float32, -1, 1)}
+    found = {"x": BatchEntry(shape, jnp.float32, *data.modality(config).bounds)}
     if precomputed and model is not None and model.autoencoder is not None:
         found = {name: BatchEntry(model.x_shape, jnp.float32) for name in ("mean", "logvar")}
     for condition in conditions(config, model):

@@ -34,6 +34,7 @@ class Audio(Modality):
 
     dtype: ClassVar[np.dtype] = np.dtype(np.float32)
     suffix: ClassVar[str] = ".wav"
+    bounds: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     noun: ClassVar[str] = "clips"
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ class Image(Modality):
     dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
     mirrors: ClassVar[bool] = True
     suffix: ClassVar[str] = ".png"
+    bounds: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     noun: ClassVar[str] = "images"
 
     def check_shape(self, shape: tuple[int, ...]) -> None:

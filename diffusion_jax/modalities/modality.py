@@ -3,6 +3,7 @@
 Between reading and writing there are only arrays [*S, C] of any rank.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -27,6 +28,8 @@ class Modality:
     """Whether `data.flip` can mirror an example."""
     suffix: ClassVar[str] = ".npy"
     """The suffix of the file of one sample."""
+    bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    """The least and the largest value in the model's units."""
     noun: ClassVar[str] = "arrays"
     """The word for examples in messages."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from diffusion_jax import experiment
@@ -144,6 +145,21 @@ def test_what_the_compiler_refuses_for_want_of_memory_does_not_fit():
     told = text({"machine": machine, "train": step, "cost": runs.cost(step, 8, 1.5, 100), **NOTHING_ELSE})
     assert "DOES NOT FIT: RESOURCE_EXHAUSTED: Ran out of memory on HBM" in told
     assert "no estimate" in told
+
+
+def test_data_that_are_no_images_pass_the_preflight_in_their_own_units(tmp_path):
+    np.save(tmp_path / "a.npy", 1000 + 50 * np.random.default_rng(0).standard_normal((40, 16, 2)))
+    for source, shape in ((f"arrays:{tmp_path / 'a.npy'}", ()), ("notes:4000,0.128,40", (512, 1))):
+        config = base()
+        config.data.update(source=source, shape=shape)
+        config.model.update(channels=8, multipliers=(1,), blocks=1, attention=(), groups=4)
+        config.train.batch_size = 16
+        config = runs._resolved(config)
+        found = preflight.checks(config, experiment.model(config), sharding.mesh(), 0)
+        assert {each["check"]: each["verdict"] for each in found} == {each["check"]: "ok" for each in found}
+        assert "x" in {each["check"] for each in found}
+    config.data.source = "audio:/nowhere"
+    assert runs._resolved(config) is config  # its shape is known, which is all that a plan needs
 
 
 def test_preflight_sees_labels_out_of_range_and_guidance_never_trained(monkeypatch):

@@ -96,7 +96,7 @@ def plan(request: Request) -> Plan:
 
 def _checked(request: Request) -> ConfigDict:
     """The config of a request, with its shape; raises UserError for what does not fit together."""
-    config = _with_shape(configs.check(request.config))
+    config = _resolved(configs.check(request.config))
     building.check_task(config, sample=request.sample)
     price, images = request.price, request.images
     if (price is None) != (images is None):
@@ -140,11 +140,19 @@ def _sizes(config: ConfigDict, model: Model | None, machine: Machine, mesh: Mesh
     }
 
 
-def _with_shape(config: ConfigDict) -> ConfigDict:
-    """config with an open `data.shape` taken from the data where these are on this machine; nothing is fetched."""
-    if config.data.shape or not is_prepared(config.data.source, config.data.data_dir or None):
+def _resolved(config: ConfigDict) -> ConfigDict:
+    """config with open shape and modality taken from the data where these are on this machine; nothing is fetched.
+
+    Raises UserError where the shape is open and the data cannot tell it.
+    """
+    if not is_prepared(config.data.source, config.data.data_dir or None):
         return config
-    return resolved(config)
+    try:
+        return resolved(config)
+    except UserError:
+        if config.data.shape:
+            return config  # a plan needs no more; the preflight says what is wrong with the data
+        raise
 
 
 def _model(config: ConfigDict, autoencoder: ConfigDict | None) -> Model | None:
