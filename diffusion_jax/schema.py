@@ -28,7 +28,8 @@ SCHEMA: dict[str, Any] = {
     "schedule": "linear",  # spec, core/schedules; modifiers follow, as in "linear | zero_snr"; or learned(...)
     "prediction": "eps",  # spec, core/predictions.py
     "times": "uniform",  # spec, core/times.py
-    "objective": "simple",  # simple (L_hybrid where variance is learned) | vlb | vdm, VDM's bound
+    "objective": "simple",  # spec, core/objectives.py: simple (L_hybrid where variance is learned), vlb, vdm ...
+    "teacher": "",  # workdir of a trained model, for an objective that learns from one: progressive(steps=...)
     "weighting": "constant",  # spec, core/weightings.py
     "distance": "l2",  # spec, core/losses.py
     "vlb_weight": 0.001,  # of L_vlb in L_hybrid, where the prediction has learned_variance=True

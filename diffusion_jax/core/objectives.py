@@ -15,10 +15,10 @@ import numpy as np
 from jax import Array
 
 from diffusion_jax.core import denoisers, losses
-from diffusion_jax.core.denoisers import Condition
+from diffusion_jax.core.denoisers import Condition, ConditionalDenoiser
+from diffusion_jax.core.distillation import one_step_for_two
 from diffusion_jax.core.losses import Distance, Network
 from diffusion_jax.core.predictions import Parameterization
-from diffusion_jax.core.process import diffuse
 from diffusion_jax.core.schedules import Schedule
 from diffusion_jax.core.times import AdaptiveTimes, TimeSampler
 from diffusion_jax.core.vdm_bound import continuous_bound
@@ -56,6 +56,7 @@ class Trained(NamedTuple):
     apply: Network = _no_network  # (network input [B, ...], conditioning [B], cond) -> output, with dropout
     schedule: Schedule = None  # type: ignore[assignment]  # with the learned parameters; None without noise
     objective_params: Tree = ()  # the objective's own parameters, `Memory.params`
+    teacher: ConditionalDenoiser | None = None  # of an objective that `learns_from_teacher`, without guidance
 
 
 class Memory(NamedTuple):
@@ -87,6 +88,8 @@ class Objective:
     """(history, drawn, unweighted losses [B]) -> history."""
     learns_schedule: bool = False
     """Whether its loss trains the parameters of a learned schedule."""
+    learns_from_teacher: bool = False
+    """Whether its loss reads `Trained.teacher`, a trained model that stays as it is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,40 +257,45 @@ def uncertainty(channels: int = 128) -> MakeObjective:
     return make
 
 
+def progressive(steps: int) -> MakeObjective:
+    """Progressive distillation: one DDIM step does what two of a teacher do; algorithm 2 of arXiv:2202.00512.
+
+    The trained model is for `steps` steps of DDIM from t = 1 to 0 on the grid "uniform". The target of a step is the
+    x0 with which DDIM gets where two half steps of the teacher lead (`one_step_for_two`); weighting and distance are
+    as in `simple`. Times are rounded up to the grid. Raises UserError unless steps >= 1, and for learned variances.
+    """
+    if steps < 1:
+        raise UserError(f"objective 'progressive' needs steps >= 1; got {steps}")
+
+    def make(setting: Setting) -> Objective:
+        if setting.parameterization.learned_variance:
+            raise UserError("objective 'progressive' has no variances to learn; give a prediction without them")
+        base = simple()(setting)
+
+        def draw(key: Array, examples: Examples, history: Tree, step: Array) -> Drawn:
+            drawn = base.draw(key, examples, history, step)
+            assert drawn.t is not None  # `denoising` draws it
+            t = jnp.ceil(drawn.t * steps) / steps
+            return drawn._replace(values=drawn.values._replace(t=t), t=t)
+
+        def loss(trained: Trained, values: Noised) -> Array:
+            assert trained.teacher is not None  # `learns_from_teacher`
+            x0, cond, t, eps = values
+            level = trained.schedule.level(t).like(x0)
+            x = level.alpha * x0 + level.sigma * eps
+            teacher = denoisers.condition(trained.teacher, cond)
+            target = jax.lax.stop_gradient(one_step_for_two(teacher, trained.schedule, x, t, t - 1 / steps))
+            return base.loss(trained, Noised(target, cond, t, (x - level.alpha * target) / level.sigma))
+
+        return dataclasses.replace(base, draw=draw, loss=loss, learns_from_teacher=True)
+
+    return make
+
+
 OBJECTIVES: dict[str, Callable[..., MakeObjective]] = {
     "simple": simple,
     "vlb": vlb,
     "vdm": vdm,
     "uncertainty": uncertainty,
+    "progressive": progressive,
 }
-
-
-class Labelled(NamedTuple):
-    """Noised images with their classes."""
-
-    x0: Array  # [B, *S, C]
-    label: Array  # [B] int32
-    t: Array  # [B]
-    eps: Array  # as x0
-
-
-def cross_entropy(times: TimeSampler, schedule: Schedule) -> Objective:
-    """-log p(label | x_t) in nats, for a classifier of noisy images: section 4 of ADM (arXiv:2105.05233).
-
-    `Trained.apply` gives logits [B, classes], and cond["label"] [B] has the classes.
-    """
-
-    def draw(key: Array, examples: Examples, history: Tree, step: Array) -> Drawn:
-        t_key, eps_key = jax.random.split(key)
-        x0, n = examples.x0, len(examples.x0)
-        t = times(t_key, n, schedule)
-        values = Labelled(x0, examples.cond["label"], t, jax.random.normal(eps_key, x0.shape))
-        return Drawn(values, jnp.ones(n), t)
-
-    def loss(trained: Trained, values: Labelled) -> Array:
-        x = diffuse(values.x0, values.eps, trained.schedule.level(values.t))
-        logits = trained.apply(x, trained.schedule.conditioning(values.t), {})  # [B, classes]
-        chosen = jnp.take_along_axis(logits, values.label[:, None], axis=-1)[:, 0]
-        return jax.nn.logsumexp(logits, axis=-1) - chosen
-
-    return Objective(draw, loss)

@@ -21,7 +21,7 @@ from diffusion_jax.experiment.training import of_model as trainee
 from diffusion_jax.models.classifier import Classifier
 from diffusion_jax.models.editing import Edit, edit_program, edit_times
 from diffusion_jax.models.latent import Autoencoder
-from diffusion_jax.models.model import Model
+from diffusion_jax.models.model import Model, Teacher
 from diffusion_jax.models.sampling import Guides, Sampling, guided, sample_program, trajectory_program
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Guides",
     "Model",
     "Sampling",
+    "Teacher",
     "Trainee",
     "abstract_state",
     "autoencoder",

@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.config import base
 from diffusion_jax.core import process
+from diffusion_jax.core.classification import cross_entropy
 from diffusion_jax.core.denoisers import Condition
-from diffusion_jax.core.objectives import Examples, Trained, cross_entropy
+from diffusion_jax.core.objectives import Examples, Trained
 from diffusion_jax.core.times import AdaptiveTimes
 from diffusion_jax.errors import UserError
 from diffusion_jax.experiment import data
@@ -60,7 +61,7 @@ def trained(config: ConfigDict, params: Params, scale: float) -> Classifier:
 
 
 def trainee(config: ConfigDict) -> Trainee:
-    """The training of a classifier by `core.objectives.cross_entropy`, at times drawn by config.times.
+    """The training of a classifier by `core.classification.cross_entropy`, at times drawn by config.times.
 
     Raises UserError for adaptive times, and for a config that does not fit a classifier.
     """

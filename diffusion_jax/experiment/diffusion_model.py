@@ -82,6 +82,10 @@ def model(config: ConfigDict, autoencoder: Autoencoder | None = None, text_folde
     goal = objective(config, built.schedule, parameterization)
     if isinstance(built.schedule, Learned) and not goal.learns_schedule:
         raise UserError(f"a learned schedule needs objective='vdm', by which it learns; got {config.objective!r}")
+    if goal.learns_from_teacher and not config.teacher:
+        raise UserError(f"objective={config.objective!r} learns from a trained model; give teacher=ITS_WORKDIR")
+    if config.teacher and not goal.learns_from_teacher:
+        raise UserError(f"objective={config.objective!r} learns from no teacher; leave teacher={config.teacher!r} out")
     if jax.tree.leaves(jax.eval_shape(goal.init, jax.random.key(0)).params):
         built = dataclasses.replace(built, init_objective=lambda key: goal.init(key).params)
     if float(built.schedule.alpha(jnp.float32(1.0))) == 0 and config.prediction.partition("(")[0] in ("eps", "score"):

@@ -58,7 +58,8 @@ def of_model(config: ConfigDict, model: Model) -> Trainee:
     def trained(params: Params, pretrained: Mapping[str, Params], dropout: Array) -> Trained:
         apply = lambda x, t, cond: model.apply(params, x, t, cond, dropout)  # noqa: E731
         objective_params = params["objective"] if model.init_objective is not None else ()
-        return Trained(params, pretrained, apply, model.bind(params).schedule, objective_params)
+        teacher = None if model.teacher is None else model.teacher.model.denoiser(pretrained["teacher"])
+        return Trained(params, pretrained, apply, model.bind(params).schedule, objective_params, teacher)
 
     return Trainee(
         objective(config, model.schedule, model.parameterization),

@@ -16,6 +16,7 @@ from diffusion_jax.core.denoisers import ConditionalDenoiser
 from diffusion_jax.core.predictions import Parameterization
 from diffusion_jax.core.schedules import Learned, Schedule
 from diffusion_jax.data.classes import Classes
+from diffusion_jax.errors import UserError
 from diffusion_jax.models.conditions.condition import Condition
 from diffusion_jax.models.latent import Autoencoder
 from diffusion_jax.models.text import Text
@@ -30,7 +31,7 @@ class Model:
     `cond` holds the entries of its conditions by name, each [B, ...]. `params` are the trained parameters: those of the
     network or, where more is trained, a dict with the network as "unet", whatever its family, and with "schedule",
     "objective" and the names of conditions that have encoders, as far as there are such. `pretrained` are weights that
-    are not trained: of an autoencoder and of published text encoders.
+    are not trained: of an autoencoder, of published text encoders, and in training of a teacher.
     """
 
     network: Network
@@ -41,6 +42,7 @@ class Model:
     autoencoder: Autoencoder | None = None  # x is the latent of an image; None: x is the example
     init_objective: Callable[[Array], Params] | None = None  # key -> the objective's parameters; None: it has none
     classes: Classes | None = dataclasses.field(default=None, compare=False)  # names of the labels; None: unknown
+    teacher: "Teacher | None" = None  # of an objective that learns from one; a model that samples has none
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -81,6 +83,7 @@ class Model:
     def pretrained(self) -> dict[str, Params]:
         """The weights that are not trained, on the host."""
         weights = {} if self.autoencoder is None else {"autoencoder": self.autoencoder.params}
+        weights |= {} if self.teacher is None else {"teacher": self.teacher.params}
         return weights | {each.name: each.pretrained for each in self.conditions if each.pretrained is not None}
 
     @property
@@ -224,6 +227,44 @@ class Model:
     def decode(self, pretrained: Mapping[str, Params], x: Array, tile: int = 0) -> Array:
         """The images [B, H, W, C] of x, decoded in tiles of tile x tile latents where tile > 0."""
         return x if self.autoencoder is None else self.autoencoder.decode(pretrained["autoencoder"], x, tile)
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A trained model whose predictions an objective learns from, with its parameters on the host."""
+
+    model: Model
+    params: Params
+
+    def check_fits(self, model: Model) -> None:
+        """Raises UserError unless the teacher's predictions are of the model's x, noise levels and conditions."""
+        theirs, ours = self.model, model
+        if theirs.x_shape != ours.x_shape:
+            raise UserError(f"the teacher draws {theirs.x_shape}, and this model {ours.x_shape}; they must be equal")
+        if _levels(theirs) != _levels(ours):
+            raise UserError(
+                "the teacher has another schedule than this model and does not know its noise levels; give both one"
+            )
+        entries = [
+            {name: (a.shape, str(a.dtype)) for name, a in jax.eval_shape(each.network_entries).items()}
+            for each in (theirs, ours)
+        ]
+        if entries[0] != entries[1] or theirs.num_classes != ours.num_classes:
+            raise UserError(
+                f"the teacher is told {_told(theirs)}, and this model {_told(ours)}; give both the same conditions"
+            )
+
+
+def _levels(model: Model) -> list[float]:
+    """Levels of noise that tell the model's schedule from others."""
+    level = model.schedule.level(jnp.linspace(0.0, 1.0, 65))
+    return [float(a) for a in jnp.concatenate(level)]
+
+
+def _told(model: Model) -> str:
+    """The names of the model's conditions, for messages."""
+    classes = f" of {model.num_classes} classes" if model.num_classes else ""
+    return (", ".join(each.name for each in model.conditions) or "nothing") + classes
 
 
 def _of_encoder(key: Array, i: int) -> Array:

@@ -15,8 +15,8 @@ def check_network(net: Network, size: tuple[int, ...] = (8, 8), channels: int = 
 
     net is made for x [B, *size, channels] and for the entries of cond that its fields declare. The suite checks that
     numeric options have ranges; that output and gradient are float32 and finite; that the output of an example depends
-    on the example alone, on t, and on every entry of cond; and that tensor rules, outer and stacked layers name
-    parameters of the network.
+    on the example alone, on t, and on every entry of cond; that one compilation serves all values of these; and that
+    tensor rules, outer and stacked layers name parameters of the network.
     """
     for name, default in options(type(net)).items():
         one = default[0] if isinstance(default, tuple) and default else default
@@ -32,7 +32,8 @@ def check_network(net: Network, size: tuple[int, ...] = (8, 8), channels: int = 
         assert leaf.dtype == jnp.float32, f"parameters are float32; {jax.tree_util.keystr(path)} is {leaf.dtype}"
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape), jnp.float32), params)
-    apply = jax.jit(lambda params, x, t, cond: net.apply({"params": params}, x, t, cond))
+    chex.clear_trace_counter()
+    apply = jax.jit(chex.assert_max_traces(lambda params, x, t, cond: net.apply({"params": params}, x, t, cond), n=1))
     out = apply(params, x, t, cond)
     chex.assert_shape(out, (3, *size, net.out_channels))
     assert out.dtype == jnp.float32, f"the output is float32; got {out.dtype}"

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion_jax.core.denoisers import Condition
-from diffusion_jax.core.losses import l2
+from diffusion_jax.core.denoisers import Condition, from_network
+from diffusion_jax.core.losses import Network, l2
 from diffusion_jax.core.objectives import Examples, MakeObjective, Setting, Trained, Tree
 from diffusion_jax.core.predictions import PREDICTIONS
 from diffusion_jax.core.schedules import SCHEDULES, Schedule
@@ -21,7 +21,7 @@ def check_objective(make: MakeObjective, schedule: Schedule | None = None, batch
     The suite checks that draws are deterministic and lead with the batch; that the loss is one finite number an
     example, which depends on that example alone; that it has a finite gradient, which is not 0; and that `update` keeps
     the structure of the history. The loss is that of a linear network which predicts v from x, t and a class, on the
-    schedule, by default DDPM's linear chain.
+    schedule, by default DDPM's linear chain; a teacher is such a network too.
     """
     schedule = schedule or SCHEDULES["linear"]()
     setting = Setting(schedule, PREDICTIONS["v"](), low_discrepancy(), WEIGHTINGS["constant"](), l2(), vlb_weight=0.001)
@@ -40,12 +40,18 @@ def check_objective(make: MakeObjective, schedule: Schedule | None = None, batch
     if drawn.t is not None:
         assert np.all((drawn.t > 0) & (drawn.t <= 1)), "times are in (0, 1]"
 
-    def losses(scale: Array, objective_params: Tree, values: Tree) -> Array:
+    def network(scale: Array | float) -> Network:
         def apply(x: Array, t: Array, cond: Condition) -> Array:
             label = cond["label"].reshape(-1, 1, 1, 1)
             return scale * (x + 1e-3 * t.reshape(-1, 1, 1, 1) + 0.1 * label)
 
-        return objective.loss(Trained({"scale": scale}, {}, apply, schedule, objective_params), values)
+        return apply
+
+    teacher = from_network(network(0.3), schedule, setting.parameterization) if objective.learns_from_teacher else None
+
+    def losses(scale: Array, objective_params: Tree, values: Tree) -> Array:
+        trained = Trained({"scale": scale}, {}, network(scale), schedule, objective_params, teacher)
+        return objective.loss(trained, values)
 
     scale = jnp.float32(0.5)
     whole = jax.jit(losses)(scale, memory.params, drawn.values)

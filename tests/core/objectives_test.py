@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.core import objectives
+from diffusion_jax.core import classification, objectives
 from diffusion_jax.core.losses import l2
 from diffusion_jax.core.objectives import OBJECTIVES, Drawn, Examples, Objective, Setting, Trained
 from diffusion_jax.core.predictions import PREDICTIONS
@@ -18,13 +18,17 @@ from diffusion_jax.testing import check_objective
 LINEAR = SCHEDULES["linear"]()
 
 
+ARGUMENTS = {"progressive": {"steps": 4}}
+"""Of the objectives that have no defaults for all of theirs."""
+
+
 def setting(times=None, prediction="v"):
     return Setting(LINEAR, PREDICTIONS[prediction](), times or TIMES["uniform"](), WEIGHTINGS["constant"](), l2())
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_conforms(name):
-    check_objective(OBJECTIVES[name]())
+    check_objective(OBJECTIVES[name](**ARGUMENTS.get(name, {})))
 
 
 def broken(**changes):
@@ -103,9 +107,9 @@ def test_the_bounds_two_noises_are_two():
 
 
 def test_cross_entropy_is_minus_the_log_of_the_softmax():
-    objective = objectives.cross_entropy(TIMES["uniform"](), LINEAR)
+    objective = classification.cross_entropy(TIMES["uniform"](), LINEAR)
     logits = jnp.array([[0.0, 1.0, -2.0], [3.0, 3.0, 3.0]])
-    values = objectives.Labelled(jnp.zeros((2, 4)), jnp.array([1, 2]), jnp.ones(2), jnp.zeros((2, 4)))
+    values = classification.Labelled(jnp.zeros((2, 4)), jnp.array([1, 2]), jnp.ones(2), jnp.zeros((2, 4)))
     found = objective.loss(Trained({}, {}, lambda x, t, cond: logits, LINEAR), values)
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(found, [-np.log(p[0, 1]), np.log(3)], rtol=1e-6)

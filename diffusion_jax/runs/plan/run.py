@@ -24,7 +24,7 @@ from diffusion_jax.runs.plan import flops, preflight
 from diffusion_jax.runs.plan import search as searching
 from diffusion_jax.runs.plan.analysis import analyse, platform
 from diffusion_jax.runs.plan.results import Analysis, BatchAnalysis, Cost, Plan, Sizes
-from diffusion_jax.runs.workdir import pretrained
+from diffusion_jax.runs.workdir import pretrained, teacher
 from diffusion_jax.runs.workdir.output_folder import check_file
 from diffusion_jax.runs.workdir.paths import Workdir
 
@@ -164,7 +164,11 @@ def _model(config: ConfigDict, autoencoder: ConfigDict | None) -> Model | None:
             f"there is no run of an autoencoder in latent={config.latent}; plan with the shapes of one by "
             "--autoencoder=ITS_CONFIG"
         )
-    return pretrained.model(config, None) if autoencoder is None else building.model(config, configs.check(autoencoder))
+    if autoencoder is None:
+        model = pretrained.model(config, None)
+    else:
+        model = building.model(config, configs.check(autoencoder))
+    return teacher.with_teacher(config, None, None, model, None)
 
 
 def _step(

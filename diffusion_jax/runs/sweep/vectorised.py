@@ -129,6 +129,8 @@ def check_trials(trials: Sequence[Trial]) -> None:
     if first.task != "diffusion":
         raise UserError(f"--vectorised trains diffusion models; task={first.task!r} is swept without it")
     vectorised.values([trial.config for trial in trials], list(trials[0].changes))
+    if first.teacher:
+        raise UserError("--vectorised trains without a teacher; sweep this config without --vectorised")
     if first.init_from:
         raise UserError("--vectorised starts from random parameters; leave init_from out, or --vectorised")
     if not first.latent:

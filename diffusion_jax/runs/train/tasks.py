@@ -15,7 +15,7 @@ from diffusion_jax.runs.sample.examples import first_batch
 from diffusion_jax.runs.train import long_captions, training_data, training_evaluation
 from diffusion_jax.runs.train import preview_pictures as preview
 from diffusion_jax.runs.train.training_evaluation import Evaluate
-from diffusion_jax.runs.workdir import classes, pretrained
+from diffusion_jax.runs.workdir import classes, pretrained, teacher
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import sharding
 from diffusion_jax.train.arrays import abstract_like
@@ -60,6 +60,7 @@ def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir 
     model = dataclasses.replace(model, classes=known)
     tokenizer = pretrained.tokenizer(model, source, origin)
     precomputed = experiment.precomputed(config, model)
+    model = teacher.with_teacher(config, workdir, origin, model, tokenizer)
     if model.text is not None and tokenizer is not None and "text" not in getattr(precomputed, "names", ()):
         long_captions.notice(model.text, tokenizer, source, config.sample.prompts)
     weights = sharding.to_mesh(model.pretrained, sharding.replicated(mesh))
@@ -68,6 +69,7 @@ def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir 
 
     def keep() -> None:
         pretrained.keep(config, workdir, origin, model, tokenizer)
+        teacher.keep(config, workdir, origin)
         classes.keep(workdir, known)
 
     return Task(

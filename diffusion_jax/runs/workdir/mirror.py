@@ -29,7 +29,7 @@ CHECKPOINTS = "checkpoints"
 STEPS = (CHECKPOINTS, "snapshots")
 """Folders that have a folder for each step."""
 
-COPIES = ("autoencoder", "text_encoder", "tokenizer.json")
+COPIES = ("autoencoder", "text_encoder", "teacher", "tokenizer.json")
 """Copies in a workdir of what its model needs beside its parameters. They belong to one run, here and in the mirror."""
 
 WAITS = (1.0, 5.0, 25.0)

@@ -10,6 +10,7 @@ loss.png         the loss curve
 classes.json     for a model with classes: their names in the order of their numbers
 tokenizer.json   for a model with captions
 autoencoder/     for a model of latents: config and checkpoint of the autoencoder with which it was trained
+teacher/         for a model that learns from another: a copy of what is read of the other's workdir
 examples/        with data.log_examples: the examples of each step, in a file for each process
 nonfinite.jsonl  the steps whose loss was not finite, with what is needed to repeat them
 stacks.txt       for a run that hung: the stacks of all threads
@@ -91,6 +92,11 @@ class Workdir:
     def autoencoder(self) -> Path:
         """The workdir of the autoencoder, with one checkpoint."""
         return self.root / "autoencoder"
+
+    @property
+    def teacher(self) -> Path:
+        """The workdir of the model from which the objective learns, with one checkpoint."""
+        return self.root / "teacher"
 
     @property
     def text_encoder(self) -> Path:

@@ -105,15 +105,15 @@ def keep(
     if origin is not None and origin.root == workdir.root:
         return
     for folder in (workdir.autoencoder, workdir.text_encoder):
-        shutil.rmtree(folder, ignore_errors=True)
+        delete(folder)
     workdir.tokenizer.unlink(missing_ok=True)
     if config.latent:
         source = Workdir(Path(config.latent)) if origin is None else Workdir(origin.autoencoder)
-        step = _newest(source)
+        step = newest(source)
         checkpoint = source.checkpoints / str(step)
-        _copy({source.config: "config.json", checkpoint: f"checkpoints/{step}"}, workdir.autoencoder)
+        copy({source.config: "config.json", checkpoint: f"checkpoints/{step}"}, workdir.autoencoder)
     if model.text is not None and model.text.folder:
-        _copy(_published_files(Path(model.text.folder), Path(model.text.tokenizer)), workdir.text_encoder)
+        copy(_published_files(Path(model.text.folder), Path(model.text.tokenizer)), workdir.text_encoder)
     if tokenizer is not None:
         replace_file(workdir.tokenizer, tokenizer.to_json().encode())
 
@@ -134,7 +134,7 @@ def read_autoencoder(root: Path) -> experiment.Autoencoder:
     config = workdir.read_config()
     if config.task != "autoencoder":
         raise UserError(f"{root} has a run of task {config.task}; latent is the workdir of an autoencoder")
-    step = _newest(workdir)
+    step = newest(workdir)
     mesh = sharding.mesh(devices=jax.local_devices()[:1])
     with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
         abstract = experiment.autoencoder.trainee(config).abstract
@@ -166,7 +166,7 @@ def read_classifier(root: Path, schedule: str, scale: float) -> experiment.Class
             "train one with the model's"
         )
     mesh = sharding.mesh(devices=jax.local_devices()[:1])
-    step = _newest(workdir)
+    step = newest(workdir)
     with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
         average = checkpoints.restore_tree(
             "ema", replicated_like(experiment.classifier.trainee(config).abstract, mesh), step
@@ -231,16 +231,21 @@ def _published_files(weights: Path, words: Path) -> dict[Path, str]:
     return {file: file.name for file in files}
 
 
-def _newest(workdir: Workdir) -> int:
+def newest(workdir: Workdir) -> int:
     """The newest step of the checkpoints. Raises UserError where there is none."""
     with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
         step = checkpoints.latest()
     if step is None:
-        raise UserError(f"no checkpoint in {workdir.checkpoints}; train the autoencoder first")
+        raise UserError(f"no checkpoint in {workdir.checkpoints}; train it first")
     return step
 
 
-def _copy(files: Mapping[Path, str], folder: Path) -> None:
+def delete(folder: Path) -> None:
+    """Deletes the copies in a folder of a run that starts again."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy(files: Mapping[Path, str], folder: Path) -> None:
     """Copies {file or folder: its name} into a new folder, which appears whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

@@ -103,7 +103,7 @@ def restore(
         classifier = _with_classes(classifier, guided_by.classifier, model)
     if guided_by.weak is not None:
         weak = _weak(guided_by.weak, guided_by.weak_step, config, model, average=bool(average))
-        _check_same_encoders(guided_by.weak, weak, model, tokenizer)
+        check_same_encoders(f"--weak={guided_by.weak}", weak, model, tokenizer)
     guides = experiment.Guides(classifier, weak.model if weak else None)
     experiment.sample_program(model, how, mesh, guides)  # raises where the sampling does not fit
     with contextlib.closing(Checkpoints(workdir.checkpoints, read_only=True)) as checkpoints:
@@ -149,7 +149,7 @@ def _weak(root: Path, step: int | None, config: ConfigDict, model: experiment.Mo
     other = Workdir(root).read_config()
     same = ("schedule", "text", "spatial")
     differ = [name for name in same if other[name] != config[name]]
-    differ += [f"data.{n}" for n in ("height", "width", "channels") if other.data[n] != config.data[n]]
+    differ += ["data.shape"] if other.data.shape != config.data.shape else []
     differ += ["model.num_classes"] if other.model.num_classes != config.model.num_classes else []
     if differ:
         raise UserError(f"--weak={root} is told or draws other things than the model; its {', '.join(differ)} differs")
@@ -163,21 +163,21 @@ def _weak(root: Path, step: int | None, config: ConfigDict, model: experiment.Mo
     return restore(root, step=step, average=average, overrides=alone)
 
 
-def _check_same_encoders(root: Path, weak: Trained, model: experiment.Model, tokenizer: Tokenizer | None) -> None:
-    """Raises UserError where the weaker model of root has another tokenizer, text encoder or autoencoder than model.
+def check_same_encoders(key: str, other: Trained, model: experiment.Model, tokenizer: Tokenizer | None) -> None:
+    """Raises UserError where the other model has another tokenizer, text encoder or autoencoder than model.
 
-    Both get the same tokens, features and latents.
+    Both get the same tokens, features and latents. key is what a user gave to name the other: "--weak=WORKDIR".
     """
-    first, second = ("" if each is None else each.to_json() for each in (tokenizer, weak.tokenizer))
-    texts = [m.pretrained.get("text") for m in (model, weak.model)]
+    first, second = ("" if each is None else each.to_json() for each in (tokenizer, other.tokenizer))
+    texts = [m.pretrained.get("text") for m in (model, other.model)]
     differ = {
         "tokenizer": first != second,
         "text encoder": None not in texts and experiment.digest(texts[0]) != experiment.digest(texts[1]),
-        "autoencoder": not found.same_autoencoder(model.autoencoder, weak.model.autoencoder),
+        "autoencoder": not found.same_autoencoder(model.autoencoder, other.model.autoencoder),
     }
     if wrong := [name for name, is_so in differ.items() if is_so]:
         raise UserError(
-            f"--weak={root} has another {' and '.join(wrong)} than the model; give an earlier step of one run"
+            f"{key} has another {' and '.join(wrong)} than the model; give the workdir of a run with the same"
         )
 
 
