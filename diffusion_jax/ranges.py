@@ -79,6 +79,7 @@ CONFIG: dict[str, Range] = {
     "seed": _SEED,
     "data.shape": EACH_FROM_1,
     "data.corrupt_limit": FROM_0,
+    "data.shuffle_bytes": FROM_0,
     "data.threads": FROM_0,
     "data.workers": FROM_0,
     "vlb_weight": NOT_NEGATIVE,

@@ -10,7 +10,8 @@ SCHEMA: dict[str, Any] = {
     "seed": 0,  # of the parameters, the order of the data and every random draw of a step
     "init_from": "",  # workdir whose averaged parameters a new run starts with
     "data": {
-        "source": "digits",  # digits | shapes:.. | tfds:NAME | folder:PATH | audio:PATH | notes:.. | arrays:FILE
+        # digits | shapes:.. | tfds:NAME | folder:PATH | parquet:PATH | webdataset:PATH | array_record:PATH | audio:PATH ..
+        "source": "digits",
         "split": "train",  # train, or another that the source has
         "caption": "text",  # column of metadata.jsonl or .csv, or text of a TFDS data set, that is the caption
         "missing_captions": "tell",  # tell | refuse: images that are listed nowhere, or with an empty caption
@@ -22,6 +23,7 @@ SCHEMA: dict[str, Any] = {
         "corrupt_limit": 0,  # unreadable examples that are skipped and named before the run ends
         "log_examples": False,  # write which examples each step was given, to examples/
         "cache": False,  # hold the decoded images in memory
+        "shuffle_bytes": 2**30,  # of row groups of Parquet that are shuffled together, and held by each process
         "threads": 4,  # threads of each process that read and decode
         "workers": 0,  # processes that read and decode; 0 uses threads alone
     },

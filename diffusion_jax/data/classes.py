@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
-from diffusion_jax.data.example import Example, Source
+from diffusion_jax.data.example import Blocks, BytesRead, Example, Source, blocks_of, bytes_read_of
 from diffusion_jax.errors import UserError
 
 NULL = "none"
@@ -105,6 +105,16 @@ class Renumbered:
     def fingerprint(self) -> str:
         """That of the source, which does not depend on the numbers of classes."""
         return self.source.fingerprint
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """Those of the source."""
+        return blocks_of(self.source)
+
+    @property
+    def bytes_read(self) -> BytesRead | None:
+        """That of the source."""
+        return bytes_read_of(self.source)
 
     def __len__(self) -> int:
         return len(self.source)

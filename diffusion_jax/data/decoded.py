@@ -6,8 +6,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from diffusion_jax.data.corrupt import CorruptError, readable
-from diffusion_jax.data.example import Example, Source
+from diffusion_jax.data.example import BytesRead, Example, Source, bytes_read_of
 from diffusion_jax.data.readers import Place, Reader, require
+from diffusion_jax.data.storage import StorageError
 from diffusion_jax.errors import UserError
 
 Read = tuple[np.ndarray | None, tuple[dict[str, object], ...]]
@@ -80,7 +81,14 @@ class Decoded:
         self.decoder = decoder
         self._source, self._shape, self._arrays, self._cache = source, shape, arrays, cache
         self.readers, self._corrupt_limit = tuple(readers), corrupt_limit
+        self._counts = bytes_read_of(source) is None
+        self._bytes_read = BytesRead()
         self._hold()
+
+    @property
+    def bytes_read(self) -> BytesRead:
+        """The count of encoded bytes: the source's own, or of the examples."""
+        return bytes_read_of(self._source) or self._bytes_read
 
     def _hold(self) -> None:
         size = len(self._source) if self._cache else 0
@@ -120,8 +128,12 @@ class Decoded:
         """The array of one example and the values of each reader; raises CorruptError if they cannot be read."""
         try:
             example = self._source[index]
+        except StorageError:  # of the network or a disk; the example may be sound
+            raise
         except UserError as error:
             raise CorruptError(str(error)) from error
+        if self._counts:
+            self._bytes_read.add(_bytes_of(example))
         for reader in self.readers:
             for field in reader.fields:
                 require(example, field)
@@ -135,3 +147,9 @@ class Decoded:
                 raise CorruptError(str(error)) from error
         place = Place(self._shape[:-1], original)
         return array, tuple(reader.read(example, place) for reader in self.readers)
+
+
+def _bytes_of(example: Example) -> int:
+    array = example.get("array")
+    encoded = (example.get("image", b""), example.get("audio", b""), example.get("map", b""))
+    return sum(map(len, encoded)) + (0 if array is None else array.nbytes)

@@ -1,5 +1,8 @@
 """The interface of a data set: examples, and sources of examples."""
 
+import collections
+import contextlib
+import dataclasses
 from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
@@ -26,6 +29,8 @@ class Source(Protocol):
     """A random-access sequence of examples, the same in every process; picklable, and safe to read from threads.
 
     A source of other data than images also has an attribute `modality`, the spec of its modality; see `modality_of`.
+    One that reads several examples at a time has `blocks`, see `Blocks`; one that knows how much it reads for an
+    example has `bytes_read`.
     """
 
     @property
@@ -48,6 +53,44 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example:
         """The example at index in [0, len); raises UserError that names it if it can't be read."""
         ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Blocks:
+    """Consecutive examples of a source that are read together, such as the row groups of a Parquet file."""
+
+    examples: tuple[int, ...]  # in each block
+    bytes: tuple[int, ...]  # that each takes in memory
+    window: int  # bytes of blocks that are shuffled together, and held in memory
+
+
+class BytesRead:
+    """A count of the bytes that a source has read, which any number of threads add to."""
+
+    def __init__(self) -> None:
+        self._counts: collections.deque[int] = collections.deque()
+
+    def add(self, count: int) -> None:
+        """Adds to the count."""
+        self._counts.append(count)
+
+    def take(self) -> int:
+        """The bytes added since the last call."""
+        total = 0
+        with contextlib.suppress(IndexError):
+            while True:
+                total += self._counts.popleft()
+        return total
+
+
+def blocks_of(source: Source) -> Blocks | None:
+    """The blocks of a source; None where single examples can be read."""
+    return getattr(source, "blocks", None)
+
+
+def bytes_read_of(source: Source) -> BytesRead | None:
+    """The source's own count of the bytes that it reads; None where it has none."""
+    return getattr(source, "bytes_read", None)
 
 
 def modality_of(source: Source) -> str:

@@ -11,13 +11,12 @@ of the global batch, and with it the noise that each image meets, would depend o
 """
 
 import dataclasses
-import functools
 import math
 import multiprocessing
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Protocol, TypedDict
+from typing import NotRequired, Protocol, TypedDict
 
 import grain
 import numpy as np
@@ -25,7 +24,8 @@ from absl import flags
 
 from diffusion_jax.data.corrupt import Skipped
 from diffusion_jax.data.decoded import Decoded, Decoder
-from diffusion_jax.data.example import Source
+from diffusion_jax.data.example import Blocks, Source, blocks_of
+from diffusion_jax.data.order import coins, example_indices
 from diffusion_jax.data.precomputed import Precomputed
 from diffusion_jax.data.readers import Reader, Rows
 from diffusion_jax.errors import UserError
@@ -38,6 +38,7 @@ class StreamPosition(TypedDict):
 
     position: int  # examples before the next batch
     source: str  # fingerprint of the data
+    window: NotRequired[int]  # bytes of blocks that are shuffled together, of a source with blocks
 
 
 class _BatchIterator(Protocol):
@@ -49,33 +50,6 @@ class _BatchIterator(Protocol):
 
 
 MAX_CACHE = 2**32  # bytes of decoded examples
-
-
-def _key(seed: int, purpose: int) -> np.ndarray:
-    """A Philox key. NumPy promises to keep raw Philox output the same, unlike the streams of its Generator."""
-    return np.random.SeedSequence([seed, purpose]).generate_state(2, np.uint64)
-
-
-@functools.lru_cache(maxsize=4)  # two streams, each astride two epochs
-def _epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
-    """A uniform permutation of range(size), int64 [size]."""
-    raw = np.random.Philox(key=_key(seed, 0), counter=[0, epoch, 0, 0]).random_raw(size)
-    return np.argsort(raw, kind="stable")
-
-
-def example_indices(seed: int, size: int, first: int, count: int) -> np.ndarray:
-    """The examples at positions [first, first + count) of the stream over size examples, int64 [count]."""
-    positions = np.arange(first, first + count)
-    epochs, within = np.divmod(positions, size)
-    parts = [_epoch_order(seed, int(epoch), size)[within[epochs == epoch]] for epoch in np.unique(epochs)]
-    return np.concatenate(parts)
-
-
-def coins(seed: int, first: int, count: int) -> np.ndarray:
-    """A fair coin for each of the positions [first, first + count), bool [count]."""
-    # Philox counts in blocks of four numbers: position k owns block k.
-    raw = np.random.Philox(key=_key(seed, 1), counter=first).random_raw(4 * count)
-    return raw[::4] >> np.uint64(63) == 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,13 +85,14 @@ class _Rows:
     size: int  # of the source
     seed: int
     flip: bool
+    blocks: Blocks | None  # of the source
     precomputed: Precomputed | None
     offset: int  # of this process's first row in the global batch
     count: int
 
     def indices(self, start: int) -> np.ndarray:
         """The examples of this process's rows, int64 [count], with those that cannot be read."""
-        return example_indices(self.seed, self.size, start + self.offset, self.count)
+        return example_indices(self.seed, self.size, start + self.offset, self.count, self.blocks)
 
     def __call__(self, start: int) -> Batch:
         first = start + self.offset
@@ -131,7 +106,7 @@ class _Rows:
                     where &= ~upright
             if arrays.size:
                 arrays = self.decoded.decoder.mirror(arrays, where)
-        batch = {"index": index}
+        batch = {"index": index, "bytes": np.array([self.decoded.bytes_read.take()])}
         if self.precomputed:
             batch |= self.precomputed.read(index, where)
         if arrays.size:
@@ -147,6 +122,7 @@ class TrainBatches:
 
     def __init__(self, rows: _Rows, batch_size: int, fingerprint: str, reading: Reading):
         self.skipped = Skipped(reading.corrupt_limit, rows.size, rows.decoded.read_one)
+        self.bytes_read = 0  # for the batches so far, encoded, by this process
         self._rows, self._batch_size, self._fingerprint = rows, batch_size, fingerprint
         self._threads, self._workers = reading.threads, reading.workers
         self._prefetch = max(reading.threads, 2)
@@ -164,6 +140,7 @@ class TrainBatches:
             batch = next(self._batches)
             if self.skipped.limit:
                 self.skipped.compare(self._rows.indices(self._position), batch["index"])
+            self.bytes_read += int(batch.pop("bytes")[0])
             self._position += self._batch_size
         # Workers hand over shared memory, which would leak if a batch outlived the iterator.
         return {key: np.array(array) for key, array in batch.items()} if self._workers else batch
@@ -180,7 +157,8 @@ class TrainBatches:
 
     def get_state(self) -> StreamPosition:
         """The position of the next batch, as JSON takes it; equal in all processes."""
-        return {"position": self._position, "source": self._fingerprint}
+        state = StreamPosition(position=self._position, source=self._fingerprint)
+        return state if self._rows.blocks is None else state | {"window": self._rows.blocks.window}
 
     def set_state(self, state: StreamPosition) -> None:
         """Goes on at a position from `get_state`; raises UserError if it belongs to other data."""
@@ -188,6 +166,11 @@ class TrainBatches:
             raise UserError(
                 f"the saved position is one in the data {state['source']!r}, but the source is {self._fingerprint!r}; "
                 "go on with the same data, or start a new run"
+            )
+        if (own := self.get_state().get("window")) != (saved := state.get("window")):
+            raise UserError(
+                f"the saved position is one in the order of data.shuffle_bytes={saved}, and it is {own}; set it back, or "
+                "start a new run"
             )
         self.close()
         self._position = state["position"]
@@ -249,6 +232,7 @@ def train_batches(
         size=len(source),
         seed=order.seed,
         flip=order.flip,
+        blocks=blocks_of(source),
         precomputed=precomputed,
         offset=order.process_index * count,
         count=count,

@@ -176,7 +176,27 @@ def tfds_source(
     its map is the image "map".
     Raises UserError for an unknown name, split or key, and for a data set that can't be prepared or read here.
     """
-    builder = _prepared(name, data_dir, config)
+    return _of_builder(_prepared(name, data_dir, config), name, split, image_key, label_key, caption_key)
+
+
+def tfds_folder(folder: str, split: str = "train", *, caption_key: str | None = None) -> TfdsSource:
+    """The data set whose files and features.json TFDS wrote to a folder; raises UserError as `tfds_source` does."""
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # TFDS says what is wrong with a folder in many types
+        raise UserError(f"{folder} can't be opened as a data set of TFDS: {_reason(error)}") from error
+    return _of_builder(builder, builder.info.full_name, split, "image", None, caption_key)
+
+
+def _of_builder(
+    builder: tfds.core.DatasetBuilder,
+    name: str,
+    split: str,
+    image_key: str,
+    label_key: str | None,
+    caption_key: str | None,
+) -> TfdsSource:
+    """The source of a prepared data set; name is for messages."""
     features = builder.info.features
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     classes = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]

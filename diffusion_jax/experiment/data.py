@@ -73,6 +73,7 @@ def opened(config: ConfigDict) -> sources.Source:
         caption=config.data.caption,
         needs=frozenset(name for name, needed in needs.items() if needed),
         shape=tuple(config.data.shape),
+        shuffle_bytes=config.data.shuffle_bytes,
     )
 
 

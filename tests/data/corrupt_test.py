@@ -7,7 +7,8 @@ import pytest
 from PIL import Image as Picture
 
 from diffusion_jax.data import corrupt
-from diffusion_jax.data.pipeline import Order, Reading, example_indices, train_batches
+from diffusion_jax.data.order import example_indices
+from diffusion_jax.data.pipeline import Order, Reading, train_batches
 from diffusion_jax.data.readers import Captions
 from diffusion_jax.errors import UserError
 from diffusion_jax.modalities import Image

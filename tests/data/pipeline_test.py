@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from diffusion_jax.data import masks, pipeline
+from diffusion_jax.data import masks
+from diffusion_jax.data.order import example_indices
 from diffusion_jax.data.pipeline import Order, Reading, train_batches
 from diffusion_jax.data.readers import Captions, Labels, Maps, Masks
 from diffusion_jax.data.sources import open_source
@@ -144,7 +145,7 @@ def test_every_example_comes_once_an_epoch(size, batch_size):
 
 def test_every_order_is_as_likely():
     # 6000 epochs of 3 examples: each of the 6 orders is binomial, 1000 +- 29.
-    epochs = pipeline.example_indices(seed=1, size=3, first=0, count=18_000).reshape(-1, 3)
+    epochs = example_indices(seed=1, size=3, first=0, count=18_000).reshape(-1, 3)
     _, counts = np.unique(epochs, axis=0, return_counts=True)
     assert len(counts) == 6
     assert np.abs(counts - 1000).max() < 5 * 29
@@ -159,7 +160,7 @@ def test_a_seed_decides_everything():
 
 
 def test_the_next_seed_is_not_the_next_epoch():
-    orders = [pipeline.example_indices(seed, 20, epoch * 20, 20) for seed in range(4) for epoch in range(4)]
+    orders = [example_indices(seed, 20, epoch * 20, 20) for seed in range(4) for epoch in range(4)]
     assert len({tuple(order) for order in orders}) == 16
 
 

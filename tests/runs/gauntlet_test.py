@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from faults_driver import digest
 
-from diffusion_jax.data.pipeline import example_indices
+from diffusion_jax.data.order import example_indices
 from diffusion_jax.report.examples import read_examples
 from diffusion_jax.report.metrics import read_metrics
 from diffusion_jax.train import manifest

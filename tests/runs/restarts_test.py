@@ -15,7 +15,7 @@ import pytest
 
 from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
-from diffusion_jax.data.pipeline import example_indices
+from diffusion_jax.data.order import example_indices
 from diffusion_jax.report.examples import read_examples
 from diffusion_jax.report.metrics import read_metrics
 from diffusion_jax.train import faults, sharding

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_jax.data.pipeline import example_indices
+from diffusion_jax.data.order import example_indices
 from diffusion_jax.report.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]

@@ -31,7 +31,7 @@ def fit(run: Run, state: TrainState, resumed: int | None) -> TrainState:
         guard = Guard(
             config.train.nonfinite_limit,
             _spikes(run),
-            lambda event: append_nonfinite(workdir, event, config, len(task.source)) if run.first else None,
+            lambda event: append_nonfinite(workdir, event, config, task.source) if run.first else None,
         )
         saving = Saving(run.checkpoints, text, task.measure, guard)
         log = MetricLog(writer.scalars, config.train.batch_size, (guard.drain, saving.drain, lambda: _corrupt(run)))
