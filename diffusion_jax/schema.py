@@ -10,7 +10,8 @@ SCHEMA: dict[str, Any] = {
     "seed": 0,  # of the parameters, the order of the data and every random draw of a step
     "init_from": "",  # workdir whose averaged parameters a new run starts with
     "data": {
-        # digits | shapes:.. | tfds:NAME | folder:PATH | parquet:PATH | webdataset:PATH | array_record:PATH | audio:PATH ..
+        # digits | shapes:.. | tfds:NAME | folder:PATH | parquet:PATH | webdataset:PATH | array_record:PATH | audio:PATH
+        # | notes:.. | arrays:FILE
         "source": "digits",
         "split": "train",  # train, or another that the source has
         "caption": "text",  # column of metadata.jsonl or .csv, or text of a TFDS data set, that is the caption

@@ -70,6 +70,8 @@ LIBRARIES = {
     "ml_collections": {"config", "earlier_keys", "functions", "experiment", "runs", "cli"},  # who reads a config
     "absl": {"cli", "data"},
     "soundfile": {"data"},
+    "pyarrow": {"data"},
+    "array_record": {"data"},
     "soxr": {"data"},
     "matplotlib": {"report"},
     "tensorboardX": {"report"},

@@ -87,4 +87,5 @@ def tfds_home(tmp_path_factory):
     """Data sets built by a test never reach the user's home."""
     folder = tmp_path_factory.mktemp("tfds")
     os.environ["TFDS_DATA_DIR"] = str(folder)
+    os.environ["DIFFUSION_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     return folder

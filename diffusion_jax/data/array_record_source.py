@@ -168,10 +168,8 @@ def _fields(record: bytes, name: str, caption: str, needs: Collection[str]) -> F
     images = [key for key, value in kinds.items() if isinstance(value, bytes) and value.startswith(_IMAGES)]
     image = "image" if "image" in images else images[0] if len(images) == 1 else None
     if image is None:
-        raise UserError(
-            f"{name} has {f'the images {shown(images)}, none of them called' if images else 'no'} image; its features are "
-            f"{shown(sorted(features))}"
-        )
+        found = f"the images {shown(images)}, none of them called image" if images else "no image"
+        raise UserError(f"{name} has {found}; its features are {shown(sorted(features))}")
     wanted = ("text", "caption") if caption == CAPTION else (caption,)
     told = next((key for key in wanted if isinstance(kinds.get(key), bytes)), None)
     if told is None and (caption != CAPTION or "caption" in needs):

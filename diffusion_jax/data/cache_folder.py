@@ -46,8 +46,8 @@ class JsonCache:
         except OSError as error:
             if not self._told:
                 print(
-                    f"diffusion-jax: {self._folder} cannot be written ({error}), so indexes are made anew at each start; "
-                    f"set {CACHE} to a folder that can",
+                    f"diffusion-jax: {self._folder} cannot be written ({error}), so indexes are made anew at each "
+                    f"start; set {CACHE} to a folder that can",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -55,7 +55,7 @@ class JsonCache:
 
 
 def write_whole(path: Path, content: Iterable[bytes]) -> None:
-    """Writes a file, given in pieces, that appears whole or not at all, also beside other processes that write the same."""
+    """Writes a file, given in pieces, that appears whole or not at all, also where other processes write it too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as file:
         try:

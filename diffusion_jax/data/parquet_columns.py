@@ -45,8 +45,8 @@ def columns_of(schema: "pyarrow.Schema", where: str, caption: str, needs: Collec
     images = [name for name in schema.names if _is_image(schema, name, features)]
     if not images:
         raise UserError(
-            f"{where} has no column of images, bytes or a struct with bytes; it has {shown(schema.names)}; plain arrays "
-            "are read by arrays:FILE"
+            f"{where} has no column of images, bytes or a struct with bytes; it has {shown(schema.names)}; plain "
+            "arrays are read by arrays:FILE"
         )
     image = _one("image", images)
     if image is None:

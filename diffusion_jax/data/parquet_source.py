@@ -77,7 +77,7 @@ class ParquetImages:
         """The number of class names, or one more than the largest label."""
         if self.class_names is not None:
             return len(self.class_names)
-        labels = [] if self.columns.label is None else [each for each in self._labels() if each is not None]
+        labels = [] if self.columns.label is None else [each for each in self._labels() if isinstance(each, int)]
         return max(labels) + 1 if labels else None
 
     @functools.cached_property

@@ -169,8 +169,8 @@ class TrainBatches:
             )
         if (own := self.get_state().get("window")) != (saved := state.get("window")):
             raise UserError(
-                f"the saved position is one in the order of data.shuffle_bytes={saved}, and it is {own}; set it back, or "
-                "start a new run"
+                f"the saved position is one in the order of data.shuffle_bytes={saved}, and it is {own}; set it back, "
+                "or start a new run"
             )
         self.close()
         self._position = state["position"]
@@ -237,6 +237,7 @@ def train_batches(
         offset=order.process_index * count,
         count=count,
     )
+    rows.decoded.bytes_read.take()  # what was read so far is of no batch
     return TrainBatches(rows, order.batch_size, source.fingerprint, reading)
 
 

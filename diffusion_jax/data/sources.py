@@ -84,12 +84,13 @@ def open_source(
     if name not in SOURCES or (name not in ("shapes", "notes") and bool(argument) == (name == "digits")):
         raise UserError(
             f"unknown data source {spec!r}; write digits, shapes:SIZE,COUNT, tfds:NAME, folder:PATH (images, a folder "
-            "or a zip of one), parquet:PATH, webdataset:PATH, array_record:PATH (shards of images, here or in a bucket), "
+            "or a zip of one), parquet:PATH, webdataset:PATH, array_record:PATH (shards, here or in a bucket), "
             "audio:PATH (sounds, likewise), notes:RATE,SECONDS,COUNT or arrays:FILE"
         )
     if caption != CAPTION and name in ("digits", "shapes", "notes", "arrays"):
         raise UserError(
-            f"data.caption={caption!r} is of data from folder:, parquet:, webdataset:, array_record:, audio: or tfds:; leave it at {CAPTION!r} for {name}"
+            f"data.caption={caption!r} is of data from folder:, parquet:, webdataset:, array_record:, audio: or tfds:; "
+            f"leave it at {CAPTION!r} for {name}"
         )
     return SOURCES[name](argument, opening)
 

@@ -1,4 +1,4 @@
-"""The files of a data set, on a disk or at an address of fsspec such as gs://bucket/folder: found, and read in ranges."""
+"""The files of a data set, on a disk or at an address of fsspec such as gs://bucket/folder, read in ranges."""
 
 import dataclasses
 import hashlib
@@ -43,6 +43,7 @@ _VERSIONS = (
     "updated",
     "created",
     "oid",
+    "blob_id",
 )
 """Entries of a file's listing, in one file system or another, that change with the file."""
 
@@ -89,7 +90,7 @@ class Shards:
         return path if self.local else str(self.files.unstrip_protocol(path))
 
     def read(self, shard: int, start: int, end: int) -> bytes:
-        """The bytes [start, end) of a shard, fewer where it ends before; raises StorageError where they can't be read."""
+        """The bytes [start, end) of a shard, fewer where it ends; raises StorageError where they can't be read."""
         path = self.shards[shard].path
         for wait in (*WAITS, None):
             try:
@@ -234,7 +235,7 @@ def _below(files: fsspec.AbstractFileSystem, path: str, suffixes: Sequence[str])
 
 
 def _counts(name: str, suffixes: Sequence[str]) -> bool:
-    """Whether a file below a folder belongs to the data; the suffix .array_record may have -00000-of-00010 behind it."""
+    """Whether a file below a folder belongs to the data; a suffix may have -00000-of-00010 behind it."""
     parts = name.strip("/").split("/")
     if any(part.startswith(".") or part.lower() in HIDDEN for part in parts):
         return False
