@@ -6,6 +6,7 @@ from diffusion_jax import config as configs
 from diffusion_jax.report.metrics import MetricWriter, NullWriter
 from diffusion_jax.report.progress import progress
 from diffusion_jax.runs.train.evaluations import Evaluations
+from diffusion_jax.runs.train.input_watch import InputWatch
 from diffusion_jax.runs.train.loss_curve import LossCurve
 from diffusion_jax.runs.train.metric_log import MetricLog
 from diffusion_jax.runs.train.parts import Run
@@ -34,10 +35,13 @@ def fit(run: Run, state: TrainState, resumed: int | None) -> TrainState:
             lambda event: append_nonfinite(workdir, event, config, task.source) if run.first else None,
         )
         saving = Saving(run.checkpoints, text, task.measure, guard)
-        log = MetricLog(writer.scalars, config.train.batch_size, (guard.drain, saving.drain, lambda: _corrupt(run)))
+        watched = InputWatch(config, task.source, task.batches, prints=run.first)
+        counters = (guard.drain, saving.drain, watched.counted, lambda: _corrupt(run))
+        log = MetricLog(writer.scalars, config.train.batch_size, counters)
         curve = LossCurve(workdir, draws=run.first)
         hooks = [
             Hook(config.log_every, log.run, at_end=True, phase="save"),
+            Hook(config.log_every, watched.run, phase="save"),
             Hook(config.checkpoint.every, saving.run, at_end=True, phase="save"),
             Hook(config.sample.every, curve.run, at_end=True),
             Hook(config.sample.every, Previews(run, writer, shown).run),
