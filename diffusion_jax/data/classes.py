@@ -5,9 +5,9 @@ import difflib
 import functools
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from diffusion_jax.data.example import Blocks, BytesRead, Example, Source, blocks_of, bytes_read_of
+from diffusion_jax.data.example import Blocks, BytesRead, Example, Source, blocks_of, bytes_read_of, captions_of
 from diffusion_jax.errors import UserError
 
 NULL = "none"
@@ -115,6 +115,10 @@ class Renumbered:
     def bytes_read(self) -> BytesRead | None:
         """That of the source."""
         return bytes_read_of(self.source)
+
+    def read_captions(self) -> Iterator[str]:
+        """Yields those of the source."""
+        return captions_of(self.source, len(self))
 
     def __len__(self) -> int:
         return len(self.source)

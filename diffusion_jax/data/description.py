@@ -2,6 +2,7 @@
 
 import collections
 import io
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from diffusion_jax.data import transforms
 from diffusion_jax.data.classes import Renumbered, shown
-from diffusion_jax.data.example import Example, Source, image_of
+from diffusion_jax.data.example import Example, Source, blocks_of, image_of
 from diffusion_jax.data.labelled_files import LabelledFiles
 from diffusion_jax.data.transforms import FORMATS
 from diffusion_jax.errors import UserError
@@ -21,6 +22,10 @@ DECIDING = 1024
 """The most images whose sizes are read to decide about `data.shape`."""
 
 _LISTED = 6  # sizes in a message
+
+_BLOCKS = 16  # the most that are read to describe a data set
+
+_AT_ONCE = 16  # examples that are read at once
 
 _TURNED = {5, 6, 7, 8}  # orientations that exchange height and width
 
@@ -36,14 +41,30 @@ class Header(NamedTuple):
 
 def examples_of(source: Source, most: int = LOOKED_AT) -> list[Example]:
     """At most `most` examples, spread evenly over the source, without those that cannot be read."""
-    places = np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).round().astype(int))
-    found = []
-    for place in places:
+
+    def read(place: int) -> Example | None:
         try:
-            found.append(source[int(place)])
+            return source[place]
         except UserError:  # training names it
-            continue
-    return found
+            return None
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # a bucket takes long to answer
+        return [example for example in pool.map(read, places(source, most)) if example is not None]
+
+
+def places(source: Source, most: int) -> list[int]:
+    """At most `most` places in the source, evenly spread, and in at most _BLOCKS blocks where it has such."""
+    blocks = blocks_of(source)
+    if blocks is None:
+        return spread(len(source), most)
+    chosen = spread(len(blocks.examples), min(_BLOCKS, most))
+    starts = np.cumsum([0, *blocks.examples])
+    return [int(starts[i]) + place for i in chosen for place in spread(blocks.examples[i], most // len(chosen))]
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` numbers in range(count), evenly spread."""
+    return [int(place) for place in np.unique(np.linspace(0, count - 1, min(most, count)).round())]
 
 
 def header(data: bytes) -> Header | None:

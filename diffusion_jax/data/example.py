@@ -3,6 +3,8 @@
 import collections
 import contextlib
 import dataclasses
+import itertools
+from collections.abc import Iterator
 from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
@@ -30,7 +32,7 @@ class Source(Protocol):
 
     A source of other data than images also has an attribute `modality`, the spec of its modality; see `modality_of`.
     One that reads several examples at a time has `blocks`, see `Blocks`; one that knows how much it reads for an
-    example has `bytes_read`.
+    example has `bytes_read`, and one that reads captions without their images `read_captions`.
     """
 
     @property
@@ -91,6 +93,18 @@ def blocks_of(source: Source) -> Blocks | None:
 def bytes_read_of(source: Source) -> BytesRead | None:
     """The source's own count of the bytes that it reads; None where it has none."""
     return getattr(source, "bytes_read", None)
+
+
+def captions_of(source: Source, most: int) -> Iterator[str]:
+    """Yields the captions of the first `most` examples, in their order, of those that have one."""
+    read = getattr(source, "read_captions", None)
+    if read is not None:
+        yield from itertools.islice(read(), most)
+        return
+    for index in range(min(len(source), most)):
+        example = source[index]
+        if "caption" in example:
+            yield example["caption"]
 
 
 def modality_of(source: Source) -> str:

@@ -77,7 +77,7 @@ class ParquetImages:
         """The number of class names, or one more than the largest label."""
         if self.class_names is not None:
             return len(self.class_names)
-        labels = [] if self.columns.label is None else [each for each in self._labels() if isinstance(each, int)]
+        labels = [each for each in self._labels() if isinstance(each, int)]
         return max(labels) + 1 if labels else None
 
     @functools.cached_property
@@ -157,12 +157,20 @@ class ParquetImages:
                     f"{where} of {self.shards.name(shard)} can't be read ({_line(error)}); fetch the file again"
                 ) from error
 
+    def read_captions(self) -> Iterator[str]:
+        """Yields the captions, from their column alone."""
+        return (str(caption or "") for caption in self._values(self.columns.caption))
+
     def _labels(self) -> Iterator[int | str | None]:
-        """Yields the label of each example, from its column alone."""
-        assert self.columns.label is not None
-        for shard, each in itertools.groupby(self.groups, lambda group: group.shard):
-            table = self._read(shard, [group.number for group in each], [self.columns.label])
-            yield from table[self.columns.label].to_pylist()
+        """Yields the labels, from their column alone."""
+        return self._values(self.columns.label)
+
+    def _values(self, column: str | None) -> Iterator[int | str | None]:
+        """Yields the values of a column, none of None; a file at a time."""
+        groups = () if column is None else self.groups
+        for shard, each in itertools.groupby(groups, lambda group: group.shard):
+            table = self._read(shard, [group.number for group in each], [str(column)])
+            yield from table[column].to_pylist()
 
 
 def parquet_images(

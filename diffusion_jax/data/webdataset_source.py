@@ -10,7 +10,7 @@ import hashlib
 import json
 import sys
 import tarfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -68,6 +68,10 @@ class WebDataset:
         """The number of images and a hash of their names, sizes, classes and captions, wherever the shards lie."""
         content = json.dumps([self.names, self.sizes.tolist(), self.labels, self.captions, self.class_names])
         return f"{len(self)} images of tar shards, {hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+    def read_captions(self) -> Iterator[str]:
+        """Yields the captions, which are at hand."""
+        return iter(self.captions or ())
 
     def __len__(self) -> int:
         return len(self.names)

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import modalities
 from diffusion_jax.data import pipeline, sources
 from diffusion_jax.data.classes import Classes, renumbered, shown
-from diffusion_jax.data.example import modality_of
+from diffusion_jax.data.example import captions_of, modality_of
 from diffusion_jax.data.precomputed import Precomputed
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
@@ -149,5 +149,4 @@ def tokenizer(model: Model, data: sources.Source) -> Tokenizer | None:
     """The tokenizer of the model's text encoder, learned from the captions unless published; None without text."""
     if model.text is None:
         return None
-    examples = (data[i] for i in range(min(len(data), _CAPTIONS)))
-    return model.text.learn_tokenizer(example["caption"] for example in examples if "caption" in example)
+    return model.text.learn_tokenizer(captions_of(data, _CAPTIONS))

@@ -11,7 +11,9 @@ import pytest
 import shard_files as files
 from shard_files import CLASSES, KINDS, WRITE
 
-from diffusion_jax.data import storage, transforms
+from diffusion_jax.data import description, storage, transforms
+from diffusion_jax.data.classes import Renumbered
+from diffusion_jax.data.example import captions_of
 from diffusion_jax.data.sources import open_source
 from diffusion_jax.errors import UserError
 
@@ -369,6 +371,26 @@ def test_a_bucket_that_fails_is_asked_again_and_no_example_is_skipped(bucket, mo
     assert source[0]["image"] == files.picture(0)
     with pytest.raises(storage.StorageError, match=r"train-00000.tar can't be read \(gone\)"):
         source[1]
+
+
+def test_captions_and_a_survey_read_no_more_than_they_need(tmp_path):
+    """Of a large set, captions without images, and a few row groups."""
+    files.write_parquet(tmp_path / "parquet", 200, shards=2, group=4)
+    files.write_webdataset(tmp_path / "webdataset", 200)
+    for kind in ("parquet", "webdataset"):
+        source = opened(kind, tmp_path / kind)
+        assert list(captions_of(source, 150)) == [caption for *_, caption in files.rows(200)][:150]
+        assert list(captions_of(Renumbered(source, CLASSES, (0, 1, 2)), 2)) == [
+            "picture 0 of a cat",
+            "picture 1 of a cat",
+        ]
+        assert source.bytes_read.take() == 0
+    source = opened("parquet", tmp_path / "parquet")
+    found = description.examples_of(source)
+    assert len(found) == len({example["name"] for example in found}) == 64
+    assert found[0]["name"].endswith("train-00000-of-00002.parquet, row 0")
+    assert found[-1]["name"].endswith("train-00001-of-00002.parquet, row 99")
+    assert source.bytes_read.take() == sum(source.groups[i].stored for i in description.spread(50, 16))
 
 
 def test_row_groups_are_read_once_for_all_threads_and_a_window_is_held(tmp_path):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from diffusion_jax.data import transforms
+from diffusion_jax.data import description, transforms
 from diffusion_jax.data.classes import shown
 from diffusion_jax.data.example import Example, Source, image_of, modality_of
 from diffusion_jax.data.sources import CAPTION, open_source
@@ -75,7 +75,7 @@ def survey(source: str, caption: str = CAPTION) -> Survey:
     Raises UserError where there is no such data, or none of its images can be read.
     """
     data, notes = _opened(source, caption)
-    places = _spread(len(data), LOOKED_AT)
+    places = description.places(data, LOOKED_AT)
     sizes, modes, labels = (collections.Counter[object]() for _ in range(3))
     colour = transparent = False
     captions: list[str] = []
@@ -119,7 +119,7 @@ def survey(source: str, caption: str = CAPTION) -> Survey:
         captions=tuple(captions),
         notes=tuple(notes),
         broken=tuple(broken),
-        pictured=tuple(_decoded(data[readable[place]]) for place in _spread(len(readable), PICTURED)),
+        pictured=tuple(_decoded(data[readable[place]]) for place in description.spread(len(readable), PICTURED)),
     )
 
 
@@ -146,11 +146,6 @@ def _opened(source: str, caption: str) -> tuple[Source, list[str]]:
     if left:
         notes.append(f"{left:,} images without a caption are left out")
     return both, notes
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """At most `most` places in range(count), evenly spread."""
-    return [int(place) for place in np.unique(np.linspace(0, count - 1, min(most, count)).round())]
 
 
 def _decoded(example: Example) -> np.ndarray:

@@ -15,6 +15,9 @@ from diffusion_jax.runs.new.fitting import Fit, fit, machine
 from diffusion_jax.runs.new.writing import config_text
 from diffusion_jax.runs.workdir.output_folder import check_writable
 
+_OF_FILES = ("folder", "parquet", "webdataset", "array_record")
+"""Sources that are named by a path."""
+
 
 def new(data: str, out: Path, *, caption: str = CAPTION) -> Path:
     """Writes a config for the data set that data names, such as folder:PATH, to the new file out.
@@ -26,8 +29,8 @@ def new(data: str, out: Path, *, caption: str = CAPTION) -> Path:
         raise UserError(f"--out={out} is to be a new .py file; give another")
     check_writable(out.parent)
     kind, separator, path = data.partition(":")
-    if kind == "folder" and separator:
-        data = f"folder:{Path(path).expanduser().resolve()}"  # the config is used from other folders too
+    if kind in _OF_FILES and separator and "://" not in path:
+        data = f"{kind}:{Path(path).expanduser().resolve()}"  # the config is used from other folders too
     found = survey(data, caption)
     chosen = fit(found, machine())
     picture = out.with_suffix(".png")
