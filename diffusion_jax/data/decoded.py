@@ -25,6 +25,9 @@ class Decoder(Protocol):
     def mirrors(self) -> bool: ...  # noqa: D102
 
     @property
+    def scales_maps(self) -> bool: ...  # noqa: D102
+
+    @property
     def noun(self) -> str: ...  # noqa: D102
 
     def check_shape(self, shape: tuple[int, ...]) -> None: ...  # noqa: D102

@@ -81,8 +81,13 @@ def header(data: bytes) -> Header | None:
         return None
 
 
-def images(source: Source, examples: list[Example], height: int, width: int, channels: int) -> str:
-    """The sizes and colours of the images, from examples, and how they get height x width x channels."""
+def images(
+    source: Source, examples: list[Example], height: int, width: int, channels: int, *, resize: str = "crop"
+) -> str:
+    """The sizes and colours of the images, from examples, and how they get height x width x channels.
+
+    resize is a name of `transforms.RESIZES`.
+    """
     heads = [head for head in (header(image_of(example)) for example in examples) if head is not None]
     count = f"{len(source):,} images"
     if not heads:
@@ -95,7 +100,7 @@ def images(source: Source, examples: list[Example], height: int, width: int, cha
     transparent = any(head.transparent for head in heads)
     kind += " with transparency" if transparent else ""
     looked = "" if len(heads) == len(source) else f" (by the headers of {len(heads)})"
-    done = _resizing(sizes, height, width)
+    done = _RESIZING[resize](sizes, height, width)
     if True in colours and channels == 1:
         done.append("colours to gray")
     elif colours == {False} and channels > 1:
@@ -155,6 +160,30 @@ def _resizing(sizes: list[tuple[int, int]], height: int, width: int) -> list[str
         least = "" if len(sizes) == 1 else "at least "
         done.append(f"centre crop to {height} x {width}, {least}{visible:.0%} of the picture")
     return done
+
+
+def _padding(sizes: list[tuple[int, int]], height: int, width: int) -> list[str]:
+    """Phrases for `transforms.resize_pad`."""
+    scales = [min(height / h, width / w) for h, w in sizes]
+    if all(size == (height, width) for size in sizes):
+        return []
+    larger = f" (up to {max(scales):.3g} times larger)" if max(scales) > 1 else ""
+    filled = min(h * scale * w * scale / (height * width) for scale, (h, w) in zip(scales, sizes, strict=True))
+    least = "" if len(sizes) == 1 else "at least "
+    white = f", white around {least}{filled:.0%} of the area" if filled < 0.999 else ""
+    return [f"scaled to fit {height} x {width}{larger}{white}"]
+
+
+def _stretching(sizes: list[tuple[int, int]], height: int, width: int) -> list[str]:
+    """Phrases for `transforms.resize_stretch`."""
+    if all(size == (height, width) for size in sizes):
+        return []
+    ratios = [max(height * w / (h * width), h * width / (height * w)) for h, w in sizes]
+    apart = f", sides up to {max(ratios):.3g} times out of proportion" if max(ratios) > 1.001 else ""
+    return [f"stretched to {height} x {width}{apart}"]
+
+
+_RESIZING = {"crop": _resizing, "pad": _padding, "stretch": _stretching}
 
 
 class Missing(NamedTuple):

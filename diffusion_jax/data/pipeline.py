@@ -216,6 +216,8 @@ def train_batches(
         _check_precomputed(precomputed, source, flip=order.flip, of_image=any(reader.of_image for reader in readers))
     for reader in readers:
         reader.check(source, shape[:-1])
+        if "map" in reader.fields and not decoder.scales_maps:
+            raise UserError("semantic maps are scaled as images are cropped; use them with data.modality='image'")
     latents = precomputed is not None and "mean" in precomputed.names
     count = order.batch_size // order.process_count
     rows = _Rows(

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -125,6 +125,41 @@ def resize_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
     # Resizing the part that stays is the same as cropping afterwards, and cheaper.
     resized = source.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, w - left, h - top))
     return np.asarray(resized).reshape(height, width, channels)
+
+
+def resize_pad(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """image [h, w, C] uint8, scaled, sides in proportion, to just fit into height x width, in the middle of white.
+
+    The filter is that of `resize_crop`; with four channels the border is transparent.
+    """
+    h, w, channels = image.shape
+    if (h, w) == (height, width):
+        return image
+    scale = min(height / h, width / w)
+    inner_height, inner_width = max(round(h * scale), 1), max(round(w * scale), 1)
+    top, left = (height - inner_height) // 2, (width - inner_width) // 2
+    padded = np.full((height, width, channels), 255, np.uint8)
+    padded[..., 3:] = 0
+    padded[top : top + inner_height, left : left + inner_width] = resize_stretch(image, inner_height, inner_width)
+    return padded
+
+
+def resize_stretch(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """All of image [h, w, C] uint8 at height x width, each side scaled for itself, with the filter of `resize_crop`."""
+    h, w, channels = image.shape
+    if (h, w) == (height, width):
+        return image
+    source = Image.fromarray(image[..., 0] if channels == 1 else image)
+    resized = source.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized).reshape(height, width, channels)
+
+
+RESIZES: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
+    "crop": resize_crop,
+    "pad": resize_pad,
+    "stretch": resize_stretch,
+}
+"""{name: how an image [h, w, C] is brought to height x width}."""
 
 
 def mirror(images: np.ndarray, where: np.ndarray) -> np.ndarray:

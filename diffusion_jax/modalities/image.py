@@ -16,13 +16,31 @@ from diffusion_jax.report import pictures
 
 @dataclasses.dataclass(frozen=True)
 class Image(Modality):
-    """Images, gray, RGB or RGBA; PNG, JPEG and other still formats in, PNG out."""
+    """Images, gray, RGB or RGBA; PNG, JPEG and other still formats in, PNG out.
+
+    resize says how they get the size of `data.shape`: "crop" scales them to cover it and cuts off what is outside,
+    "pad" scales them to fit into it and fills it with white, "stretch" scales each side for itself.
+    """
+
+    resize: str = "crop"
 
     dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
     mirrors: ClassVar[bool] = True
     suffix: ClassVar[str] = ".png"
     bounds: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     noun: ClassVar[str] = "images"
+
+    def __post_init__(self) -> None:
+        if self.resize not in transforms.RESIZES:
+            raise UserError(
+                f"resize={self.resize!r} of images is none of {', '.join(transforms.RESIZES)}; write "
+                "image(resize='pad')"
+            )
+
+    @property
+    def scales_maps(self) -> bool:
+        """As `Modality`: a border has no class, and a stretched map no reader."""
+        return self.resize == "crop"
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises UserError unless shape is (height, width, channels), of 1, 3 or 4 channels."""
@@ -40,8 +58,8 @@ class Image(Modality):
         return transforms.decode(path.read_bytes(), channels=shape[-1], name=str(path))
 
     def fit(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """The image scaled to cover shape and cropped in the middle."""
-        return transforms.resize_crop(array, *shape[:2])
+        """The image in the size of shape, as `resize` says."""
+        return transforms.RESIZES[self.resize](array, *shape[:2])
 
     def mirror(self, arrays: np.ndarray, where: np.ndarray) -> np.ndarray:
         """Images [B, H, W, C], flipped left to right where `where` [B] is true."""
@@ -57,15 +75,15 @@ class Image(Modality):
 
     def measured(self, source: Source, shape: tuple[int, ...]) -> str:
         """The spec itself, which has no numbers of the data."""
-        return "image"
+        return "image" if self.resize == "crop" else f"image(resize={self.resize!r})"
 
     def shape_of(self, source: Source) -> tuple[int, ...]:
         """(height, width, channels) of all images; raises UserError that lists the sizes where they differ."""
         return description.image_shape(source)
 
     def description(self, source: Source, examples: Sequence[Example], shape: tuple[int, ...]) -> str:
-        """A sentence with sizes and colours, and how the images are scaled and cropped."""
-        return description.images(source, list(examples), *shape)
+        """A sentence with sizes and colours, and how the images get the size of shape."""
+        return description.images(source, list(examples), *shape, resize=self.resize)
 
     def tiles(self, arrays: np.ndarray) -> np.ndarray:
         """The images themselves."""

@@ -39,6 +39,11 @@ class Modality:
         return 1.0
 
     @property
+    def scales_maps(self) -> bool:
+        """Whether `data.masks` can scale a semantic map as this scales the example beside it."""
+        return False
+
+    @property
     def complete(self) -> bool:
         """Whether its constants of the data are known, so that `measured` does not have to read the data."""
         return True

@@ -257,6 +257,40 @@ def test_scaled_to_cover_and_cropped_in_the_middle(h, w, height, width, channels
     np.testing.assert_allclose(result.astype(int), expected.astype(int), atol=1)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize(("h", "w", "height", "width"), [(48, 80, 24, 16), (96, 32, 8, 16), (10, 10, 20, 40)])
+def test_padded_images_are_whole_in_the_middle_of_white(h, w, height, width, channels):
+    pixels = noise(h, w, channels)
+    pixels[..., 3:] = 255
+    scale = min(height / h, width / w)
+    inner = round(h * scale), round(w * scale)
+    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+    result = transforms.resize_pad(pixels, height, width)
+    within = np.zeros((height, width), bool)
+    within[top : top + inner[0], left : left + inner[1]] = True
+    expected = np.asarray(Image.fromarray(pixels.squeeze()).resize(inner[::-1], Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(result[within], expected.reshape(-1, channels))
+    np.testing.assert_array_equal(result[~within], np.tile([255, 255, 255, 0][:channels], ((~within).sum(), 1)))
+    assert (~within).any()
+
+
+def test_stretched_images_keep_a_ramp_of_each_side():
+    """Of a plane of gray values, scaled to any size, a plane with the same corners; an edge shows a little."""
+    y, x = np.mgrid[0:1:60j, 0:1:40j]
+    plane = (100 * y + 80 * x)[..., None]
+    y, x = np.mgrid[0:1:20j, 0:1:80j]
+    result = transforms.resize_stretch(plane.round().astype(np.uint8), 20, 80)
+    np.testing.assert_allclose(result, (100 * y + 80 * x)[..., None], atol=4)
+
+
+@pytest.mark.parametrize("resize", transforms.RESIZES.values())
+def test_what_has_the_size_stays_and_what_has_one_pixel_is_brought_to_it(resize):
+    pixels = noise(9, 7, 3)
+    np.testing.assert_array_equal(resize(pixels, 9, 7), pixels)
+    for h, w in ((1, 999), (999, 1), (333, 334)):
+        assert resize(np.full((h, w, 3), 77, np.uint8), 6, 10).shape == (6, 10, 3)
+
+
 def test_reduction_does_not_alias():
     stripes = np.zeros((64, 64, 1), np.uint8)
     stripes[:, ::2] = 255  # the highest frequency: a filter of fixed support would keep one of the two values

@@ -4,12 +4,16 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image as Picture
 
 from diffusion_jax import experiment
 from diffusion_jax.config import base
 from diffusion_jax.data import description
+from diffusion_jax.data.pipeline import Order, train_batches
+from diffusion_jax.data.readers import Maps
+from diffusion_jax.data.sources import open_source
 from diffusion_jax.errors import UserError
+from diffusion_jax.modalities import Image
 from diffusion_jax.runs.train import training_data
 from diffusion_jax.runs.workdir.paths import Workdir
 
@@ -17,7 +21,7 @@ from diffusion_jax.runs.workdir.paths import Workdir
 def write(folder, *sizes, mode="L"):
     folder.mkdir(parents=True, exist_ok=True)
     for i, (height, width) in enumerate(sizes):
-        Image.new(mode, (width, height)).save(folder / f"{i:03d}.png")
+        Picture.new(mode, (width, height)).save(folder / f"{i:03d}.png")
     return folder
 
 
@@ -40,6 +44,36 @@ def test_own_pictures_of_several_sizes_need_one_to_be_asked_for(tmp_path, capsys
         said(folder, capsys)
     (line,) = said(folder, capsys, size=(8, 8, 1))
     assert line.startswith("data: 3 images of 24-30 x 30-40 gray: shorter side to 8, centre crop to 8 x 8")
+
+
+@pytest.mark.parametrize(
+    ("resize", "sizes", "done"),
+    [
+        ("crop", [(24, 40)], "shorter side to 16, centre crop to 16 x 16, 60% of the picture"),
+        ("pad", [(24, 40)], "scaled to fit 16 x 16, white around 60% of the area"),
+        (
+            "pad",
+            [(8, 8), (16, 8)],
+            "scaled to fit 16 x 16 (up to 2 times larger), white around at least 50% of the area",
+        ),
+        ("pad", [(16, 16)], "as they are"),
+        ("stretch", [(24, 40)], "stretched to 16 x 16, sides up to 1.67 times out of proportion"),
+        ("stretch", [(32, 32)], "stretched to 16 x 16"),
+    ],
+)
+def test_what_is_done_to_images_is_said(tmp_path, capsys, resize, sizes, done):
+    folder = write(tmp_path / "own", *sizes)
+    (line,) = said(folder, capsys, size=(16, 16, 1), **{"data.modality": f"image(resize='{resize}')"})
+    assert line.endswith(f" gray: {done}")
+
+
+def test_an_unknown_resize_and_a_map_of_a_stretched_image_are_refused(tmp_path, capsys):
+    with pytest.raises(UserError, match=r"resize='squeeze' of images is none of crop, pad, stretch"):
+        said(write(tmp_path / "own", (8, 8)), capsys, size=(16, 16, 1), **{"data.modality": "image(resize='squeeze')"})
+    source = open_source("shapes:8,3", data_dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"semantic maps are scaled as images are cropped"):
+        train_batches(source, Image(resize="stretch"), (16, 16, 3), Order(0, 1), readers=(Maps(4),))
+    train_batches(source, Image(), (16, 16, 3), Order(0, 1), readers=(Maps(4),)).close()
 
 
 @pytest.mark.parametrize(
@@ -75,9 +109,9 @@ def test_only_some_of_many_are_read(tmp_path, capsys, monkeypatch):
 
 
 def test_a_photograph_is_described_upright(tmp_path):
-    exif = Image.Exif()
+    exif = Picture.Exif()
     exif[0x0112] = 8
-    Image.new("RGB", (40, 24)).save(tmp_path / "a.jpg", exif=exif)
+    Picture.new("RGB", (40, 24)).save(tmp_path / "a.jpg", exif=exif)
     assert description.header((tmp_path / "a.jpg").read_bytes())[:2] == (40, 24)
 
 
