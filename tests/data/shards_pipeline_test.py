@@ -135,6 +135,32 @@ def test_damaged_examples_are_named_and_replaced(tmp_path, kind, capfd):
         take(stream(tmp_path, kind, corrupt_limit=2), COUNT // 6)
 
 
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_a_file_that_was_damaged_since_is_damaged_examples(tmp_path, kind, capfd):
+    """Row groups that cannot be unpacked, and a tar that has become shorter."""
+    WRITE[kind](tmp_path, COUNT, shards=3)
+    batches = stream(tmp_path, kind, corrupt_limit=COUNT)
+    damaged = sorted(tmp_path.iterdir())[1]
+    damaged.write_bytes(bytes(damaged.stat().st_size) if kind == "parquet" else b"")
+    taken = together(take(batches, COUNT // 6))
+    assert set(batches.skipped.found) == set(range(12, 24))
+    assert not set(taken["index"]) & set(range(12, 24))
+    told = capfd.readouterr().err
+    assert told.count("skipped") == 12
+    assert told.count("can't be read from row group" if kind == "parquet" else "ends after 0 of") == 12
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_a_disk_that_fails_ends_the_run_and_skips_nothing(tmp_path, kind):
+    WRITE[kind](tmp_path, COUNT)
+    batches = stream(tmp_path, kind, corrupt_limit=COUNT, threads=0)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=r"can't be read \(.*No such file"):
+        take(batches, COUNT // 6)  # parquet has read one row group
+    assert not batches.skipped.found
+
+
 def test_what_was_read_is_counted(shards):
     sizes = [len(files.picture(i)) for i in range(COUNT)]
     for kind in ("webdataset", "array_record"):
