@@ -152,9 +152,9 @@ class ParquetImages:
             except StorageError:
                 raise
             except Exception as error:  # damaged data make pyarrow raise nearly anything
-                where = f"row group{'s' if len(groups) > 1 else ''} {', '.join(map(str, groups))}"
                 raise UserError(
-                    f"{where} of {self.shards.name(shard)} can't be read ({_line(error)}); fetch the file again"
+                    f"{self.shards.name(shard)} can't be read from row group {groups[0]} on ({_line(error)}); fetch the "
+                    "file again"
                 ) from error
 
     def read_captions(self) -> Iterator[str]:
