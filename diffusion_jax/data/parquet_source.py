@@ -153,8 +153,8 @@ class ParquetImages:
                 raise
             except Exception as error:  # damaged data make pyarrow raise nearly anything
                 raise UserError(
-                    f"{self.shards.name(shard)} can't be read from row group {groups[0]} on ({_line(error)}); fetch the "
-                    "file again"
+                    f"{self.shards.name(shard)} can't be read from row group {groups[0]} on ({_line(error)}); fetch "
+                    "the file again"
                 ) from error
 
     def read_captions(self) -> Iterator[str]:

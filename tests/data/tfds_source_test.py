@@ -180,7 +180,7 @@ def test_captions_of_a_text_that_is_chosen(data_dir):
     with pytest.raises(UserError, match=r"'toy_told' has no text 'prompt'; its texts are captions"):
         open_source("tfds:toy_told", data_dir=data_dir, caption="prompt")
     assert open_source("tfds:toy_told", data_dir=data_dir, caption="captions")[3]["caption"] == "3 ½ 0"
-    with pytest.raises(UserError, match="data.caption='prompt' is of data from folder:, audio: or tfds:"):
+    with pytest.raises(UserError, match="data.caption='prompt' is of data from folder:, parquet:, webdataset:"):
         open_source("digits", data_dir=data_dir, caption="prompt")
 
 

@@ -50,6 +50,10 @@ class Poisoned:
         self.get_state, self.set_state, self.close = batches.get_state, batches.set_state, batches.close
         self.skipped = batches.skipped
 
+    @property
+    def bytes_read(self):
+        return self.batches.bytes_read
+
     def __next__(self):
         number = self.get_state()["position"] // self.size
         batch = next(self.batches)
