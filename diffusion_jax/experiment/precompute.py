@@ -12,7 +12,6 @@ from jax.stages import Wrapped
 from ml_collections import ConfigDict
 
 from diffusion_jax.data.precomputed import Precomputed, open_precomputed
-from diffusion_jax.data.tokens import from_folder
 from diffusion_jax.errors import UserError
 from diffusion_jax.experiment import data
 from diffusion_jax.models.model import Model
@@ -94,7 +93,7 @@ def made_by(model: Model) -> dict[str, str]:
         for field in dataclasses.fields(model.text.network)
         if field.name not in ("parent", "name")
     }
-    words = from_folder(model.text.tokenizer).to_json() if model.text.tokenizer else ""
+    words = model.text.published_tokenizer().to_json() if model.text.tokenizer else ""
     reading = json.dumps([options, words], sort_keys=True)
     return digests | {"text encoder's options or tokenizer": hashlib.sha256(reading.encode()).hexdigest()}
 

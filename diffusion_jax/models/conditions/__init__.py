@@ -12,6 +12,7 @@ from diffusion_jax.models.conditions.label import Label
 from diffusion_jax.models.conditions.low_resolution import LowResolution
 from diffusion_jax.models.conditions.request import RequestSetting, SampleRequest
 from diffusion_jax.models.conditions.semantic_map import SemanticMap
+from diffusion_jax.models.conditions.size_and_crop import SizeAndCrop
 from diffusion_jax.spec import from_spec
 
 __all__ = [
@@ -33,6 +34,7 @@ CONDITIONS: dict[str, type[Condition]] = {
     "low_resolution": LowResolution,
     "inpaint": Inpaint,
     "map": SemanticMap,
+    "size_and_crop": SizeAndCrop,
 }
 
 
