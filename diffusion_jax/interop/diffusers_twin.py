@@ -45,7 +45,7 @@ def outputs(request: dict[str, Any], inputs: Arrays) -> Arrays:
 def _of_models(network: Any, autoencoder: Any, inputs: Arrays) -> Arrays:
     found: Arrays = {}
     if "x" in inputs:
-        told = {"class_labels": torch.from_numpy(inputs["labels"])} if "labels" in inputs else {}
+        told: dict[str, Any] = {"class_labels": torch.from_numpy(inputs["labels"])} if "labels" in inputs else {}
         told |= {"encoder_hidden_states": torch.from_numpy(inputs["text"])} if "text" in inputs else {}
         if "numbers" in inputs:
             added = {"text_embeds": "text_pooled", "time_ids": "numbers"}

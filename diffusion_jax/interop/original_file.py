@@ -181,7 +181,7 @@ def unet_config(shapes: Shapes, *, linear: bool, side: int) -> tuple[dict[str, A
         "up_block_types": ["CrossAttnUpBlock2D" if attended else "UpBlock2D" for attended in reversed(attends)],
         "attention_head_dim": [max(n // HEAD, 1) for n in channels] if linear else HEADS,
         "cross_attention_dim": _of(shapes, f"{middle}transformer_blocks.0.attn2.to_k.weight")[1],
-        "transformer_layers_per_block": depth if len({n for n in layers if n}) > 1 else max(layers + [between]),
+        "transformer_layers_per_block": depth if len({n for n in layers if n}) > 1 else max(*layers, between),
         "use_linear_projection": len(_of(shapes, f"{middle}proj_in.weight")) == 2,
     }
     return config, unet_names(shapes, blocks=blocks)

@@ -1,7 +1,6 @@
 """Two CLIP text towers side by side, as Stable Diffusion XL reads a text (arXiv:2307.01952, section 2.1)."""
 
 from collections.abc import Mapping
-from typing import cast
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -32,7 +31,7 @@ class ClipPair(nn.Module):
             raise UserError(f"two text towers take tokens [B, 2 N] and no mask; got {tokens.shape}")
         first, second = jnp.split(tokens, 2, axis=-1)
         one, other = (
-            cast(Encoded, ClipText(**options, dtype=self.dtype, name=name)(ids))  # type: ignore[arg-type]
+            ClipText(**options, dtype=self.dtype, name=name)(ids)  # type: ignore[arg-type]
             for name, options, ids in (("first", self.first, first), ("second", self.second, second))
         )
         return Encoded(jnp.concatenate([one.hidden, other.hidden], axis=-1), one.mask, other.pooled)

@@ -134,8 +134,11 @@ def test_a_pipeline_comes_back(saved, tmp_path, kind, options):
     print(report["sentence"])
     assert set(report["compared"]) == {"network", "encoded", "decoded", "text", "sample"}
     assert all(each["agrees"] for each in report["compared"].values())
-    after = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", local_files_only=True)
-    after.set_progress_bar_config(disable=True)
+    pipe, after = (
+        diffusers.DiffusionPipeline.from_pretrained(tmp_path / name, local_files_only=True) for name in ("pipe", "out")
+    )
+    for each in (pipe, after):
+        each.set_progress_bar_config(disable=True)
     assert type(after) is type(pipe)
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         a, b = getattr(after, part).state_dict(), getattr(pipe, part).state_dict()

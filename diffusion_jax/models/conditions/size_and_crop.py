@@ -1,7 +1,7 @@
 """The size that a picture had, and where it was cropped: the micro-conditioning of Stable Diffusion XL."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import chex
@@ -70,10 +70,10 @@ class SizeAndCrop(Condition):
 
 def _several(value: object) -> list[object]:
     """The rows of a request's value, which is one row or several."""
-    if isinstance(value, str) or np.ndim(value) == 0:  # type: ignore[arg-type]
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
         return [value]
-    rows = list(value)  # type: ignore[call-overload]
-    return rows if rows and (isinstance(rows[0], str) or np.ndim(rows[0])) else [rows]
+    rows = list(value)
+    return rows if rows and isinstance(rows[0], str | Sequence | np.ndarray) else [rows]
 
 
 def _six_numbers(value: object) -> np.ndarray:

@@ -234,7 +234,7 @@ def _published_files(text: Text) -> dict[Path, str]:
     if text.second_tokenizer:
         words = {FIRST: text.tokenizer, SECOND: text.second_tokenizer}
         parts = [(folder / name, f"{name}/", words[name], f"{TOKENIZERS[name]}/") for name in words]
-    files = {}
+    files: dict[Path, str] = {}
     for weights, name, tokenizer, words_name in parts:
         files |= {weights / file: f"{name}{file}" for file in ("config.json", "model.safetensors")}
         found = [file for file in TOKENIZER_FILES if (Path(tokenizer) / file).is_file()]
