@@ -115,6 +115,8 @@ def read(root: Path, part: str = "") -> Pipeline:
     left_out = tuple(sorted(set(parts) - set(wanted)))
     options, folder = _unet(root, "unet")
     twin = _scheduler(root, latent=name in TEXT_TO_IMAGE)
+    if name == diffusers_xl.NAME and twin.threshold == "static":  # which is of pixels: of latents it is said in full
+        twin = dataclasses.replace(twin, threshold="static(low=-1.0, high=1.0)")
     if name in UNCONDITIONAL:
         return Pipeline(root, name, version, options, folder, scheduler=twin, left_out=left_out)
     coder, coder_folder = _autoencoder(root, "vae")

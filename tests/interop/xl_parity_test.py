@@ -6,9 +6,11 @@ import diffusers_folders as folders
 import jax
 import jax.numpy as jnp
 import numpy as np
+import original_layout
 import pytest
 import xl_pipelines as xl
 from imported_pipelines import import_
+from PIL import Image
 
 from diffusion_jax.cli.main import main
 from diffusion_jax.interop import diffusers_options
@@ -118,6 +120,84 @@ def test_sizes_and_crop_that_are_asked_for(saved):
     got = xl.ours(workdir, values={"size_and_crop": "700,300,40,5,900,16"})
     np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-3)
     assert np.abs(xl.theirs(pipe) - wanted).max() > 2e-3
+
+
+def test_one_file_is_the_pipeline_that_it_was_written_of(tmp_path):
+    """diffusers' own reader of such files takes the very arrays from it."""
+    from diffusers import AutoencoderKL
+
+    coder = AutoencoderKL(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        sample_size=256,
+        scaling_factor=0.13025,
+    )
+    net = xl.UNET | {
+        "sample_size": 128,
+        "block_out_channels": (64, 64, 128),  # heads of 64, 32 groups: a file does not tell
+        "attention_head_dim": [1, 1, 2],
+        "cross_attention_dim": 64 + 128,
+        "norm_num_groups": 32,
+    }
+    heads = ({"num_attention_heads": 1}, {"num_attention_heads": 2})
+    pipe = xl.pipeline(
+        tmp_path / "pipe", xl.scheduler(), unet=net, vae=folders.randomized(coder), texts=(64, 128), heads=heads
+    )
+    parts = ("unet", "vae", "text_encoder", "text_encoder_2")
+    states = [{name: a.numpy() for name, a in getattr(pipe, part).state_dict().items()} for part in parts]
+    file = original_layout.write_xl(
+        tmp_path / "xl.safetensors", *states, blocks=1, attends=[False, True, True], layers=2
+    )
+    again = type(pipe).from_single_file(str(file), config=str(tmp_path / "pipe"), local_files_only=True)
+    for name in ("unet", "vae"):  # that the file is what it is taken for
+        found, wanted = getattr(again, name).state_dict(), getattr(pipe, name).state_dict()
+        assert all((found[key] == wanted[key]).all() for key in wanted)
+    assert import_(file, tmp_path / "w", f"--tokenizer={tmp_path}/pipe") == 0
+    noise = np.random.default_rng(0).standard_normal((2, 128, 128, 4)).astype(np.float32)
+    wanted, got = xl.theirs(pipe, noise=noise), xl.ours(tmp_path / "w", noise=noise)
+    assert wanted.std() > 0.05
+    print(np.abs(got - wanted).max())
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-3)
+
+
+def test_an_import_is_sampled_and_trained_from(saved, tmp_path, capsys):
+    """One step, of pictures of other sizes than the model's, with a preview."""
+    _, _, workdir = saved
+    rng, images = np.random.default_rng(0), tmp_path / "images"
+    images.mkdir()
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 256, (16 + 4 * i, 24, 3), np.uint8)).save(images / f"{i}.png")
+    lines = [json.dumps({"file_name": f"{i}.png", "text": f"picture {i}!"}) for i in range(4)]
+    (images / "metadata.jsonl").write_text("\n".join(lines))
+    (tmp_path / "tuned.py").write_text(
+        f"""
+from pathlib import Path
+from diffusion_jax.config import from_json
+
+def get_config():
+    config = from_json(Path({str(workdir / "config.json")!r}).read_text())
+    config.init_from = {str(workdir)!r}
+    config.data.source = {f"folder:{images}"!r}
+    config.train.update(steps=1, batch_size=8)
+    config.sample.update(every=1, num=2, steps=2)
+    return config
+"""
+    )
+    flags = ["--num=1", "--steps=2", "--prompt=cat"]
+    crop = "--condition=size_and_crop=64,64,0,8,16,16"
+    assert main(["sample", f"--workdir={workdir}", f"--out={tmp_path}/a", *flags, crop]) == 0
+    tuned = [f"--config={tmp_path}/tuned.py"]
+    assert main(["train", *tuned, f"--workdir={tmp_path}/run"]) == 0
+    assert "starting with the averaged parameters of step 0" in capsys.readouterr().out
+    assert main(["sample", f"--workdir={tmp_path}/run", f"--out={tmp_path}/b", *flags]) == 0
+    assert main(["export", f"--workdir={tmp_path}/run", f"--out={tmp_path}/out"]) == 0
+    index = json.loads((tmp_path / "out/model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionXLPipeline"
+    before, after = (restore(w, step=None, average=False, overrides={}) for w in (workdir, tmp_path / "run"))
+    same = lambda a, b: bool((np.asarray(a) == np.asarray(b)).all())  # noqa: E731
+    assert not same(before.params["added_0"]["kernel"], after.params["added_0"]["kernel"])
+    assert all(jax.tree.leaves(jax.tree.map(same, dict(before.pretrained["text"]), dict(after.pretrained["text"]))))
 
 
 @pytest.mark.parametrize(("kind", "options"), SCHEDULERS)

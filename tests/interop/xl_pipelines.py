@@ -61,13 +61,13 @@ def text_config(width, **options):
     return CLIPTextConfig(**({"vocab_size": 60, "max_position_embeddings": TOKENS} | sizes | ids | options))
 
 
-def pipeline(folder, plan, *, unet=UNET, vae=None, texts=(16, 24), zeros=True, **options):
+def pipeline(folder, plan, *, unet=UNET, vae=None, texts=(16, 24), zeros=True, heads=({}, {})):
     """A `StableDiffusionXLPipeline` with the scheduler plan, saved in folder."""
     from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    first = CLIPTextModel(text_config(texts[0], hidden_act="quick_gelu", **options))
-    second = text_config(texts[1], hidden_act="gelu", projection_dim=12, **options)
+    first = CLIPTextModel(text_config(texts[0], hidden_act="quick_gelu", **heads[0]))
+    second = text_config(texts[1], hidden_act="gelu", projection_dim=12, **heads[1])
     pipe = StableDiffusionXLPipeline(
         vae=vae or folders.autoencoder(),
         text_encoder=folders.randomized(first, 1),

@@ -26,6 +26,7 @@ __all__ = [
     "RequestSetting",
     "SampleRequest",
     "check_names",
+    "default_numbers",
     "requested",
     "spatial",
 ]
@@ -92,3 +93,12 @@ def requested(
     for condition in reversed(told):
         cond |= condition.request(request, setting)
     return cond
+
+
+def default_numbers(conditions: Sequence[Condition], setting: RequestSetting) -> dict[str, np.ndarray]:
+    """The entries [N, K] of numbers that samples have without a request: those of uncropped pictures of their size."""
+    found: dict[str, np.ndarray] = {}
+    for condition in conditions:
+        if condition.numbers and not condition.needs_request:
+            found |= condition.request(SampleRequest(), setting)
+    return found

@@ -19,7 +19,7 @@ import numpy as np
 from diffusion_jax import experiment
 from diffusion_jax.core.samplers.loop import standard_normal, start_noise
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.conditions import Caption, RequestSetting, SampleRequest
+from diffusion_jax.models.conditions import Caption, RequestSetting, default_numbers
 from diffusion_jax.models.sampling import START
 from diffusion_jax.nets.autoencoder import AutoencoderKL
 from diffusion_jax.runs.interchange.diffusers_folder import DiffusersFolder, network_params
@@ -232,9 +232,7 @@ def _sample(trained: Trained, theirs: DiffusersFolder) -> tuple[dict[str, object
         weights = {"params": trained.pretrained["text"]}
         encoded: Any = model.text.network.apply(weights, cond["tokens"])
         outputs["text"] = np.asarray(encoded.hidden)
-    for each in model.conditions:
-        if each.numbers:  # by default those of the samples themselves, as there
-            cond |= each.request(SampleRequest(), RequestSetting(np.asarray(seeds, np.int32), model.shape))
+    cond |= default_numbers(model.conditions, RequestSetting(np.asarray(seeds, np.int32), model.shape))
     program = experiment.sample_program(model, how, trained.mesh)
     images = program(trained.params, trained.pretrained, np.asarray(seeds, np.int32), cond)
     return request, inputs, outputs | {"sample": np.clip(np.asarray(images) / 2 + 0.5, 0, 1)}
