@@ -108,6 +108,7 @@ def test_an_empty_prompt_that_is_encoded(tmp_path):
     pipe = xl.pipeline(tmp_path / "pipe", xl.scheduler(), zeros=False)
     assert import_(tmp_path / "pipe", tmp_path / "w") == 0
     wanted, got = xl.theirs(pipe), xl.ours(tmp_path / "w")
+    print(np.abs(got - wanted).max())
     np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-3)
     zeros = type(pipe)(**pipe.components, force_zeros_for_empty_prompt=True, add_watermarker=False)
     assert np.abs(xl.theirs(zeros) - wanted).max() > 2e-3  # else the test would not tell the two apart
@@ -118,6 +119,7 @@ def test_sizes_and_crop_that_are_asked_for(saved):
     call = {"original_size": (700, 300), "crops_coords_top_left": (40, 5), "target_size": (900, 16)}
     wanted = xl.theirs(pipe, **call)
     got = xl.ours(workdir, values={"size_and_crop": "700,300,40,5,900,16"})
+    print(np.abs(got - wanted).max())
     np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-3)
     assert np.abs(xl.theirs(pipe) - wanted).max() > 2e-3
 

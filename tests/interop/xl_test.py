@@ -24,6 +24,7 @@ from diffusion_jax.nets.text_pair import ClipPair
 from diffusion_jax.nets.unet import UNet
 from diffusion_jax.runs.interchange.diffusers_folder import _fields
 from diffusion_jax.runs.workdir.restored import restore
+from diffusion_jax.testing import check_network
 
 PUBLISHED = {
     "_class_name": "UNet2DConditionModel",
@@ -116,6 +117,13 @@ def test_a_depth_for_each_level():
     assert layers(shapes["mid"]["attention"]) == 3
     with pytest.raises(UserError, match="one number for each of the 3 levels"):
         jax.eval_shape(net.clone(depths=(1, 2)).init, jax.random.key(0), *told)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_numbers_are_embedded_with_the_vector_of_the_text_or_alone(pooled):
+    options = {"text_features": 3, "pooled_text": True} if pooled else {}
+    net = UNet(2, channels=4, multipliers=(1,), blocks=1, attention=(), groups=2, numbers=("a", "b"), number_waves=8)
+    check_network(net.clone(**options), (4, 4))
 
 
 @pytest.mark.parametrize(
