@@ -65,6 +65,7 @@ class Range:
 
 FROM_0 = Range(0, integer=True)
 FROM_1 = Range(1, integer=True)
+EACH_FROM_0 = Range(0, integer=True, each=True)
 EACH_FROM_1 = Range(1, integer=True, each=True)
 FRACTION = Range(0, 1)
 BELOW_1 = Range(0, 1, open_high=True)

@@ -41,8 +41,8 @@ SCHEMA: dict[str, Any] = {
         "num_classes": 0,  # 0: unconditional
         "dtype": "float32",  # of the computation; parameters are float32 always
     },
-    "text": "",  # spec, models/text.py: transformer(...), trained along, or huggingface(folder=...), pretrained
-    "spatial": (),  # specs, models/conditions: low_resolution(...), inpaint(...), map(...), mypkg.Mine(...)
+    "text": "",  # spec, models/text.py: transformer(...), trained along; frozen, huggingface(folder=...) or clip_pair
+    "spatial": (),  # specs, models/conditions: low_resolution(...), inpaint(), map(...), size_and_crop(), mypkg.Mine()
     "level_scale": 1000.0,  # times a level of noise augmentation in [0, 1), as sinusoids are made for 0 .. 1000
     "condition_dropout": 0.1,  # probability of no class and no caption in training, for guidance
     "latent": "",  # workdir of an autoencoder, in whose latent space the model works; "": in pixels

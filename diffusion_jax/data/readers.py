@@ -200,6 +200,33 @@ class Maps(Reader):
 
 
 @dataclasses.dataclass(frozen=True)
+class SizesAndCrops(Reader):
+    """The entry `name` float32 [B, 6], in pixels: height and width of an image before it is scaled, top and left of
+    the crop in the scaled image, height and width of the crop. Of a mirror image these are the same, as the crop is
+    central (`transforms.resize_crop`).
+    """
+
+    name: str
+
+    of_image = True
+
+    def held(self, size: tuple[int, ...]) -> Held:
+        """As `Reader`."""
+        return {self.name: ((6,), np.dtype(np.float32))}
+
+    def read(self, example: Example, place: Place) -> dict[str, object]:
+        """As `Reader`."""
+        assert place.original is not None  # `of_image` excludes it
+        scale = max(new / old for new, old in zip(place.size, place.original, strict=True))
+        cut = [max(round(old * scale) - new, 0) // 2 for new, old in zip(place.size, place.original, strict=True)]
+        return {self.name: np.asarray((*place.original, *cut, *place.size), np.float32)}
+
+    def entries(self, values: Mapping[str, np.ndarray], rows: Rows) -> dict[str, np.ndarray]:
+        """As `Reader`."""
+        return {self.name: values[self.name]}
+
+
+@dataclasses.dataclass(frozen=True)
 class Masks(Reader):
     """Random masks for inpainting, entry "mask" bool [B, *S], drawn by `masks.random_masks`."""
 

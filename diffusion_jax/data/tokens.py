@@ -32,17 +32,22 @@ class Cut(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """Texts to ids of one length and back; picklable, and safe in threads. Equal ones have equal `to_json()`."""
+    """Texts to ids of one length and back; picklable, and safe in threads. Equal ones have equal `to_json()`.
+
+    With a second tokenizer, for a second text encoder, its ids follow in each row: [B, 2 length].
+    """
 
     model: tokenizers.Tokenizer
     bos: int
     eos: int
     pad: int
+    second: "Tokenizer | None" = None
 
     @property
     def vocabulary(self) -> int:
         """One more than the highest id: the rows that an embedding needs."""
-        return max(max(self.model.get_vocab(with_added_tokens=True).values()), self.bos, self.eos, self.pad) + 1
+        own = max(max(self.model.get_vocab(with_added_tokens=True).values()), self.bos, self.eos, self.pad) + 1
+        return own if self.second is None else max(own, self.second.vocabulary)
 
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
         """The ids of the texts, int32 [B, length]: a long text is cut before its eos, a short one padded after it.
@@ -69,7 +74,10 @@ class Tokenizer:
             if len(found.ids) > len(words):
                 cut.append(Cut(text, text[found.offsets[length - 2][0] :].strip()))
             row[: len(words) + 2] = [self.bos, *words, self.eos]
-        return ids, cut
+        if self.second is None:
+            return ids, cut
+        more, also = self.second.encode_and_cut(texts, length)
+        return np.concatenate([ids, more], axis=1), cut or also
 
     def mask(self, ids: np.ndarray) -> np.ndarray:
         """True up to the eos that ends the text, False on the padding after it: [B, N] -> bool [B, N].
@@ -90,7 +98,8 @@ class Tokenizer:
     def to_json(self) -> str:
         """The tokenizer as one line of JSON, from which `from_json` makes an equal one."""
         ids = {"bos": self.bos, "eos": self.eos, "pad": self.pad}
-        return json.dumps({**ids, "tokenizer": json.loads(self.model.to_str())})
+        more = {} if self.second is None else {"second": json.loads(self.second.to_json())}
+        return json.dumps({**ids, "tokenizer": json.loads(self.model.to_str()), **more})
 
     @staticmethod
     def from_json(text: str) -> "Tokenizer":
@@ -98,7 +107,8 @@ class Tokenizer:
         try:
             saved = json.loads(text)
             model = tokenizers.Tokenizer.from_str(json.dumps(saved["tokenizer"]))
-            return Tokenizer(model, saved["bos"], saved["eos"], saved["pad"])
+            second = Tokenizer.from_json(json.dumps(saved["second"])) if "second" in saved else None
+            return Tokenizer(model, saved["bos"], saved["eos"], saved["pad"], second)
         except Exception as error:  # tokenizers raises Exception itself
             raise UserError(f"this is not the JSON of a tokenizer that was saved here ({error!r})") from None
 

@@ -63,6 +63,7 @@ def model(config: ConfigDict, autoencoder: Autoencoder | None = None, text_folde
         text_features=next((each.text_features for each in conditions if each.text_features), None),
         concat=tuple(entry for condition in conditions for entry in condition.channels(1)),
         levels=tuple(level for condition in conditions for level in condition.levels),
+        numbers=tuple(entry for condition in conditions for entry in condition.numbers),
         level_scale=config.level_scale,
         dtype=DTYPES[dtype],
         **options,

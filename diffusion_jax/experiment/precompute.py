@@ -12,7 +12,6 @@ from jax.stages import Wrapped
 from ml_collections import ConfigDict
 
 from diffusion_jax.data.precomputed import Precomputed, open_precomputed
-from diffusion_jax.data.tokens import from_folder
 from diffusion_jax.errors import UserError
 from diffusion_jax.experiment import data
 from diffusion_jax.models.model import Model
@@ -84,17 +83,20 @@ def precomputed(config: ConfigDict, model: Model) -> Precomputed | None:
     return found
 
 
+_EARLIER = {"normed": True, "projection": 0}
+"""{option of a text encoder that earlier folders do not tell of: what was computed without it}."""
+
+
 def made_by(model: Model) -> dict[str, str]:
     """{part of the model: SHA-256} of everything that determines what is computed from an example."""
     digests = {name: digest(params) for name, params in model.pretrained.items()}
     if model.text is None or "text" not in digests:
         return digests
-    options = {
-        field.name: repr(getattr(model.text.network, field.name))
-        for field in dataclasses.fields(model.text.network)
-        if field.name not in ("parent", "name")
-    }
-    words = from_folder(model.text.tokenizer).to_json() if model.text.tokenizer else ""
+    network = model.text.network
+    values = {field.name: getattr(network, field.name) for field in dataclasses.fields(network)}
+    left_out = {"parent", "name", *(name for name, value in _EARLIER.items() if values.get(name) == value)}
+    options = {name: repr(value) for name, value in values.items() if name not in left_out}
+    words = model.text.published_tokenizer().to_json() if model.text.tokenizer else ""
     reading = json.dumps([options, words], sort_keys=True)
     return digests | {"text encoder's options or tokenizer": hashlib.sha256(reading.encode()).hexdigest()}
 

@@ -6,6 +6,7 @@ A network is given as {field: value} of the dataclass that it is. A value that t
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffusion_jax.interop import diffusers_added
 from diffusion_jax.interop.diffusers_scheduler_config import no_twin
 
 VERSION = "0.42.0"
@@ -18,20 +19,24 @@ _TOLD = ("out_channels", "num_classes", "text_features")
 
 _UNET = (
     *("channels", "multipliers", "blocks", "attention", "heads", "head_channels", "groups", "dropout", "epsilon"),
-    *("sinusoids", "padding", "scale_shift", "resample", "depth"),
+    *("sinusoids", "padding", "scale_shift", "resample", "depth", "depths", "number_waves"),
 )
 
 _DIT = ("patch", "width", "depth", "heads", "dropout", "sinusoids", "mlp_ratio", "waves")
 
 
 def unet_config(
-    net: Mapping[str, Any], defaults: Mapping[str, Any], *, size: Sequence[int], in_channels: int
+    net: Mapping[str, Any], defaults: Mapping[str, Any], *, size: Sequence[int], in_channels: int, pooled: int = 0
 ) -> dict[str, Any]:
     """A U-Net as a `UNet2DModel`, or with text a `UNet2DConditionModel`; defaults are its options', size H and W of x.
 
-    Raises UserError where there is no such model.
+    pooled is the width of the text's vector that it embeds beside numbers. Raises UserError where there is no such
+    model.
     """
-    _check_rest(net, defaults, (*_UNET, *_TOLD), "the U-Net")
+    added = bool(net["numbers"])
+    if added and not net["pooled_text"]:
+        raise no_twin("a U-Net that is told sizes without the vector of a text", "give model.pooled_text=True")
+    _check_rest(net, defaults, (*_UNET, *_TOLD, *(["pooled_text", "numbers"] if added else [])), "the U-Net")
     conditional = net["text_features"] is not None
     channels = [net["channels"] * multiplier for multiplier in net["multipliers"]]
     attends = [2**level in net["attention"] for level in range(len(channels))]
@@ -52,6 +57,7 @@ def unet_config(
     if net["blocks"] < 1:
         raise no_twin("a U-Net with model.blocks=0")
     if conditional:
+        config |= diffusers_added.config(net["number_waves"], pooled) if added else {}
         return _class("UNet2DConditionModel") | config | _conditional(net, channels, attends)
     return _class("UNet2DModel") | config | _unconditional(net, channels, attends)
 
@@ -95,7 +101,7 @@ def _conditional(net: Mapping[str, Any], channels: list[int], attends: list[bool
         "mid_block_type": "UNetMidBlock2DCrossAttn",
         "attention_head_dim": heads,  # which is their number, the name notwithstanding
         "cross_attention_dim": net["text_features"],
-        "transformer_layers_per_block": net["depth"],
+        "transformer_layers_per_block": list(net["depths"]) or net["depth"],
         "use_linear_projection": False,
     }
 
@@ -156,11 +162,11 @@ def _class(name: str) -> dict[str, Any]:
 
 def _check_rest(net: Mapping[str, Any], defaults: Mapping[str, Any], known: Sequence[str], what: str) -> None:
     """Raises UserError for an option or entry beside the known ones that is another than its default."""
-    for key in ("concat", "levels"):
-        if net[key]:
+    for key in ("concat", "levels", "numbers"):
+        if net[key] and key not in known:
             raise no_twin(f"{what}, which is told {', '.join(net[key])},")
     for key, value in net.items():
-        if key in (*known, *_WITHOUT_EFFECT, "concat", "levels"):
+        if key in (*known, *_WITHOUT_EFFECT, "concat", "levels", "numbers"):
             continue
         if value != defaults.get(key, value):
             raise no_twin(f"{what} with model.{key}={value!r}")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.interop import diffusers_added
 from diffusion_jax.interop.option_reading import NO_DEFAULT, choice, completed, height_and_width, one_number
 
 _BOTH: dict[str, tuple[Any, ...]] = {
@@ -68,6 +69,7 @@ class UNetOptions:
     out_channels: int
     size: tuple[int, int]  # H W of x
     text_features: int | None  # of what it attends to; None: it is told no text
+    pooled: int  # width of the text's vector that it embeds with sizes and crop (XL); 0: it is told neither
     layout: dict[str, Any]  # their options that change nothing here and are theirs again in an export
 
 
@@ -89,6 +91,9 @@ def unet(config: Mapping[str, Any], where: str) -> UNetOptions:
     """
     conditional = config.get("_class_name") == "UNet2DConditionModel"
     fixed = _BOTH | (_CONDITIONAL if conditional else _UNCONDITIONAL)
+    added, pooled = diffusers_added.options(config, where) if conditional else ({}, 0)
+    if added:
+        config = {key: value for key, value in config.items() if key not in diffusers_added.KEYS}
     said = completed(config, _unet_defaults(conditional), fixed, where)
     channels, multipliers = _channels(said["block_out_channels"], where)
     attended = _attended(said, conditional, where)
@@ -110,12 +115,12 @@ def unet(config: Mapping[str, Any], where: str) -> UNetOptions:
     }
     if conditional:
         options |= _heads(said["attention_head_dim"], said["block_out_channels"], where)
-        options["depth"] = one_number(said, "transformer_layers_per_block", where)
+        options |= _depth(said, len(multipliers), where) | added
     else:
         options |= _unconditional(said, where)
     text = one_number(said, "cross_attention_dim", where) if conditional else None
     size = height_and_width(said["sample_size"], where)
-    return UNetOptions(options, said["in_channels"], said["out_channels"], size, text, _layout(config))
+    return UNetOptions(options, said["in_channels"], said["out_channels"], size, text, pooled, _layout(config))
 
 
 def _unet_defaults(conditional: bool) -> dict[str, Any]:
@@ -253,6 +258,19 @@ def _resample(said: Mapping[str, Any], where: str) -> str:
     if len(found) > 1:
         raise UserError(f"{where}: levels change resolution in two ways, conv and resnet; one for all has a twin here")
     return min(found, default="conv")
+
+
+def _depth(said: Mapping[str, Any], levels: int, where: str) -> dict[str, Any]:
+    """Transformer layers: one number for all levels, or one for each."""
+    value = said["transformer_layers_per_block"]
+    if not isinstance(value, list | tuple) or len(set(map(str, value))) == 1:
+        return {"depth": one_number(said, "transformer_layers_per_block", where)}
+    if len(value) != levels or not all(isinstance(one, int) for one in value):
+        raise UserError(
+            f"{where}: transformer_layers_per_block={value!r} has no twin here; it is a whole number, or one for each "
+            f"of {levels} levels"
+        )
+    return {"depths": tuple(value)}
 
 
 def _heads(heads: int | Sequence[int], channels: Sequence[int], where: str) -> dict[str, int]:

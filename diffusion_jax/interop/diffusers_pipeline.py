@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.interop import diffusers_xl
 from diffusion_jax.interop.diffusers_options import AutoencoderOptions, UNetOptions, autoencoder, unet
 from diffusion_jax.interop.diffusers_scheduler import SchedulerTwin, scheduler
 from diffusion_jax.interop.json_file import read_json
@@ -22,7 +23,6 @@ UNCONDITIONAL = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline")
 MODELS = ("UNet2DModel", "UNet2DConditionModel", "AutoencoderKL")
 
 ELSEWHERE = {
-    "StableDiffusionXLPipeline": "its two text encoders and its embedding of sizes are not computed here yet",
     "StableDiffusionInpaintPipeline": "its masked image is not told in that order here yet",
     "StableDiffusionUpscalePipeline": "its level of noise is a class there, and is not read here yet",
 }
@@ -52,12 +52,18 @@ class Pipeline:
     tokenizer_folder: Path | None = None
     left_out: tuple[str, ...] = ()  # parts that are not imported, such as a safety checker
     text_config: Mapping[str, Any] | None = None  # config.json of the text encoder
+    second_text: diffusers_xl.SecondText | None = None  # of Stable Diffusion XL
     file: Path | None = None  # the one that holds all weights, in a layout other than diffusers'
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is another here than there, a sentence each."""
         return self.scheduler.notes if self.scheduler else ()
+
+    @property
+    def guidance(self) -> float:
+        """guidance_scale of its call, where it has text."""
+        return GUIDANCE if self.second_text is None else diffusers_xl.GUIDANCE
 
     @property
     def licence(self) -> Path | None:
@@ -87,31 +93,36 @@ def read(root: Path, part: str = "") -> Pipeline:
             raise UserError(f"{index} lists no AutoencoderKL as vae; it has {', '.join(sorted(parts)) or 'no parts'}")
         coder, coder_folder = _autoencoder(root, "vae")
         return Pipeline(root, name, version, autoencoder=coder, autoencoder_folder=coder_folder)
-    if name not in (*TEXT_TO_IMAGE, *UNCONDITIONAL):
+    known = (*TEXT_TO_IMAGE, diffusers_xl.NAME, *UNCONDITIONAL)
+    if name not in known:
         why = f"; {ELSEWHERE[name]}" if name in ELSEWHERE else ""
         raise UserError(
             f"{index} is of a {name}, which is not imported{why}; those that are: "
-            f"{', '.join((*TEXT_TO_IMAGE, *UNCONDITIONAL))}, and with --part=autoencoder the AutoencoderKL of any"
+            f"{', '.join(known)}, and with --part=autoencoder the AutoencoderKL of any"
         )
     wanted = {"unet": "UNet2DModel", "scheduler": ""}
-    if name in TEXT_TO_IMAGE:
+    if name not in UNCONDITIONAL:
         wanted = {
             "unet": "UNet2DConditionModel",
             "vae": "AutoencoderKL",
             "text_encoder": "CLIPTextModel",
             "tokenizer": "",
             "scheduler": "",
-        }
+        } | (diffusers_xl.PARTS if name == diffusers_xl.NAME else {})
     for key, kind in wanted.items():
         if key not in parts or (kind and parts[key] != kind):
             raise UserError(f"{index} has {parts.get(key, 'nothing')} as {key}; {kind or 'one'} is needed")
     left_out = tuple(sorted(set(parts) - set(wanted)))
     options, folder = _unet(root, "unet")
     twin = _scheduler(root, latent=name in TEXT_TO_IMAGE)
+    if name == diffusers_xl.NAME and twin.threshold == "static":  # which is of pixels: of latents it is said in full
+        twin = dataclasses.replace(twin, threshold="static(low=-1.0, high=1.0)")
     if name in UNCONDITIONAL:
         return Pipeline(root, name, version, options, folder, scheduler=twin, left_out=left_out)
     coder, coder_folder = _autoencoder(root, "vae")
-    text = _check_text(root / "text_encoder", options)
+    text = read_json(root / "text_encoder/config.json")
+    second = diffusers_xl.second_text(root, said) if name == diffusers_xl.NAME else None
+    diffusers_xl.check_text(f"{root}/text_encoder/config.json", options, text, second)
     return Pipeline(
         root,
         name,
@@ -125,6 +136,7 @@ def read(root: Path, part: str = "") -> Pipeline:
         root / "tokenizer",
         left_out,
         text,
+        second,
     )
 
 
@@ -192,17 +204,3 @@ def _read(options: Callable[[Mapping[str, Any], str], T], file: Path) -> T:
         return options(read_json(file), str(file))
     except (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
         raise UserError(f"{file} has a value that diffusers does not write ({error}); fetch it anew") from None
-
-
-def _check_text(folder: Path, net: UNetOptions) -> dict[str, Any]:
-    """Its config.json; raises UserError where the text encoder's width is not the U-Net's, or its mask is used."""
-    file = folder / "config.json"
-    said = read_json(file)
-    if said.get("use_attention_mask"):
-        raise UserError(f"{file}: use_attention_mask=True has no twin here; the whole text is attended to")
-    if said.get("hidden_size", 512) != net.text_features:
-        raise UserError(
-            f"{file}: the text encoder has width {said.get('hidden_size', 512)}, and the U-Net attends to "
-            f"cross_attention_dim={net.text_features}; fetch the parts of one pipeline"
-        )
-    return said

@@ -61,6 +61,7 @@ class Caller:
 
 
 STABLE_DIFFUSION = Caller(("eta",), sets_offset=True)
+STABLE_DIFFUSION_XL = Caller(("eta",))
 DIT = Caller(drops_variance=True)
 PIXELS = Caller(("eta", "use_clipped_model_output"))
 

@@ -4,7 +4,7 @@ FOLDER has request.json and inputs.npz, and is given outputs.npz. Arrays are cha
 export's `folder` and the `name` of its pipeline or model; a sample's `steps`, `guidance` and what a `call` is given;
 its `prompts`, and `none`, the number of no class. Of the inputs, those that there are decide what is computed:
 
-    x, t (and labels or text)     network: the network's output
+    x, t (and labels or text)     network: the network's output, of XL with text_pooled and numbers too
     image, latent                 encoded, decoded: by the autoencoder, unscaled
     noise, step_noise             sample: images in [0, 1], from this noise and with that of each step
 """
@@ -33,18 +33,23 @@ def outputs(request: dict[str, Any], inputs: Arrays) -> Arrays:
     if "scheduler" not in getattr(loaded, "components", {}):
         return _of_models(loaded, loaded, inputs)
     loaded.set_progress_bar_config(disable=True)
+    loaded.watermark = None  # XL's, which changes pixels where a package for it is installed
     network = loaded.components.get("unet") or loaded.components["transformer"]
     found = _of_models(network, loaded.components.get("vae"), inputs)
     if "prompts" in request:
-        found["text"] = loaded.encode_prompt(request["prompts"], "cpu", 1, False)[0].numpy()
+        prompts = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+        found["text"] = loaded.encode_prompt(request["prompts"], **prompts)[0].numpy()
     return found | {"sample": sample(loaded, network, request, inputs)}
 
 
 def _of_models(network: Any, autoencoder: Any, inputs: Arrays) -> Arrays:
     found: Arrays = {}
     if "x" in inputs:
-        told = {"class_labels": torch.from_numpy(inputs["labels"])} if "labels" in inputs else {}
+        told: dict[str, Any] = {"class_labels": torch.from_numpy(inputs["labels"])} if "labels" in inputs else {}
         told |= {"encoder_hidden_states": torch.from_numpy(inputs["text"])} if "text" in inputs else {}
+        if "numbers" in inputs:
+            added = {"text_embeds": "text_pooled", "time_ids": "numbers"}
+            told |= {"added_cond_kwargs": {key: torch.from_numpy(inputs[name]) for key, name in added.items()}}
         found["network"] = _last(network(_first(inputs["x"]), timestep=torch.from_numpy(inputs["t"]), **told).sample)
     if "image" in inputs:
         found["encoded"] = _last(autoencoder.encode(_first(inputs["image"])).latent_dist.mean)

@@ -13,7 +13,8 @@ does where the configs say the same:
 | `Resnet(Down|Up)sampleBlock2D`, or downsample_type and upsample_type "resnet" | resample "block" |
 | attention_head_dim of `UNet2DModel`; None | head_channels; heads 1 |
 | attention_head_dim of `UNet2DConditionModel`, a number of heads | heads; in Stable Diffusion 2 head_channels 64 |
-| cross_attention_dim, transformer_layers_per_block | text_features, depth |
+| cross_attention_dim, transformer_layers_per_block | text_features, depth or depths |
+| addition_embed_type "text_time", addition_time_embed_dim | numbers and pooled_text, number_waves |
 | use_linear_projection | either: it is the same map, of which `to_diffusers` is told the layout |
 | num_class_embeds | num_classes + 1 |
 | class_embed_type "timestep" | levels with one name |
@@ -36,6 +37,8 @@ PARTS = {
     "norm_out": "conv_norm_out",
     "time_0": "time_embedding.linear_1",
     "time_1": "time_embedding.linear_2",
+    "added_0": "add_embedding.linear_1",
+    "added_1": "add_embedding.linear_2",
     "label": "class_embedding",
     "mid": "mid_block",
     "attention": "attentions.0",

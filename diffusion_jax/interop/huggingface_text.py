@@ -71,6 +71,7 @@ CLIP = Family(
         "out": "self_attn.out_proj",
         "up": "mlp.fc1",
         "down": "mlp.fc2",
+        "projection": "text_projection",
     },
 )
 
@@ -121,9 +122,10 @@ class TextEncoder(NamedTuple):
     tokenizer: str  # the folder of its files, for data.tokens.from_folder
 
 
-def load(folder: str) -> TextEncoder:
+def load(folder: str, *, projection: bool = False) -> TextEncoder:
     """The text encoder in a folder: what config.json says of the network, every array by its name, the tokenizer.
 
+    projection reads the matrix by which CLIP multiplies what is pooled, too, as `CLIPTextModelWithProjection` has it.
     Raises UserError where the folder lacks one of them or holds another model, where arrays are missing, left over or
     of another shape (all are named), and where the tokenizer has more tokens than the network embeds.
     """
@@ -138,6 +140,8 @@ def load(folder: str) -> TextEncoder:
     if "text_config" in config:
         config = config["text_config"]
     arguments = _arguments(family, config, f"{folder}/config.json")
+    if projection:
+        arguments["projection"] = int(config.get("projection_dim", 512))
     params = _read(root, family, _shapes(arguments))
     tokenizer = _tokenizer(root)
     if (tokens := _vocabulary(tokenizer)) > arguments["vocabulary"]:
@@ -175,6 +179,8 @@ def _shapes(arguments: Mapping[str, Any]) -> dict[Path, tuple[int, ...]]:
     if "types" in arguments:
         tables["type"] = arguments["types"]
     shapes: dict[Path, tuple[int, ...]] = {(name, "embedding"): (rows, width) for name, rows in tables.items()}
+    if "projection" in arguments:
+        shapes["projection", "kernel"] = (width, arguments["projection"])
     layers = [f"layer_{i}" for i in range(arguments["layers"])]
     norms = [("norm",), *((layer, norm) for layer in layers for norm in ("norm1", "norm2"))]
     shapes |= {(*norm, kind): (width,) for norm in norms for kind in ("scale", "bias")}

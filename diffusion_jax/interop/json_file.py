@@ -1,6 +1,7 @@
 """The JSON files in folders that other libraries wrote."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,3 +19,8 @@ def read_json(file: Path, absent: str = "fetch the folder anew") -> dict[str, An
     if not isinstance(content, dict):
         raise UserError(f"{file} does not hold a JSON object; fetch it anew")
     return content
+
+
+def write_json(file: Path, content: Mapping[str, object]) -> None:
+    """Writes content as indented JSON."""
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -69,13 +69,13 @@ def read(file: Path, *, part: str = "", tokenizer: Path | None = None, predictio
     tokenizer is the folder of CLIP's vocabulary, which no such file has, and prediction "eps" or "v", which a 2.x file
     does not tell. Raises UserError where one of them lacks, and for what is no such file.
     """
-    shapes = _shapes(file)
+    shapes = shapes_of(file)
     prefix = AUTOENCODER if any(name.startswith(AUTOENCODER) for name in shapes) else ""
     alone = not any(name.startswith(UNET) for name in shapes) and "encoder.conv_in.weight" in shapes
     if part or alone:
         if f"{prefix}encoder.conv_in.weight" not in shapes:
             raise UserError(f"{file} has no autoencoder, whose arrays would begin with {AUTOENCODER}")
-        config, sources = _autoencoder(shapes, prefix, side=512)
+        config, sources = autoencoder_config(shapes, prefix, side=512)
         pipeline = Pipeline(file.parent, "AutoencoderKL", "", file=file, autoencoder=autoencoder(config, str(file)))
         return OriginalFile(pipeline, {"autoencoder": sources})
     _check_is_stable_diffusion(file, shapes)
@@ -87,16 +87,16 @@ def read(file: Path, *, part: str = "", tokenizer: Path | None = None, predictio
             "and merges.txt, as in the folder tokenizer of any pipeline of this version"
         )
     side = SIDES[predicts]
-    net, unet_sources = _unet(shapes, linear=second, side=side)
+    net, unet_sources = unet_config(shapes, linear=second, side=side)
     text, text_sources = _text(shapes, second=second)
     options = unet(net, str(file))
-    coder, coder_sources = _autoencoder(shapes, prefix, side=side * 8)
+    coder, coder_sources = autoencoder_config(shapes, prefix, side=side * 8)
     if text["hidden_size"] != options.text_features:
         raise UserError(
             f"{file}: the text encoder has width {text['hidden_size']}, and the U-Net attends to width "
             f"{options.text_features}; fetch the file anew"
         )
-    _check_schedule(file, shapes)
+    check_schedule(file, shapes)
     pipeline = Pipeline(
         file.parent,
         f"Stable Diffusion {'2' if second else '1'}.x",
@@ -107,12 +107,13 @@ def read(file: Path, *, part: str = "", tokenizer: Path | None = None, predictio
         scheduler=scheduler(SCHEDULER | {"prediction_type": predicts}, str(file), latent=True),
         text_config=text,
         tokenizer_folder=tokenizer,
-        left_out=_left_out(shapes),
+        left_out=left_out_of(shapes),
     )
     return OriginalFile(pipeline, {"unet": unet_sources, "autoencoder": coder_sources, "text": text_sources})
 
 
-def _shapes(file: Path) -> Shapes:
+def shapes_of(file: Path) -> Shapes:
+    """{name: shape} of a file's arrays; raises UserError where it cannot be read."""
     try:
         with safe_open(file, "numpy") as arrays:
             return {name: tuple(arrays.get_slice(name).get_shape()) for name in arrays.keys()}  # noqa: SIM118
@@ -125,12 +126,13 @@ def _shapes(file: Path) -> Shapes:
 def _check_is_stable_diffusion(file: Path, shapes: Shapes) -> None:
     """Raises UserError unless the file has the three parts, each of a kind that is read, and nothing unknown."""
     parts = {"U-Net": (UNET,), "autoencoder": (AUTOENCODER,), "text encoder": (CLIP, OPEN_CLIP)}
-    larger = any(name.startswith("conditioner.") for name in shapes)
+    refiner = any(name.startswith("conditioner.") for name in shapes)
     for what, prefixes in parts.items():
         if not any(name.startswith(prefixes) for name in shapes):
             raise UserError(
                 f"{file} is no Stable Diffusion 1.x or 2.x in the original layout: it has no {what}, whose arrays "
-                f"would begin with {' or '.join(prefixes)}{'; Stable Diffusion XL is not imported' if larger else ''}"
+                f"would begin with {' or '.join(prefixes)}"
+                f"{'; the refiner of Stable Diffusion XL is not imported' if refiner else ''}"
             )
     known = (UNET, AUTOENCODER, CLIP, OPEN_CLIP)
     if strange := sorted(n for n in shapes if not n.startswith(known) and not re.match(LEFT_OUT, n)):
@@ -154,10 +156,10 @@ def _prediction(file: Path, second: bool, prediction: str) -> str:
     return names[prediction or "eps"]
 
 
-def _unet(shapes: Shapes, *, linear: bool, side: int) -> tuple[dict[str, Any], dict[str, Source]]:
+def unet_config(shapes: Shapes, *, linear: bool, side: int) -> tuple[dict[str, Any], dict[str, Source]]:
     """(config of a `UNet2DConditionModel`, where its arrays stand)."""
     stem, last = _of(shapes, f"{UNET}input_blocks.0.0.weight"), _of(shapes, f"{UNET}out.2.weight")
-    inputs = 1 + _highest(rf"{UNET}input_blocks\.(\d+)\.", shapes)
+    inputs = 1 + highest(rf"{UNET}input_blocks\.(\d+)\.", shapes)
     down = [n for n in range(inputs) if f"{UNET}input_blocks.{n}.0.op.weight" in shapes]
     levels = len(down) + 1
     blocks = (inputs - 1 - len(down)) // levels
@@ -165,8 +167,9 @@ def _unet(shapes: Shapes, *, linear: bool, side: int) -> tuple[dict[str, Any], d
     channels = [_of(shapes, f"{UNET}input_blocks.{n}.0.out_layers.3.weight")[0] for n in first]
     attends = [f"{UNET}input_blocks.{n}.1.proj_in.weight" in shapes for n in first]
     middle = f"{UNET}middle_block.1."
-    transformers = {found[1] for found in _found(rf"({UNET}[a-z_]+\.[0-9.]+)transformer_blocks\.", shapes)}
-    depth = {1 + _highest(rf"{re.escape(where)}transformer_blocks\.(\d+)\.", shapes) for where in transformers}
+    layers = [1 + highest(rf"{UNET}input_blocks\.{n}\.1\.transformer_blocks\.(\d+)\.", shapes) for n in first]
+    between = 1 + highest(rf"{re.escape(middle)}transformer_blocks\.(\d+)\.", shapes)
+    depth = [max(n, 1) for n in layers]  # as published for a level without attention
     config = {
         "_class_name": "UNet2DConditionModel",
         "sample_size": side,
@@ -178,18 +181,20 @@ def _unet(shapes: Shapes, *, linear: bool, side: int) -> tuple[dict[str, Any], d
         "up_block_types": ["CrossAttnUpBlock2D" if attended else "UpBlock2D" for attended in reversed(attends)],
         "attention_head_dim": [max(n // HEAD, 1) for n in channels] if linear else HEADS,
         "cross_attention_dim": _of(shapes, f"{middle}transformer_blocks.0.attn2.to_k.weight")[1],
-        "transformer_layers_per_block": sorted(depth),
+        "transformer_layers_per_block": depth if len({n for n in layers if n}) > 1 else max(*layers, between),
         "use_linear_projection": len(_of(shapes, f"{middle}proj_in.weight")) == 2,
     }
     return config, unet_names(shapes, blocks=blocks)
 
 
-def _autoencoder(shapes: Shapes, prefix: str, *, side: int) -> tuple[dict[str, Any], dict[str, Source]]:
+def autoencoder_config(
+    shapes: Shapes, prefix: str, *, side: int, scaling: float = SCALING_FACTOR
+) -> tuple[dict[str, Any], dict[str, Source]]:
     """(config of an `AutoencoderKL`, where its arrays stand)."""
     encoder = f"{re.escape(prefix)}encoder\\.down\\."
     _of(shapes, f"{prefix}encoder.down.0.block.0.conv2.weight")
     levels, blocks = (
-        1 + _highest(pattern, shapes) for pattern in (rf"{encoder}(\d+)\.", rf"{encoder}0\.block\.(\d+)\.")
+        1 + highest(pattern, shapes) for pattern in (rf"{encoder}(\d+)\.", rf"{encoder}0\.block\.(\d+)\.")
     )
     channels = [_of(shapes, f"{prefix}encoder.down.{level}.block.0.conv2.weight")[0] for level in range(levels)]
     kinds = ["Attn{}" if f"{prefix}encoder.down.{n}.attn.0.q.weight" in shapes else "{}" for n in range(levels)]
@@ -206,7 +211,7 @@ def _autoencoder(shapes: Shapes, prefix: str, *, side: int) -> tuple[dict[str, A
         "use_quant_conv": f"{prefix}quant_conv.weight" in shapes,
         "use_post_quant_conv": f"{prefix}post_quant_conv.weight" in shapes,
         "sample_size": side,
-        "scaling_factor": SCALING_FACTOR,
+        "scaling_factor": scaling,
     }
     return config, autoencoder_names(shapes, prefix=prefix, levels=levels)
 
@@ -214,12 +219,19 @@ def _autoencoder(shapes: Shapes, prefix: str, *, side: int) -> tuple[dict[str, A
 def _text(shapes: Shapes, *, second: bool) -> tuple[dict[str, Any], dict[str, Source]]:
     """(config of a `CLIPTextModel`, where its arrays stand)."""
     where = rf"{OPEN_CLIP}transformer\.resblocks" if second else rf"{CLIP}(?:text_model\.)?encoder\.layers"
-    layers = _highest(rf"{where}\.(\d+)\.", shapes) + (0 if second else 1)
+    layers = highest(rf"{where}\.(\d+)\.", shapes) + (0 if second else 1)
     sources = text_names(shapes, layers=layers)
+    return text_config(shapes, sources, CLIP, layers=layers, open_clip=second), sources
+
+
+def text_config(
+    shapes: Shapes, sources: Mapping[str, Source], prefix: str, *, layers: int, open_clip: bool
+) -> dict[str, Any]:
+    """The config of a `CLIPTextModel` of these arrays, whose names begin with prefix where one has to be named."""
     stored = {name.removeprefix("text_model."): source.name for name, source in sources.items()}
-    size = lambda name: _of(shapes, stored.get(name, f"{CLIP}text_model.{name}"))  # noqa: E731
+    size = lambda name: _of(shapes, stored.get(name, f"{prefix}text_model.{name}"))  # noqa: E731
     vocabulary, width = size("embeddings.token_embedding.weight")
-    config = {
+    return {
         "model_type": "clip_text_model",
         "architectures": ["CLIPTextModel"],
         "vocab_size": vocabulary,
@@ -228,15 +240,14 @@ def _text(shapes: Shapes, *, second: bool) -> tuple[dict[str, Any], dict[str, So
         "num_attention_heads": max(width // HEAD, 1),
         "intermediate_size": size("encoder.layers.0.mlp.fc1.weight")[0],
         "max_position_embeddings": size("embeddings.position_embedding.weight")[0],
-        "hidden_act": "gelu" if second else "quick_gelu",
+        "hidden_act": "gelu" if open_clip else "quick_gelu",
         "bos_token_id": 0,
         "eos_token_id": 2,
         "pad_token_id": 1,
     }
-    return config, sources
 
 
-def _check_schedule(file: Path, shapes: Shapes) -> None:
+def check_schedule(file: Path, shapes: Shapes) -> None:
     """Raises UserError where the file has the chain's levels, and they are not those that all such files have."""
     if "alphas_cumprod" not in shapes:
         return
@@ -250,19 +261,19 @@ def _check_schedule(file: Path, shapes: Shapes) -> None:
         )
 
 
-def _left_out(shapes: Shapes) -> tuple[str, ...]:
+def left_out_of(shapes: Shapes) -> tuple[str, ...]:
     """What is not read, by the first part of its name where there are many."""
     names = {name for name in shapes if re.match(LEFT_OUT, name)}
     return tuple(sorted({name.partition(".")[0] if name.startswith("model_ema.") else name for name in names}))
 
 
-def _found(pattern: str, names: Collection[str]) -> list[re.Match[str]]:
+def _matches(pattern: str, names: Collection[str]) -> list[re.Match[str]]:
     return [found for name in names if (found := re.match(pattern, name))]
 
 
-def _highest(pattern: str, names: Collection[str]) -> int:
+def highest(pattern: str, names: Collection[str]) -> int:
     """The highest number that pattern finds; -1 where it finds none."""
-    return max((int(found[1]) for found in _found(pattern, names)), default=-1)
+    return max((int(found[1]) for found in _matches(pattern, names)), default=-1)
 
 
 def _of(shapes: Shapes, name: str) -> tuple[int, ...]:

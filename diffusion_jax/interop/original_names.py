@@ -21,6 +21,7 @@ OPEN_CLIP = "cond_stage_model.model."
 LEFT_OUT = (
     r"model_ema\.|[a-z0-9_]+$"  # averages beside the parameters; the schedule's tables
     r"|(first_stage_model\.)?(loss|model_ema)\."
+    r"|conditioner\.embedders\.\d\.(.*\.position_ids$|(model\.)?(logit_scale|attn_mask)$)"
     r"|cond_stage_model\.(.*\.position_ids$|logit_scale$|model\.(text_projection|logit_scale|attn_mask)$)"
 )
 """The arrays that are knowingly not read."""
@@ -52,6 +53,7 @@ class Source(NamedTuple):
 
     name: str
     third: int | None = None  # of an array that has query, key and value one below the other
+    transposed: bool = False
 
 
 class Renamed(Mapping[str, np.ndarray]):
@@ -61,9 +63,11 @@ class Renamed(Mapping[str, np.ndarray]):
         self._stored, self._sources = stored, sources
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """The array, or its third."""
+        """The array, its third, or the array transposed."""
         source = self._sources[name]
         value = self._stored[source.name]
+        if source.transposed:
+            return np.ascontiguousarray(value.T)
         return value if source.third is None else np.split(value, 3)[source.third]
 
     def __iter__(self) -> Iterator[str]:
@@ -93,7 +97,7 @@ def text_names(names: Iterable[str], *, layers: int) -> dict[str, Source]:
         if name.startswith(CLIP):
             found[name.removeprefix(CLIP)] = Source(name)
         elif name.startswith(OPEN_CLIP):
-            found |= _open_clip(name, layers)
+            found |= open_clip_names(name, OPEN_CLIP, layers)
     return found
 
 
@@ -101,6 +105,8 @@ def _unet_name(name: str, blocks: int) -> str:
     match name.split("."):
         case ["time_embed", index, leaf]:
             return f"time_embedding.linear_{1 if index == '0' else 2}.{leaf}"
+        case ["label_emb", "0", index, leaf]:
+            return f"add_embedding.linear_{1 if index == '0' else 2}.{leaf}"
         case ["input_blocks", "0", "0", leaf]:
             return f"conv_in.{leaf}"
         case ["out", index, leaf]:
@@ -159,14 +165,15 @@ def _shortcut(rest: list[str]) -> str:
     return ".".join(rest).replace("nin_shortcut", "conv_shortcut")
 
 
-def _open_clip(name: str, layers: int) -> dict[str, Source]:
+def open_clip_names(name: str, prefix: str, layers: int) -> dict[str, Source]:
+    """{name in a `CLIPTextModel`: where it stands} of one array of OpenCLIP; {} of a layer that is not read."""
     outer = {
         "token_embedding.weight": "embeddings.token_embedding.weight",
         "positional_embedding": "embeddings.position_embedding.weight",
         "ln_final.weight": "final_layer_norm.weight",
         "ln_final.bias": "final_layer_norm.bias",
     }
-    short = name.removeprefix(OPEN_CLIP)
+    short = name.removeprefix(prefix)
     if short in outer:
         return {f"text_model.{outer[short]}": Source(name)}
     if not (found := re.match(r"transformer\.resblocks\.(\d+)\.(.*?)[._](weight|bias)$", short)):

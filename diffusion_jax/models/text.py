@@ -15,8 +15,9 @@ from flax import linen as nn
 from diffusion_jax.data import tokens
 from diffusion_jax.data.tokens import Cut, Tokenizer
 from diffusion_jax.errors import UserError
-from diffusion_jax.interop import huggingface_text
+from diffusion_jax.interop import huggingface_text, huggingface_text_pair
 from diffusion_jax.nets.text import TEXT_ENCODERS, ClipText, TextTransformer
+from diffusion_jax.nets.text_pair import ClipPair
 from diffusion_jax.spec import from_spec
 from diffusion_jax.train.state import Params
 
@@ -38,6 +39,9 @@ class CutNotice:
 
 
 _GIVING = threading.Lock()  # for all notices: a lock in each would keep a model from being pickled for a worker
+
+NO_CAPTION = -1
+"""Every token of a row without a caption, where the features of no caption are zeros."""
 
 _SHOWN = 80  # characters of a caption in a message
 
@@ -62,13 +66,23 @@ class Text:
     params: Params | None = None  # of a published encoder, which is not trained; None: trained with the model
     folder: str = ""  # of the published encoder
     tokenizer: str = ""  # folder of the published tokenizer; "": one is learned from the captions
+    second_tokenizer: str = ""  # that of the second tower of two, whose tokens follow
+    pooled_width: int = 0  # of the vector for the whole text; 0: width
+    zero_null: bool = False  # the features without a caption are zeros, and not those of the empty caption
     notice: CutNotice = dataclasses.field(default_factory=CutNotice)
+
+    @property
+    def ids(self) -> int:
+        """The number of tokens of a text: `length` of each tower."""
+        return self.length * (2 if self.second_tokenizer else 1)
 
     @functools.cached_property
     def null(self) -> np.ndarray:
-        """The tokens of the empty caption, int32 [length]."""
+        """The tokens of no caption, int32 [ids]: those of the empty one, or `NO_CAPTION`, whose features are zeros."""
+        if self.zero_null:
+            return np.full(self.ids, NO_CAPTION, np.int32)
         if self.tokenizer:
-            return tokens.from_folder(self.tokenizer).encode([""], self.length)[0]
+            return self.published_tokenizer().encode([""], self.length)[0]
         pad, bos, eos = (tokens.SPECIAL.index(name) for name in ("<pad>", "<bos>", "<eos>"))
         return np.asarray([bos, eos] + [pad] * (self.length - 2), np.int32)
 
@@ -84,10 +98,16 @@ class Text:
                 "text='clip(...)' has sizes and no weights, so it can be planned and nothing else; train with "
                 "text=\"huggingface(folder='...')\", the folder of its weights"
             )
-        return tokens.from_folder(self.tokenizer) if self.tokenizer else tokens.train(captions, self.vocabulary)
+        return self.published_tokenizer() if self.tokenizer else tokens.train(captions, self.vocabulary)
+
+    def published_tokenizer(self) -> Tokenizer:
+        """The tokenizer of the folder that it names, with the second's where there are two."""
+        first = tokens.from_folder(self.tokenizer)
+        second = tokens.from_folder(self.second_tokenizer) if self.second_tokenizer else None
+        return dataclasses.replace(first, second=second)
 
     def encode(self, tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
-        """The tokens int32 [B, length] of texts. A text that is too long is cut, and the first time stderr says so.
+        """The tokens int32 [B, ids] of texts. A text that is too long is cut, and the first time stderr says so.
 
         Raises UserError for a tokenizer with more tokens than the network embeds.
         """
@@ -124,6 +144,30 @@ def huggingface(folder: str, length: int = 77, penultimate: bool = False, dtype:
     return Text(network, options["width"], length, options["vocabulary"], found.params, folder, found.tokenizer)
 
 
+def clip_pair(folder: str, length: int = 77, zero_null: bool = True, dtype: str = "float32") -> Text:
+    """Stable Diffusion XL's two CLIP text encoders, in the folder of its pipeline, their penultimate states joined.
+
+    zero_null takes zeros for the features without a caption, as its pipeline's force_zeros_for_empty_prompt does.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"clip_pair takes a dtype of {' or '.join(DTYPES)}; got {dtype!r}")
+    found = huggingface_text_pair.load(folder)
+    first, second = found.first, found.second
+    if length > first["length"]:
+        raise UserError(f"the text encoders in {folder} have {first['length']} positions; got length={length}")
+    return Text(
+        ClipPair(first, second, DTYPES[dtype]),
+        found.width,
+        length,
+        min(first["vocabulary"], second["vocabulary"]),
+        found.params,
+        folder,
+        *found.tokenizers,
+        pooled_width=second["projection"],
+        zero_null=zero_null,
+    )
+
+
 def clip(width: int = 768, layers: int = 12, heads: int = 12, length: int = 77, dtype: str = "float32") -> Text:
     """A pretrained CLIP text encoder given by its sizes alone, by default those of ViT-L.
 
@@ -137,26 +181,33 @@ def clip(width: int = 768, layers: int = 12, heads: int = 12, length: int = 77, 
     return Text(network, width, length, network.vocabulary, params)
 
 
-TEXTS: dict[str, Callable[..., Text]] = {"transformer": transformer, "huggingface": huggingface, "clip": clip}
+PUBLISHED: dict[str, Callable[..., Text]] = {"huggingface": huggingface, "clip_pair": clip_pair}
+"""Those that are read from a folder."""
+
+TEXTS: dict[str, Callable[..., Text]] = {"transformer": transformer, "clip": clip, **PUBLISHED}
 
 
 class _PublishedOptions(TypedDict, total=False):
-    """The arguments of `huggingface`."""
+    """The arguments of `PUBLISHED`."""
 
     folder: Required[str]
     length: int
     penultimate: bool
+    zero_null: bool
     dtype: str
 
 
 def published_folder(spec: str) -> str:
     """The folder of the published encoder that a spec names; "" where it names none."""
 
-    @functools.wraps(huggingface)
-    def named(**options: Unpack[_PublishedOptions]) -> str:
-        return options["folder"]
+    def named(make: Callable[..., Text]) -> Callable[..., str]:
+        @functools.wraps(make)
+        def folder(**options: Unpack[_PublishedOptions]) -> str:
+            return options["folder"]
 
-    table: dict[str, Callable[..., Text | str]] = {**TEXTS, "huggingface": named}
+        return folder
+
+    table: dict[str, Callable[..., Text | str]] = {**TEXTS, **{name: named(make) for name, make in PUBLISHED.items()}}
     found = from_spec(spec, table, "text") if spec else ""
     return found if isinstance(found, str) else ""
 
@@ -164,9 +215,13 @@ def published_folder(spec: str) -> str:
 def text_encoder(spec: str, folder: str = "") -> Text | None:
     """The text encoder of a spec, None for "". A published encoder is read from folder instead, where one is given."""
 
-    @functools.wraps(huggingface)
-    def moved(**options: Unpack[_PublishedOptions]) -> Text:
-        options["folder"] = folder
-        return huggingface(**options)
+    def moved(make: Callable[..., Text]) -> Callable[..., Text]:
+        @functools.wraps(make)
+        def from_copy(**options: Unpack[_PublishedOptions]) -> Text:
+            options["folder"] = folder
+            return make(**options)
 
-    return from_spec(spec, TEXTS | ({"huggingface": moved} if folder else {}), "text") if spec else None
+        return from_copy
+
+    copies = {name: moved(make) for name, make in PUBLISHED.items()} if folder else {}
+    return from_spec(spec, TEXTS | copies, "text") if spec else None

@@ -26,6 +26,8 @@ class EmbeddingSizes:
     """Sinusoids of a time or level, of which the embedding is made."""
     form: str
     """Of the sinusoids, as `layers.time_embedding`."""
+    number_waves: int = 256
+    """Sinusoids of each of the numbers that are embedded together."""
 
 
 def embed_level(level: Array, sizes: EmbeddingSizes, dtype: DTypeLike, name: str) -> Array:
@@ -35,16 +37,32 @@ def embed_level(level: Array, sizes: EmbeddingSizes, dtype: DTypeLike, name: str
     return Dense(sizes.width, dtype=dtype, name=f"{name}_1")(nn.silu(emb))
 
 
+def embed_numbers(numbers: Array, pooled: Array | None, sizes: EmbeddingSizes, dtype: DTypeLike) -> Array:
+    """numbers [B, K] and the text's vector [B, D], through two dense layers, added_0 and added_1: [B, width].
+
+    The sinusoids of all numbers follow the vector (SDXL, arXiv:2307.01952, section 2.2).
+    """
+    waves = layers.time_embedding(numbers.reshape(-1), sizes.number_waves, sizes.form)  # [B K, waves]
+    waves = waves.reshape(len(numbers), -1)
+    emb = waves if pooled is None else jnp.concatenate([pooled, waves], axis=-1)  # [B, D + K waves]
+    emb = Dense(sizes.width, dtype=dtype, name="added_0")(emb)
+    return Dense(sizes.width, dtype=dtype, name="added_1")(nn.silu(emb))
+
+
 def embed_vectors(net: Network, t: Array, cond: Mapping[str, Array], sizes: EmbeddingSizes) -> Array:
     """The sum of the embeddings of all that net is told in one vector or number: [B, width].
 
-    Layers time_0 and time_1; label, a table of num_classes + 1 rows; text_pooled; level_NAME_0 and level_NAME_1.
+    Layers time_0 and time_1; label, a table of num_classes + 1 rows; text_pooled; level_NAME_0 and level_NAME_1; of
+    numbers and the text's vector together, in place of text_pooled, added_0 and added_1.
     """
     width, dtype = sizes.width, net.dtype
     emb = embed_level(t, sizes, dtype, "time")
     if net.num_classes is not None:
         emb += nn.Embed(net.num_classes + 1, width, dtype=dtype, name="label")(cond["label"])
-    if net.pools_text:
+    if net.numbers:
+        numbers = jnp.concatenate([cond[name] for name in net.numbers], axis=-1)
+        emb += embed_numbers(numbers, cond["text_pooled"] if net.pools_text else None, sizes, dtype)
+    elif net.pools_text:
         emb += Dense(width, dtype=dtype, name="text_pooled")(cond["text_pooled"])
     for name in net.levels:
         emb += embed_level(net.level_scale * cond[name], sizes, dtype, f"level_{name}")

@@ -40,6 +40,9 @@ class Network(nn.Module):
     """Entries of cond, each [B], embedded as t is: levels of noise augmentation (arXiv:2106.15282)."""
     level_scale: float = 1.0
     """Times each of the levels before it is embedded: 1000 brings levels in [0, 1] to where sinusoids tell t apart."""
+    numbers: tuple[str, ...] = ()
+    """Entries of cond, each [B, K], whose numbers are embedded as sinusoids each, together and with the text's vector
+    where the net takes that: the size and crop of a picture (SDXL, arXiv:2307.01952, section 2.2)."""
     dtype: DTypeLike = jnp.float32
     """Of the computation: parameters and output are float32 always."""
 
@@ -97,12 +100,15 @@ class Network(nn.Module):
             entries["text"] = (x.shape[0], None, self.text_features)
         if self.pools_text:
             options.append("pooled_text=True")
-            entries["text_pooled"] = (x.shape[0], self.text_features)
+            entries["text_pooled"] = (x.shape[0], None)
         for name in self.concat:
             entries[name] = (*x.shape[:-1], None)
         for name in self.levels:
             entries[name] = x.shape[:1]
-        options += [f"{n}={names}" for n, names in [("concat", self.concat), ("levels", self.levels)] if names]
+        for name in self.numbers:
+            entries[name] = (x.shape[0], None)
+        told = {"concat": self.concat, "levels": self.levels, "numbers": self.numbers}
+        options += [f"{kind}={names}" for kind, names in told.items() if names]
         optional = {"text_mask"} if "text" in entries else set()
         missing, superfluous = sorted(set(entries) - set(cond)), sorted(set(cond) - set(entries) - optional)
         if missing or superfluous:

@@ -134,6 +134,10 @@ class ClipText(nn.Module):
     penultimate: bool = False
     """Hidden is of the last layer but one, through the final norm; pooled is of the last. Stable Diffusion 2 reads
     OpenCLIP's ViT-H so, but its published folder already lacks the last layer: there, leave this False."""
+    normed: bool = True
+    """Whether hidden goes through the final norm, which Stable Diffusion XL's does not; pooled always does."""
+    projection: int = 0
+    """Features D' of pooled after a matrix, as CLIP compares it with images; 0: no matrix."""
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -154,7 +158,10 @@ class ClipText(nn.Module):
         last = norm(states[-1])
         end = jnp.argmax(tokens if self.eos is None else tokens == self.eos, axis=1)  # [B]
         pooled = jnp.take_along_axis(last, end[:, None, None], axis=1)[:, 0]
-        return Encoded(norm(states[-2]) if self.penultimate else last, mask, pooled)
+        if self.projection:
+            pooled = Dense(self.projection, kernel_init=NORMAL, bias=False, name="projection")(pooled)
+        state = states[-2] if self.penultimate else states[-1]
+        return Encoded(norm(state) if self.normed else state.astype(jnp.float32), mask, pooled)
 
 
 class Bert(nn.Module):

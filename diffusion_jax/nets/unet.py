@@ -19,7 +19,7 @@ from diffusion_jax.nets.embedding import EmbeddingSizes, embed_vectors
 from diffusion_jax.nets.layers import ZERO, Conv, Downsample, GroupNorm, ResBlock, SelfAttention, Upsample
 from diffusion_jax.nets.network import Network, TensorRule, check_shapes
 from diffusion_jax.nets.transformer import SpatialTransformer
-from diffusion_jax.ranges import BELOW_1, EACH_FROM_1, FROM_0, FROM_1, POSITIVE, Range
+from diffusion_jax.ranges import BELOW_1, EACH_FROM_0, EACH_FROM_1, FROM_0, FROM_1, POSITIVE, Range
 
 
 class Down(nn.Module):
@@ -132,8 +132,13 @@ class UNet(Network):
     pooled_text: bool = False
     """Whether cond["text_pooled"] [B, D], one vector for the text, is projected and added to the time embedding too
     (GLIDE, arXiv:2112.10741, section 4)."""
+    number_waves: int = 256
+    """Sinusoids of each number that is embedded beside the time (`numbers`): of sizes and crops, in SDXL."""
     depth: int = 1
     """Transformer layers of each spatial transformer."""
+    depths: tuple[int, ...] = ()
+    """Transformer layers at each level, the middle being as the last, in place of `depth`: (1, 2, 10) in SDXL. What is
+    said of a level without attention has no effect."""
     places: bool = False
     """Whether spatial transformers know where each position lies; without it, from the zeros at the edges alone. It is
     what "left of" is learned by."""
@@ -154,7 +159,9 @@ class UNet(Network):
         "dropout": BELOW_1,
         "head_channels": FROM_0,
         "patch": FROM_1,
+        "number_waves": FROM_1,
         "depth": FROM_1,
+        "depths": EACH_FROM_0,
         "epsilon": POSITIVE,
     }
 
@@ -181,7 +188,7 @@ class UNet(Network):
         text = () if self.text_features is None else (cond["text"], cond.get("text_mask"))
         last = len(self.multipliers) - 1
 
-        sizes = EmbeddingSizes(4 * self.channels, self.channels, self.sinusoids)
+        sizes = EmbeddingSizes(4 * self.channels, self.channels, self.sinusoids, self.number_waves)
         emb = embed_vectors(self, t, cond, sizes)  # [B, 4 channels]
         x = Conv(self.channels, dtype=self.dtype, name="conv_in")(joined)
         skips = [x]
@@ -190,18 +197,18 @@ class UNet(Network):
             x, more = Down(
                 blocks=self.blocks,
                 block=partial(block, channels),
-                attention=self._attention(channels) if 2**i in self.attention else None,
+                attention=self._attention(i) if 2**i in self.attention else None,
                 downsample=self._downsample(partial(block, channels)) if i < last else None,
                 name=f"down_{i}",
             )(x, emb, train, text)
             skips += more
-        x = Mid(partial(block, x.shape[-1]), self._attention(x.shape[-1]), name="mid")(x, emb, train, text)
+        x = Mid(partial(block, x.shape[-1]), self._attention(last), name="mid")(x, emb, train, text)
         for i, multiplier in reversed(list(enumerate(self.multipliers))):
             channels = self.channels * multiplier
             read = self.blocks + 1
             x = Up(
                 block=partial(block, channels),
-                attention=self._attention(channels) if 2**i in self.attention else None,
+                attention=self._attention(i) if 2**i in self.attention else None,
                 upsample=self._upsample(partial(block, channels)) if i else None,
                 name=f"up_{i}",
             )(x, skips[-read:], emb, train, text)
@@ -211,13 +218,15 @@ class UNet(Network):
         x = Conv(self.out_channels * pixels, kernel_init=ZERO, name="conv_out")(x.astype(jnp.float32))
         return layers.from_patches(x, self.patch)
 
-    def _attention(self, channels: int) -> Callable[..., nn.Module]:
+    def _attention(self, level: int) -> Callable[..., nn.Module]:
+        channels = self.channels * self.multipliers[level]
         heads = layers.attention_heads(channels, self.heads, self.head_channels)
         if self.text_features is None:
             attention = rematerialization.of_attention(SelfAttention, self.remat)
             return partial(attention, heads, self.groups, self.epsilon, self.attention_kernel, dtype=self.dtype)
         layer = rematerialization.of_attention(SpatialTransformer, self.remat)
-        return partial(layer, heads, self.groups, self.depth, self.places, self.attention_kernel, dtype=self.dtype)
+        depth = self.depths[level] if self.depths else self.depth
+        return partial(layer, heads, self.groups, depth, self.places, self.attention_kernel, dtype=self.dtype)
 
     def _downsample(self, block: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         if self.resample == "block":
@@ -233,6 +242,8 @@ class UNet(Network):
         """Raises UserError where the options, or cond, do not fit the net."""
         if self.resample not in ("conv", "block"):
             raise UserError(f"resample is 'conv' or 'block'; got {self.resample!r}")
+        if self.depths and len(self.depths) != len(self.multipliers):
+            raise UserError(f"depths has one number for each of the {len(self.multipliers)} levels; got {self.depths}")
         check_choice(self.attention_kernel)
         rematerialization.check_choice(self.remat)
         if self.places and self.text_features is None:

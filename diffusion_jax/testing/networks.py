@@ -70,6 +70,7 @@ def _cond(net: Network, x: jax.Array) -> dict[str, jax.Array]:
         assert net.text_features is not None, "a network that takes one vector of the text knows its width"
         cond["text_pooled"] = jnp.asarray(rng.normal(size=(n, net.text_features)), jnp.float32)
     cond |= {name: jnp.asarray(rng.normal(size=(*x.shape[:-1], 1)), jnp.float32) for name in net.concat}
+    cond |= {name: jnp.asarray(rng.uniform(0, 64, (n, 2)), jnp.float32) for name in net.numbers}
     return cond | {name: jnp.linspace(0.1, 0.9, n) for name in net.levels}
 
 

@@ -229,7 +229,7 @@ def test_a_variant_is_asked_for(folder, capsys):
         ("unet/config.json", {"sample_size": None}, "does not say sample_size"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "beta_schedule='sigmoid' has no twin"),
         ("scheduler/scheduler_config.json", {"_class_name": "LCMScheduler"}, "the scheduler LCMScheduler has no twin"),
-        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "its two text encoders"),
+        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "has UNet2DModel as unet"),
         ("model_index.json", {"unet": [None, None]}, "has nothing as unet"),
     ],
 )

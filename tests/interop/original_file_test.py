@@ -169,7 +169,7 @@ CHANGES = [
     (without("cond_stage_model."), "it has no text encoder, whose arrays would begin with"),
     (
         lambda state: (without("cond_stage_model.")(state), extra("conditioner.embedders.0.x")(state)),
-        "XL is not imported",
+        "the refiner of Stable Diffusion XL is not imported",
     ),
     (without("model.diffusion_model.middle_block.0.in_layers.0.bias"), "missing ['mid_block.resnets.0.norm1.bias']"),
     (without("first_stage_model.decoder.conv_in"), "lacks first_stage_model.decoder.conv_in.weight"),

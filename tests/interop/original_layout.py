@@ -21,6 +21,8 @@ OUTER = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "mid_block.resnets.0": "middle_block.0",
@@ -69,20 +71,22 @@ def autoencoder_name(name, levels):
     return name.replace("conv_norm_out", "norm_out")
 
 
-def open_clip(state, layers):
-    """A `CLIPTextModel` as OpenCLIP's, with one more layer at its end, which nothing is to read."""
+def open_clip(state, layers, more=1):
+    """A `CLIPTextModel` as OpenCLIP's, with more layers at its end, which nothing is to read."""
     bare = {name.removeprefix("text_model."): value for name, value in state.items()}
     found = {
         "token_embedding.weight": bare["embeddings.token_embedding.weight"],
         "positional_embedding": bare["embeddings.position_embedding.weight"],
         "ln_final.weight": bare["final_layer_norm.weight"],
         "ln_final.bias": bare["final_layer_norm.bias"],
-        "text_projection": np.eye(len(bare["final_layer_norm.bias"]), dtype=np.float32),
+        "text_projection": state.get(
+            "text_projection.weight", np.eye(len(bare["final_layer_norm.bias"]), dtype="f4")
+        ).T,
         "logit_scale": np.ones((), np.float32),
     }
     parts = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj"}
     parts |= {"mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
-    for i in range(layers + 1):
+    for i in range(layers + more):
         where, block = f"encoder.layers.{min(i, layers - 1)}", f"transformer.resblocks.{i}"
         for leaf in ("weight", "bias"):
             joined = [bare[f"{where}.self_attn.{part}_proj.{leaf}"] for part in "qkv"]
@@ -92,13 +96,32 @@ def open_clip(state, layers):
     return found
 
 
-def write(file, unet, vae, text, *, second, blocks, attends, layers):
-    """The file of three state dicts; second says whether it is of Stable Diffusion 2."""
+def networks(unet, vae, blocks, attends):
+    """A U-Net and an autoencoder as they stand in a file."""
     levels = 1 + max(int(found[1]) for found in map(re.compile(r"encoder\.down_blocks\.(\d+)").match, vae) if found)
     state = {f"model.diffusion_model.{unet_name(n, blocks, attends)}": v for n, v in unet.items()}
     for name, value in vae.items():
         dense = ".attentions." in name and name.endswith("weight") and value.ndim == 2
         state[f"first_stage_model.{autoencoder_name(name, levels)}"] = value[:, :, None, None] if dense else value
+    return state
+
+
+def write_xl(file, unet, vae, first, second, *, blocks, attends, layers):
+    """The file of Stable Diffusion XL's four state dicts."""
+    state = networks(unet, vae, blocks, attends)
+    bare = {name.removeprefix("text_model."): value for name, value in first.items()}
+    state |= {f"conditioner.embedders.0.transformer.text_model.{name}": value for name, value in bare.items()}
+    positions = len(bare["embeddings.position_embedding.weight"])
+    state["conditioner.embedders.0.transformer.text_model.embeddings.position_ids"] = np.arange(positions)[None]
+    found = open_clip(second, layers, more=0)
+    state |= {f"conditioner.embedders.1.model.{name}": value for name, value in found.items()}
+    save_file({name: np.ascontiguousarray(value) for name, value in state.items()}, file)
+    return file
+
+
+def write(file, unet, vae, text, *, second, blocks, attends, layers):
+    """The file of three state dicts; second says whether it is of Stable Diffusion 2."""
+    state = networks(unet, vae, blocks, attends)
     if second:
         state |= {f"cond_stage_model.model.{name}": value for name, value in open_clip(text, layers).items()}
     else:

@@ -11,6 +11,7 @@ import pytest
 from configs.tiny import get_config as tiny
 from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
+from diffusion_jax.data import tokens
 from diffusion_jax.data.precomputed import open_precomputed
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets.autoencoder import AutoencoderKL
@@ -105,9 +106,8 @@ def test_features_of_another_tokenizer_or_other_options_are_refused(config, mode
     other = of_encoder(model, network=model.text.network.clone(heads=1))
     with pytest.raises(UserError, match=f"computed by another {reading}"):
         experiment.precomputed(config, other)
-    monkeypatch.setattr(
-        experiment.precompute, "from_folder", lambda _: experiment.tokenizer(model, experiment.source(config))
-    )
+    words = experiment.tokenizer(model, experiment.source(config))
+    monkeypatch.setattr(tokens, "from_folder", lambda _: words)
     with pytest.raises(UserError, match=f"computed by another {reading}"):
         experiment.precomputed(config, of_encoder(model, tokenizer="x"))
     older = open_precomputed(str(folder))

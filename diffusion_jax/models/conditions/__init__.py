@@ -12,6 +12,7 @@ from diffusion_jax.models.conditions.label import Label
 from diffusion_jax.models.conditions.low_resolution import LowResolution
 from diffusion_jax.models.conditions.request import RequestSetting, SampleRequest
 from diffusion_jax.models.conditions.semantic_map import SemanticMap
+from diffusion_jax.models.conditions.size_and_crop import SizeAndCrop
 from diffusion_jax.spec import from_spec
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "RequestSetting",
     "SampleRequest",
     "check_names",
+    "default_numbers",
     "requested",
     "spatial",
 ]
@@ -33,6 +35,7 @@ CONDITIONS: dict[str, type[Condition]] = {
     "low_resolution": LowResolution,
     "inpaint": Inpaint,
     "map": SemanticMap,
+    "size_and_crop": SizeAndCrop,
 }
 
 
@@ -90,3 +93,12 @@ def requested(
     for condition in reversed(told):
         cond |= condition.request(request, setting)
     return cond
+
+
+def default_numbers(conditions: Sequence[Condition], setting: RequestSetting) -> dict[str, np.ndarray]:
+    """The entries [N, K] of numbers that samples have without a request: those of uncropped pictures of their size."""
+    found: dict[str, np.ndarray] = {}
+    for condition in conditions:
+        if condition.numbers and not condition.needs_request:
+            found |= condition.request(SampleRequest(), setting)
+    return found

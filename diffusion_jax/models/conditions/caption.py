@@ -15,7 +15,7 @@ from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.conditions.condition import NEGATIVE, BatchEntry, Condition, Entries
 from diffusion_jax.models.conditions.request import RequestSetting, SampleRequest
-from diffusion_jax.models.text import Text
+from diffusion_jax.models.text import NO_CAPTION, Text
 from diffusion_jax.nets.text import OUTER_LAYERS, TENSOR_RULES
 from diffusion_jax.train.state import Params
 
@@ -54,7 +54,11 @@ class Caption(Condition):
     def network_entries(self, x_shape: tuple[int, ...]) -> Entries:
         """As `Condition`."""
         found = {"text": jnp.zeros((1, self.encoder.length, self.encoder.width))}
-        return found | ({"text_pooled": jnp.zeros((1, self.encoder.width))} if self.pooled else {})
+        return found | ({"text_pooled": jnp.zeros((1, self._pooled_width))} if self.pooled else {})
+
+    @property
+    def _pooled_width(self) -> int:
+        return self.encoder.pooled_width or self.encoder.width
 
     def reader(self, tokenizer: Tokenizer | None = None) -> Reader:
         """Without a tokenizer, captions are read and no entry is made of them."""
@@ -62,7 +66,7 @@ class Caption(Condition):
 
     def batch(self, shape: tuple[int, ...]) -> dict[str, BatchEntry]:
         """As `Condition`."""
-        return {"tokens": BatchEntry((self.encoder.length,), jnp.int32, 0, self.encoder.vocabulary - 1)}
+        return {"tokens": BatchEntry((self.encoder.ids,), jnp.int32, 0, self.encoder.vocabulary - 1)}
 
     def entries(self, batch: Mapping[str, chex.Array]) -> Entries:
         """The features of captions, where they were precomputed; else tokens."""
@@ -70,7 +74,7 @@ class Caption(Condition):
         return {name: jnp.asarray(batch[name]) for name in names}
 
     def null(self, entries: Entries, weights: Params | None = None) -> Entries:
-        """The empty caption, encoded by weights where entries are features."""
+        """No caption, encoded by weights where entries are features."""
         if "tokens" in entries:
             return {"tokens": jnp.broadcast_to(self.encoder.null, entries["tokens"].shape)}
         return self.encode(weights, {"tokens": jnp.asarray(self.encoder.null)[None]})
@@ -78,17 +82,21 @@ class Caption(Condition):
     def encode(self, weights: Params, entries: Entries, dropout: Array | None = None) -> Entries:
         """As `Condition`."""
         rngs = None if dropout is None else {"dropout": dropout}
-        encoded: Any = self.encoder.network.apply(
-            {"params": weights}, entries["tokens"], train=dropout is not None, rngs=rngs
-        )
-        pooled = {"text_pooled": encoded.pooled} if self.pooled else {}
-        return {"text": encoded.hidden, "text_mask": encoded.mask} | pooled
+        tokens = entries["tokens"]
+        told = tokens[:, 0] != NO_CAPTION  # [B]
+        if self.encoder.zero_null:
+            tokens = jnp.maximum(tokens, 0)
+        encoded: Any = self.encoder.network.apply({"params": weights}, tokens, train=dropout is not None, rngs=rngs)
+        hidden, pooled = encoded.hidden, encoded.pooled
+        if self.encoder.zero_null:
+            hidden, pooled = jnp.where(told[:, None, None], hidden, 0), jnp.where(told[:, None], pooled, 0)
+        return {"text": hidden, "text_mask": encoded.mask} | ({"text_pooled": pooled} if self.pooled else {})
 
     def init(self, key: Array) -> Params | None:
         """As `Condition`."""
         if not self.trained:
             return None
-        return self.encoder.network.init(key, jnp.zeros((1, self.encoder.length), jnp.int32))["params"]
+        return self.encoder.network.init(key, jnp.zeros((1, self.encoder.ids), jnp.int32))["params"]
 
     @property
     def trained(self) -> bool:
@@ -107,7 +115,7 @@ class Caption(Condition):
             return {}
         length, width = self.encoder.length, self.encoder.width
         found = {"text": BatchEntry((length, width), jnp.float32), "text_mask": BatchEntry((length,), jnp.bool_, 0, 1)}
-        return found | ({"text_pooled": BatchEntry((width,), jnp.float32)} if self.pooled else {})
+        return found | ({"text_pooled": BatchEntry((self._pooled_width,), jnp.float32)} if self.pooled else {})
 
     def request(self, request: SampleRequest, setting: RequestSetting) -> dict[str, np.ndarray]:
         """As `Condition`: the tokens of the prompts in turn, and those of the negative prompt."""

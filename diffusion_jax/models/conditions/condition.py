@@ -81,6 +81,11 @@ class Condition(abc.ABC):
         return ()
 
     @property
+    def numbers(self) -> tuple[str, ...]:
+        """Entries [B, K] whose numbers are embedded together, and with the text's vector where the network takes it."""
+        return ()
+
+    @property
     def images(self) -> tuple[str, ...]:
         """The entries of `channels` that are images, of which a latent model gets latents. Others are maps or masks."""
         return ()

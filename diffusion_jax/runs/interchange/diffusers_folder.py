@@ -1,34 +1,41 @@
 """A run as a folder of diffusers: models, scheduler, text encoder, index; an error for what diffusers does not have."""
 
 import dataclasses
-import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from diffusion_jax.core.schedules import Learned
-from diffusion_jax.interop import diffusers_autoencoder, diffusers_dit, diffusers_unet, diffusers_weights
+from diffusion_jax.interop import (
+    diffusers_autoencoder,
+    diffusers_dit,
+    diffusers_unet,
+    diffusers_weights,
+    diffusers_xl,
+)
 from diffusion_jax.interop.diffusers_config import VERSION, autoencoder_config, dit_config, unet_config
 from diffusion_jax.interop.diffusers_scheduler_config import (
     DIT,
     PIXELS,
     STABLE_DIFFUSION,
+    STABLE_DIFFUSION_XL,
     Caller,
     SamplingSpecs,
     SchedulerConfig,
     no_twin,
     scheduler_config,
 )
-from diffusion_jax.interop.json_file import read_json
+from diffusion_jax.interop.huggingface_text_pair import FIRST, SECOND, TOKENIZERS
+from diffusion_jax.interop.json_file import write_json
 from diffusion_jax.models.text import Text
 from diffusion_jax.nets.autoencoder import AutoencoderKL
 from diffusion_jax.nets.dit import DiT
 from diffusion_jax.nets.network import options
 from diffusion_jax.nets.text import ClipText
+from diffusion_jax.nets.text_pair import ClipPair
 from diffusion_jax.nets.unet import UNet
-from diffusion_jax.runs.workdir.pretrained import TOKENIZER_FILES
+from diffusion_jax.runs.interchange.exported_text import TextFolder, write_text
 from diffusion_jax.runs.workdir.restored import Trained
 from diffusion_jax.train.state import Params
 
@@ -53,15 +60,6 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextFolder:
-    """A CLIP text encoder and its tokenizer, in one folder."""
-
-    folder: Path
-    length: int  # tokens of a text
-    penultimate: bool  # its last layer is not read, and is left out
-
-
-@dataclasses.dataclass(frozen=True)
 class DiffusersFolder:
     """What is written to the folder; None is a part that the pipeline does not have."""
 
@@ -69,6 +67,8 @@ class DiffusersFolder:
     parts: dict[str, Part]  # by folder, "" being the folder itself
     scheduler: SchedulerConfig | None = None
     text: TextFolder | None = None
+    second_text: TextFolder | None = None  # of Stable Diffusion XL
+    zero_null: bool = False  # zeros stand for the features of a negative prompt that is not given
     call: Mapping[str, float] = dataclasses.field(default_factory=dict)  # arguments of the pipeline's call
     labels: tuple[str, ...] = ()  # names of a DiT's classes
     notes: tuple[str, ...] = ()  # a sentence for each difference between diffusers and this package
@@ -82,27 +82,34 @@ class DiffusersFolder:
         """Writes the folder's files to root, which exists; floating-point arrays as dtype."""
         for name, part in self.parts.items():
             (root / name).mkdir(exist_ok=True)
-            _write_json(root / name / "config.json", part.config)
+            write_json(root / name / "config.json", part.config)
             diffusers_weights.save(part.state(), root / name / "diffusion_pytorch_model.safetensors", dtype)
         if self.scheduler is not None:
             (root / "scheduler").mkdir()
-            _write_json(
+            write_json(
                 root / "scheduler/scheduler_config.json", self.scheduler.config | {"_diffusers_version": VERSION}
             )
-        if self.text is not None:
-            _write_text(self.text, root, dtype)
+        for suffix, text in (("", self.text), ("_2", self.second_text)):
+            if text is not None:
+                write_text(text, root, suffix, dtype)
         if self.is_pipeline:
-            _write_json(root / "model_index.json", self._index())
+            write_json(root / "model_index.json", self._index())
 
     def _index(self) -> dict[str, object]:
         index: dict[str, object] = {"_class_name": self.name, "_diffusers_version": VERSION}
         index |= {name: ["diffusers", part.config["_class_name"]] for name, part in self.parts.items()}
         assert self.scheduler is not None
         index["scheduler"] = ["diffusers", self.scheduler.name]
+        for suffix, text in (("", self.text), ("_2", self.second_text)):
+            if text is not None:
+                index[f"text_encoder{suffix}"] = ["transformers", text.name]
+                index[f"tokenizer{suffix}"] = ["transformers", "CLIPTokenizer"]
         if self.text is not None:
-            index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
-            index |= {key: [None, None] for key in ("safety_checker", "feature_extractor", "image_encoder")}
-            index["requires_safety_checker"] = False
+            index |= {key: [None, None] for key in ("feature_extractor", "image_encoder")}
+            if self.second_text is None:
+                index |= {"safety_checker": [None, None], "requires_safety_checker": False}
+            else:
+                index[diffusers_xl.ZEROS] = self.zero_null
         if self.labels:
             index["id2label"] = {str(i): name for i, name in enumerate(self.labels)}
         return index
@@ -128,7 +135,7 @@ def of_diffusion(trained: Trained, text_folder: Path, layout: Mapping[str, Mappi
     model = trained.model
     if len(model.shape) != 3:
         raise no_twin(f"a model of arrays of shape {model.shape}, which are no images,")
-    if odd := [each.name for each in model.conditions if each.name not in ("label", "text")]:
+    if odd := [each.name for each in model.conditions if each.name not in ("label", "text", "size_and_crop")]:
         raise no_twin(f"a model that is told {', '.join(odd)}")
     size, channels = model.x_shape[:2], model.x_shape[-1]
     parts = {}
@@ -141,7 +148,8 @@ def of_diffusion(trained: Trained, text_folder: Path, layout: Mapping[str, Mappi
         return _dit(trained, parts, dit_config(*_described(model.network), size=size, in_channels=channels))
     if not isinstance(model.network, UNet):
         raise no_twin(f"a network {type(model.network).__name__}")
-    config = unet_config(*_described(model.network), size=size, in_channels=channels)
+    pooled = model.text.pooled_width if model.text else 0
+    config = unet_config(*_described(model.network), size=size, in_channels=channels, pooled=pooled)
     linear = bool(layout.get("unet", {}).get("use_linear_projection"))
     params = network_params(trained)
     parts["unet"] = Part(
@@ -181,14 +189,24 @@ def _pixels(trained: Trained, parts: dict[str, Part]) -> DiffusersFolder:
 def _stable_diffusion(trained: Trained, parts: dict[str, Part], text: Text, folder: Path) -> DiffusersFolder:
     if trained.model.autoencoder is None:
         raise no_twin("a model of pixels that is told captions")
-    if text.trained or not isinstance(text.network, ClipText):
+    if text.trained or not isinstance(text.network, ClipText | ClipPair):
         raise no_twin(f"text={trained.config.text!r}, which is no published CLIP,")
-    scheduler = _scheduler(trained, STABLE_DIFFUSION)
+    pair = isinstance(text.network, ClipPair)
+    if pair != bool(trained.model.network.numbers):
+        raise no_twin("a model that is told size_and_crop by one text encoder, or two without it,")
+    scheduler = _scheduler(trained, STABLE_DIFFUSION_XL if pair else STABLE_DIFFUSION)
     call = _steps(trained) | _guidance(trained) | scheduler.call
     call |= {"guidance_rescale": trained.how.guidance_rescale} if trained.how.guidance_rescale else {}
     notes = (*scheduler.notes, *_guidance_notes(trained, rescales=True))
-    read = TextFolder(folder, text.length, text.network.penultimate)
-    return DiffusersFolder("StableDiffusionPipeline", parts, scheduler, read, call, notes=notes)
+    if isinstance(text.network, ClipText):
+        read = TextFolder(folder, text.length, text.network.penultimate)
+        return DiffusersFolder("StableDiffusionPipeline", parts, scheduler, read, call=call, notes=notes)
+    first, second = (
+        TextFolder(folder / name, text.length, False, kind, folder / TOKENIZERS[name])
+        for name, kind in ((FIRST, "CLIPTextModel"), (SECOND, diffusers_xl.PARTS[SECOND]))
+    )
+    found = DiffusersFolder(diffusers_xl.NAME, parts, scheduler, first, second, text.zero_null)
+    return dataclasses.replace(found, call=call, notes=notes)
 
 
 def _dit(trained: Trained, parts: dict[str, Part], config: Mapping[str, object]) -> DiffusersFolder:
@@ -243,32 +261,3 @@ def _fields(net: UNet | DiT | AutoencoderKL) -> dict[str, object]:
 def _described(net: UNet | DiT) -> tuple[dict[str, object], dict[str, object]]:
     """({field: value}, {option: default}) of a network."""
     return {key: value for key, value in _fields(net).items() if key != "name"}, options(type(net))
-
-
-def _write_text(text: TextFolder, root: Path, dtype: str) -> None:
-    """Writes text_encoder/ and tokenizer/. Of a whole CLIP the text tower alone is written."""
-    for name in ("text_encoder", "tokenizer"):
-        (root / name).mkdir()
-    config, prefix = read_json(text.folder / "config.json"), ""
-    if "text_config" in config:
-        config, prefix = config["text_config"] | {"model_type": "clip_text_model"}, "text_model."
-    last = ""
-    if text.penultimate:  # the states before a layer are those of an encoder that ends there
-        config = config | {"num_hidden_layers": (layers := config.get("num_hidden_layers", 12) - 1)}
-        last = f"encoder.layers.{layers}."
-    # A file's floats are read as config.json says.
-    config = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")} | {"dtype": dtype}
-    _write_json(root / "text_encoder/config.json", config | {"architectures": ["CLIPTextModel"]})
-    weights = text.folder / "model.safetensors"
-    diffusers_weights.copy(weights, root / "text_encoder/model.safetensors", dtype, prefix=prefix, without=last)
-    for name in TOKENIZER_FILES:
-        if (text.folder / name).is_file():
-            shutil.copyfile(text.folder / name, root / "tokenizer" / name)
-    settings = root / "tokenizer/tokenizer_config.json"
-    said = read_json(settings) if settings.is_file() else {"tokenizer_class": "CLIPTokenizer"}
-    if said.get("model_max_length") != text.length:
-        _write_json(settings, said | {"model_max_length": text.length})
-
-
-def _write_json(file: Path, content: Mapping[str, object]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -19,7 +19,7 @@ import numpy as np
 from diffusion_jax import experiment
 from diffusion_jax.core.samplers.loop import standard_normal, start_noise
 from diffusion_jax.errors import UserError
-from diffusion_jax.models.conditions import Caption
+from diffusion_jax.models.conditions import Caption, RequestSetting, default_numbers
 from diffusion_jax.models.sampling import START
 from diffusion_jax.nets.autoencoder import AutoencoderKL
 from diffusion_jax.runs.interchange.diffusers_folder import DiffusersFolder, network_params
@@ -181,6 +181,12 @@ def _network(trained: Trained, rng: np.random.Generator) -> tuple[Arrays, Arrays
         cond["label"] = inputs["labels"] = np.arange(2) % model.num_classes
     if model.text is not None:
         cond["text"] = inputs["text"] = _normal(rng, (2, model.text.length, model.text.width))
+        if model.network.pools_text:
+            width = model.text.pooled_width or model.text.width
+            cond["text_pooled"] = inputs["text_pooled"] = _normal(rng, (2, width))
+    for name in model.network.numbers:
+        sizes = [(64, 32, 3, 5, 96, 128), (16, 8, 0, 1, 24, 512)]
+        cond[name] = inputs["numbers"] = np.asarray(sizes, np.float32)
     out = jax.jit(model.network.apply)({"params": network_params(trained)}, inputs["x"], inputs["t"], cond)
     return inputs, {"network": np.asarray(out)}
 
@@ -226,6 +232,7 @@ def _sample(trained: Trained, theirs: DiffusersFolder) -> tuple[dict[str, object
         weights = {"params": trained.pretrained["text"]}
         encoded: Any = model.text.network.apply(weights, cond["tokens"])
         outputs["text"] = np.asarray(encoded.hidden)
+    cond |= default_numbers(model.conditions, RequestSetting(np.asarray(seeds, np.int32), model.shape))
     program = experiment.sample_program(model, how, trained.mesh)
     images = program(trained.params, trained.pretrained, np.asarray(seeds, np.int32), cond)
     return request, inputs, outputs | {"sample": np.clip(np.asarray(images) / 2 + 0.5, 0, 1)}

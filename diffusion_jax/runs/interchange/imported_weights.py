@@ -1,4 +1,7 @@
-"""The arrays of an import, by part: "unet", "autoencoder" and "text". An array is read when it is looked up."""
+"""The arrays of an import, by part: "unet", "autoencoder", "text" and, of XL, "text_2".
+
+An array is read when it is looked up.
+"""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -41,6 +44,7 @@ class FolderWeights:
             "unet": (found.unet_folder, MODEL),
             "autoencoder": (found.autoencoder_folder, MODEL),
             "text": (found.text_folder, TEXT),
+            "text_2": (found.second_text.folder if found.second_text else None, TEXT),
         }
         self.parts = {
             part: diffusers_weights.weight_files(folder, stem, variant)

@@ -21,12 +21,12 @@ from diffusion_jax.interop import (
     diffusers_autoencoder,
     diffusers_pipeline,
     diffusers_unet,
-    diffusers_weights,
     original_file,
+    original_xl,
 )
 from diffusion_jax.interop.diffusers_options import AutoencoderOptions
-from diffusion_jax.interop.diffusers_pipeline import GUIDANCE, Pipeline
-from diffusion_jax.interop.json_file import read_json
+from diffusion_jax.interop.diffusers_pipeline import Pipeline
+from diffusion_jax.runs.interchange.imported_text import copy_text, text_spec
 from diffusion_jax.runs.interchange.imported_weights import FileWeights, FolderWeights, ImportedWeights
 from diffusion_jax.runs.workdir import classes
 from diffusion_jax.runs.workdir.output_folder import OutputFolder, check_writable
@@ -86,7 +86,8 @@ def _found(source: Path, request: ImportRequest) -> tuple[Pipeline, ImportedWeig
     if source.is_file() and source.suffix == ".safetensors":
         if request.variant:
             raise UserError(f"--variant is of a folder's files; {source} is one file")
-        file = original_file.read(source, part=request.part, tokenizer=request.tokenizer, prediction=request.prediction)
+        layout = original_xl if original_xl.holds(source) else original_file
+        file = layout.read(source, part=request.part, tokenizer=request.tokenizer, prediction=request.prediction)
         return file.pipeline, FileWeights(source, file.sources)
     found = diffusers_pipeline.read(source, request.part)
     if request.tokenizer or request.prediction:
@@ -128,7 +129,7 @@ def _write_model(new: Path, root: Path, found: Pipeline, weights: ImportedWeight
         autoencoder = experiment.Autoencoder(network, {}, found.autoencoder.scaling_factor)
     _check_channels(found, config, autoencoder)
     if found.text_config is not None:
-        _copy_text(found, weights, workdir.text_encoder)
+        copy_text(found, weights, workdir.text_encoder)
     model = experiment.model(config, autoencoder, str(workdir.text_encoder) if found.text_config else "")
     with weights.opened("unet") as state:
         params = diffusers_unet.from_diffusers(state, model.abstract)
@@ -163,9 +164,9 @@ def _config(root: Path, found: Pipeline) -> ConfigDict:
         _set_data(config, (net.size[0] * factor, net.size[1] * factor), coder.channels)
         config.latent = str(root / "autoencoder")
     if found.text_config is not None:
-        folder = str(root / "text_encoder")
-        config.text = f"huggingface(folder={folder!r}, length={_text_length(found)})"
-        config.sample.guidance = GUIDANCE
+        config.text = text_spec(found, root / "text_encoder")
+        config.spatial = () if found.second_text is None else ("size_and_crop",)
+        config.sample.guidance = found.guidance
         config.sample.steps = STEPS["text"]
     return config
 
@@ -186,35 +187,6 @@ def _check_channels(found: Pipeline, config: ConfigDict, autoencoder: experiment
             f"{found.file or f'{found.unet_folder}/config.json'}: in_channels={found.unet.in_channels} and "
             f"out_channels={found.unet.out_channels} have no twin here; they are {channels} and {wanted}"
         )
-
-
-def _text_length(found: Pipeline) -> int:
-    """The number of tokens that the pipeline gives its text encoder."""
-    assert found.text_config is not None
-    assert found.tokenizer_folder is not None
-    positions = int(found.text_config.get("max_position_embeddings", 77))
-    settings = found.tokenizer_folder / "tokenizer_config.json"
-    said = read_json(settings).get("model_max_length") if settings.is_file() else None
-    return min(said, positions) if isinstance(said, int) else positions
-
-
-def _copy_text(found: Pipeline, weights: ImportedWeights, folder: Path) -> None:
-    """Writes the text encoder, with its weights in one file, and its tokenizer to one folder."""
-    assert found.tokenizer_folder is not None
-    folder.mkdir()
-    if found.text_folder is not None:
-        shutil.copyfile(found.text_folder / "config.json", folder / "config.json")
-    else:
-        (folder / "config.json").write_text(json.dumps(found.text_config, indent=2), encoding="utf-8")
-    for name in TOKENIZER_FILES:
-        if (found.tokenizer_folder / name).is_file():
-            shutil.copyfile(found.tokenizer_folder / name, folder / name)
-    target = folder / "model.safetensors"
-    if file := weights.single("text"):
-        shutil.copyfile(file, target)
-        return
-    with weights.opened("text") as state:
-        diffusers_weights.save(state, target)
 
 
 def _save(workdir: Workdir, config: ConfigDict, params: Params, measured: Mapping[str, float]) -> None:
@@ -254,7 +226,9 @@ def _write_record(file: Path, found: Pipeline, weights: ImportedWeights) -> None
 
 def _described(found: Pipeline) -> Iterable[Path]:
     """The files other than weights that are read."""
-    folders = (found.unet_folder, found.autoencoder_folder, found.text_folder, found.tokenizer_folder)
+    folders = [found.unet_folder, found.autoencoder_folder, found.text_folder, found.tokenizer_folder]
+    if found.second_text is not None:
+        folders += [found.second_text.folder, found.second_text.tokenizer_folder]
     own = () if found.file else (found.root, found.root / "scheduler")
     for folder in {*own, *filter(None, folders)}:
         for name in ("model_index.json", "config.json", "scheduler_config.json", *TOKENIZER_FILES):

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import config as configs
 from diffusion_jax.errors import UserError
+from diffusion_jax.interop import diffusers_xl
 from diffusion_jax.interop.json_file import read_json
 from diffusion_jax.runs.interchange.diffusers_folder import PIXEL_PIPELINES, DiffusersFolder
 from diffusion_jax.runs.interchange.exported_run import ExportRecord
@@ -119,7 +120,8 @@ def _use(subject: Subject, out: Path, theirs: DiffusersFolder | None, guidance: 
     call = ", ".join(f"{key}={value!r}" for key, value in theirs.call.items())
     if theirs.name in PIXEL_PIPELINES.values() and subject.config.model.num_classes:
         return _loop(subject, folder, theirs, guidance)
-    asked = {"StableDiffusionPipeline": repr(SAMPLED_PROMPT), "DiTPipeline": "class_labels=[0, 1]"}
+    prompt = repr(SAMPLED_PROMPT)
+    asked = {"StableDiffusionPipeline": prompt, diffusers_xl.NAME: prompt, "DiTPipeline": "class_labels=[0, 1]"}
     return (
         f"from diffusers import DiffusionPipeline\n\npipe = DiffusionPipeline.from_pretrained({folder!r})\n"
         f"images = pipe({asked.get(theirs.name, 'batch_size=4')}, {call}).images\n"

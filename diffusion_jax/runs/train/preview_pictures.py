@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import experiment
 from diffusion_jax.data.sources import Source
 from diffusion_jax.data.tokens import Tokenizer
+from diffusion_jax.models.conditions import RequestSetting, default_numbers
 from diffusion_jax.models.likelihood import own_conditions
 from diffusion_jax.report import pictures
 from diffusion_jax.runs.sample.conditioning import told_pictures
@@ -64,6 +65,7 @@ def samples(
         cond = {"tokens": model.text.encode(tokenizer, prompts)}
         if model.num_classes:
             cond["label"] = np.full(len(prompts), model.num_classes, np.int32)
+        cond |= default_numbers(model.conditions, RequestSetting(np.arange(len(prompts), dtype=np.int32), model.shape))
 
         def by_caption(params: Params) -> Preview:
             drawn = draw(params, len(prompts), columns, cond)
@@ -74,6 +76,7 @@ def samples(
     columns = max(num // rows, 1)
     names = source.class_names or [str(label) for label in range(rows)]
     cond = {"label": np.arange(rows, dtype=np.int32)} if model.num_classes else {}
+    cond |= default_numbers(model.conditions, RequestSetting(np.arange(rows, dtype=np.int32), model.shape))
 
     def by_class(params: Params) -> Preview:
         drawn = draw(params, rows, columns, cond)

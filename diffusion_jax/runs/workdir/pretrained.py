@@ -20,8 +20,8 @@ from diffusion_jax import experiment
 from diffusion_jax.data.sources import Source
 from diffusion_jax.data.tokens import Tokenizer
 from diffusion_jax.errors import UserError
-from diffusion_jax.interop import huggingface_text
-from diffusion_jax.models.text import published_folder
+from diffusion_jax.interop.huggingface_text_pair import FIRST, SECOND, TOKENIZERS
+from diffusion_jax.models.text import Text, published_folder, text_encoder
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import sharding
@@ -80,8 +80,9 @@ def model(config: ConfigDict, origin: Workdir | None) -> experiment.Model:
     if new:
         _check_copied(origin, origin.text_encoder)
     if new and new != old:
-        instead = f"text=\"huggingface(folder='{_given(old, origin.text_encoder)}')\""
-        _check_same(origin, f"text={config.text}", lambda: _holds_same(origin.text_encoder, Path(new)), instead)
+        family = before.text.partition("(")[0]
+        instead = f"text=\"{family}(folder='{_given(old, origin.text_encoder)}')\""
+        _check_same(origin, f"text={config.text}", lambda: _holds_same(origin.text_encoder, config.text), instead)
     return experiment.model(config, autoencoder, str(origin.text_encoder) if new else "")
 
 
@@ -113,7 +114,7 @@ def keep(
         checkpoint = source.checkpoints / str(step)
         copy({source.config: "config.json", checkpoint: f"checkpoints/{step}"}, workdir.autoencoder)
     if model.text is not None and model.text.folder:
-        copy(_published_files(Path(model.text.folder), Path(model.text.tokenizer)), workdir.text_encoder)
+        copy(_published_files(model.text), workdir.text_encoder)
     if tokenizer is not None:
         replace_file(workdir.tokenizer, tokenizer.to_json().encode())
 
@@ -216,19 +217,29 @@ def _check_same(origin: Workdir, key: str, same: Callable[[], bool], instead: st
     )
 
 
-def _holds_same(copy: Path, folder: Path) -> bool:
-    """Whether the folder copy has the files of the published text encoder in folder."""
-    files = _published_files(folder, Path(huggingface_text.load(str(folder)).tokenizer))
-    if sorted(files.values()) != sorted(file.name for file in copy.iterdir()):
+def _holds_same(copy: Path, spec: str) -> bool:
+    """Whether the folder copy has the files of the published text encoder of a spec."""
+    text = text_encoder(spec)
+    assert text is not None
+    files = _published_files(text)
+    if sorted(files.values()) != sorted(str(file.relative_to(copy)) for file in copy.rglob("*") if file.is_file()):
         return False
     return all(filecmp.cmp(file, copy / name, shallow=False) for file, name in files.items())
 
 
-def _published_files(weights: Path, words: Path) -> dict[Path, str]:
-    """{file: name in a copy} of a published text encoder, by the folders of its weights and of its tokenizer."""
-    files = [weights / "config.json", weights / "model.safetensors"]
-    files += [words / name for name in TOKENIZER_FILES if (words / name).is_file()]
-    return {file: file.name for file in files}
+def _published_files(text: Text) -> dict[Path, str]:
+    """{file: name in a copy} of a published text encoder. Of two in one, the folders are those of a pipeline."""
+    folder = Path(text.folder)
+    parts = [(folder, "", text.tokenizer, "")]
+    if text.second_tokenizer:
+        words = {FIRST: text.tokenizer, SECOND: text.second_tokenizer}
+        parts = [(folder / name, f"{name}/", words[name], f"{TOKENIZERS[name]}/") for name in words]
+    files: dict[Path, str] = {}
+    for weights, name, tokenizer, words_name in parts:
+        files |= {weights / file: f"{name}{file}" for file in ("config.json", "model.safetensors")}
+        found = [file for file in TOKENIZER_FILES if (Path(tokenizer) / file).is_file()]
+        files |= {Path(tokenizer) / file: f"{words_name}{file}" for file in found}
+    return files
 
 
 def newest(workdir: Workdir) -> int:
