@@ -28,9 +28,10 @@ myst_dmath_double_inline = True
 # Notebooks are Markdown without outputs. They run at every build; an error in a cell ends it.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 600  # seconds a cell, on a machine that is busy otherwise
 nb_execution_show_tb = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # what drivers say of the machine
 
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-from diffusion_jax import config as configs
 from diffusion_jax.nets.families import NETWORKS
 from diffusion_jax.runs.help import choices
 from diffusion_jax.runs.help.keys import Key, config_keys
@@ -12,9 +11,8 @@ from reference.markdown import code, plain, table
 def every_key() -> str:
     """A table for each group of keys, and one of the options of each network family."""
     found = [key for key in config_keys() if not key.name.startswith("model.")]
-    shared = set(configs.flat(configs.base().to_dict()))
-    for name in NETWORKS:
-        shared &= {key.name for key in config_keys(name)}
+    each = [{(key.name, repr(key.default), key.meaning) for key in config_keys(name)} for name in NETWORKS]
+    shared = {name for name, _, _ in set.intersection(*each)}
     alone = [key for key in found if "." not in key.name]
     parts = ["## Keys on their own\n", _table(alone)]
     for group in dict.fromkeys(key.name.partition(".")[0] for key in found if "." in key.name):
