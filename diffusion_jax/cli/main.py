@@ -81,7 +81,7 @@ def entry() -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one command; returns its exit status: 0 done, 2 bad input, 3 a loss that is not finite or jumped; a command
-    may have its own, which the README lists.
+    may have its own, which docs/faults.md lists.
     """
     name, *rest = arguments or ["--help"]
     if name == "--version":

@@ -33,6 +33,26 @@ def strips_png(x: np.ndarray, scale: np.ndarray, times: Sequence[float], rows: S
     columns = [f"t = {t:.3g}" for t in times]
     enlarge = -(-_SIDE // min(x.shape[2:4]))
     picture = pictures.labelled_grid(pixels, rows=rows, columns=columns, scale=enlarge)
+    return pictures.encode_png(_titled(picture, title))
+
+
+def tiles_png(tiles: np.ndarray, rows: Sequence[str], titles: Sequence[Sequence[str]], title: str) -> bytes:
+    """A PNG of uint8 tiles [R, K, H, W, C] in R named rows under a title, each tile with a text of titles [R][K]."""
+    enlarge = -(-_SIDE // min(tiles.shape[2:4]))
+    strips = [
+        pictures.labelled_grid(row[None], rows=[name], columns=texts if any(texts) else (), scale=enlarge)
+        for row, name, texts in zip(tiles, rows, titles, strict=True)
+    ]
+    widest = max(strip.shape[1] for strip in strips)
+    background = strips[0][0, 0]
+    picture = [np.pad(strip, ((0, 0), (widest - strip.shape[1], 0), (0, 0))) for strip in strips]
+    for padded, strip in zip(picture, strips, strict=True):
+        padded[:, : widest - strip.shape[1]] = background
+    return pictures.encode_png(_titled(np.concatenate(picture), title))
+
+
+def _titled(picture: np.ndarray, title: str) -> np.ndarray:
+    """The picture [H, W, 3] with a title above it, and a margin of its own background."""
     font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 14)
     margin, top = 8, 28
     h, w, _ = picture.shape
@@ -40,7 +60,7 @@ def strips_png(x: np.ndarray, scale: np.ndarray, times: Sequence[float], rows: S
     canvas = Image.new("RGB", (max(w, int(font.getlength(title))) + 2 * margin, h + top + margin), background)
     canvas.paste(Image.fromarray(picture), (margin, top))
     ImageDraw.Draw(canvas).text((margin, margin), title, (30, 30, 30), font)
-    return pictures.encode_png(np.asarray(canvas))
+    return np.asarray(canvas)
 
 
 def schedules_png(t: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> bytes:
@@ -81,9 +101,9 @@ def schedules_png(t: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np.ndarr
     )
     for axes in (left, right):
         axes.set_xlim(0, 1)
-        _plain(axes)
+        plain(axes)
     figure.legend(handles=lines, loc="outside lower center", ncols=2, frameon=False)
-    return _encode(figure)
+    return encode(figure)
 
 
 def loss_by_time_png(steps: np.ndarray, losses: np.ndarray) -> bytes:
@@ -127,18 +147,20 @@ def loss_by_time_png(steps: np.ndarray, losses: np.ndarray) -> bytes:
     bar = figure.colorbar(ScalarMappable(BoundaryNorm(np.arange(k + 1) / k, k), palette), ax=right, label="time t")
     bar.set_ticks((np.arange(k + 1) / k).tolist())
     for axes in (left, right):
-        _plain(axes)
+        plain(axes)
     left.grid(visible=False, axis="x")
-    return _encode(figure)
+    return encode(figure)
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """A light grid, and no frame at the top and the right."""
     axes.grid(alpha=0.3, lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _encode(figure: Figure) -> bytes:
+def encode(figure: Figure) -> bytes:
+    """The figure as a PNG."""
     file = io.BytesIO()
     FigureCanvasAgg(figure).print_png(file)
     return file.getvalue()

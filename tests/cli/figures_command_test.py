@@ -12,7 +12,9 @@ from PIL import Image
 
 from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
+from diffusion_jax.runs.sample import batch_figure
 from diffusion_jax.runs.sample import diffusion_figures as runs
+from diffusion_jax.runs.workdir import restored
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train import sharding
 
@@ -52,7 +54,7 @@ def test_forward_and_schedules_need_no_workdir(tmp_path, capsys):
     flags = ["--schedule=linear", "--schedule=cosine | zero_snr", "--schedule=ve", f"--image={picture}", "--size=32"]
     out = tmp_path / "out"
     assert figures(out, *flags) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["forward.png", "schedules.png"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(runs.THEORY)
     width, height = Image.open(out / "forward.png").size
     assert width >= 9 * 96
     assert 3 * 96 <= height <= 3 * 96 + 100
@@ -116,15 +118,42 @@ def test_a_run_without_loss_by_time_is_told(workdir, tmp_path, capsys):
     assert runs._draw_loss_by_time(Workdir(tmp_path)) is None
 
 
+def test_a_batch_is_drawn_as_a_step_sees_it(workdir, monkeypatch):
+    """Each row is alpha x0 + sigma eps of the same examples, at times and with noise that are new in each epoch."""
+    drawn = []
+    monkeypatch.setattr(batch_figure.drawings, "tiles_png", lambda *arguments: drawn.append(arguments) or b"")
+    trained = restored.restore(workdir, step=None, average=True, overrides={})
+    assert batch_figure.draw_batch(trained) == b""
+    tiles, rows, titles, _ = drawn[0]
+    assert tiles.shape == (5, 10, 8, 8, 1)
+    assert rows[0] == "x₀"
+    assert tiles[0].max() == 255
+    times = [[float(title.removeprefix("t = ")) for title in row] for row in titles[1:]]
+    assert len({tuple(row) for row in times}) == 4
+    x0 = tiles[0].astype(float).reshape(10, -1)
+    for row, at in zip(tiles[1:], times, strict=True):
+        for i, t in enumerate(at):
+            if t < 0.1:  # next to no noise
+                assert np.abs(row[i].reshape(-1) - x0[i]).mean() < 30
+    assert batch_figure.draw_batch(_with_source(trained, "folder:/nowhere")) is None
+
+
+def _with_source(trained, source):
+    config = trained.config.copy_and_resolve_references()
+    config.data.source = source
+    return dataclasses.replace(trained, config=config)
+
+
 def test_overwrite_replaces_figures_and_nothing_else(tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    (out / "trajectory.png").write_text("of another run")
+    for name in ("trajectory.png", "batch.png"):
+        (out / name).write_text("of another run")
     assert figures(out, "--size=8") == 2
     assert "already has files" in capsys.readouterr().err
     assert figures(out, "--size=8", "--overwrite") == 0
-    assert sorted(path.name for path in out.iterdir()) == ["forward.png", "notes.txt", "schedules.png"]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*runs.THEORY, "notes.txt"])
 
 
 @pytest.mark.parametrize(

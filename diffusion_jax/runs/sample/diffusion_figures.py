@@ -18,6 +18,8 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.modalities import Image
 from diffusion_jax.report import figures as drawings
 from diffusion_jax.report.metrics import read_metrics
+from diffusion_jax.runs.sample import batch_figure
+from diffusion_jax.runs.sample import theory_figures as theory
 from diffusion_jax.runs.sample.conditioning import SampleRequest, conditions
 from diffusion_jax.runs.workdir.output_folder import OutputFolder
 from diffusion_jax.runs.workdir.paths import Workdir
@@ -25,7 +27,17 @@ from diffusion_jax.runs.workdir.restored import Trained, restore, seeds_from
 from diffusion_jax.train.interruptible import interruptible
 from diffusion_jax.train.step import TIME_BINS
 
-NAMES = ("forward.png", "schedules.png", "trajectory.png", "loss_by_time.png")
+THEORY = ("forward.png", "schedules.png", "kl.png", "time_embedding.png", "unet.png")
+"""The figures that need no trained model."""
+
+NAMES = (*THEORY, "batch.png", "trajectory.png", "loss_by_time.png")
+
+_WITHOUT = {
+    "unet.png": "the network is no U-Net, so there is no unet.png",
+    "batch.png": "the data are not at hand as pixels, so there is no batch.png",
+    "loss_by_time.png": "no loss by time in metrics.jsonl, so there is no loss_by_time.png",
+}
+"""{figure that a workdir may lack: what is said}."""
 
 DEFAULT_SCHEDULES = ("linear", "cosine")
 
@@ -54,7 +66,7 @@ class Request:
 
 
 def figures(request: Request, out: Path, *, overwrite: bool = False) -> None:
-    """Writes the figures of `NAMES` into the folder out, the last two if the request has a workdir.
+    """Writes the figures of `THEORY` into the folder out and, if the request has a workdir, the others of `NAMES`.
 
     Raises UserError, before anything is written, where out has files and may not be overwritten, and where a schedule,
     the image, the workdir or the sampling does not fit.
@@ -66,19 +78,31 @@ def figures(request: Request, out: Path, *, overwrite: bool = False) -> None:
     schedules = {text: experiment.schedule(text) for text in request.schedules or [*trained_on, *DEFAULT_SCHEDULES]}
     x0 = _image(request.image or drawings.EXAMPLE_IMAGE, request.size)
 
-    drawn = {"forward.png": _draw_forward(schedules, x0, request.seed), "schedules.png": _draw_schedules(schedules)}
-    if workdir is not None:
+    drawn: dict[str, bytes | None] = {
+        "forward.png": _draw_forward(schedules, x0, request.seed),
+        "schedules.png": _draw_schedules(schedules),
+        "kl.png": theory.draw_kl(schedules),
+        "time_embedding.png": theory.draw_time_embedding(),
+    }
+    if workdir is None:
+        network, shape = theory.default_unet()
+        drawn["unet.png"] = theory.draw_unet(network, shape, {}, "DDPM's CIFAR-10 U-Net")
+    else:
         trained = restore(workdir.root, step=request.step, average=request.average, overrides=request.overrides)
         cond = conditions(request.sample_request, trained, seeds)
+        model = trained.model
+        drawn["unet.png"] = theory.draw_unet(model.network, model.x_shape, model.network_entries(), str(workdir.root))
+        drawn["batch.png"] = batch_figure.draw_batch(trained)
         drawn["trajectory.png"] = _draw_trajectory(trained, seeds, cond)
-        if loss := _draw_loss_by_time(workdir):
-            drawn["loss_by_time.png"] = loss
-        else:
-            print(f"no loss by time in {workdir.metrics}, so there is no loss_by_time.png")
+        drawn["loss_by_time.png"] = _draw_loss_by_time(workdir)
+    for name, picture in drawn.items():
+        if picture is None:
+            print(_WITHOUT[name])
+    written = {name: picture for name, picture in drawn.items() if picture is not None}
     with folder.written() as partial:
-        for name, picture in drawn.items():
+        for name, picture in written.items():
             (partial / name).write_bytes(picture)
-    print(f"figures in {out}: {', '.join(drawn)}")
+    print(f"figures in {out}: {', '.join(written)}")
 
 
 def forward(x0: Array, eps: Array, schedule: Schedule, times: np.ndarray) -> tuple[Array, Array]:

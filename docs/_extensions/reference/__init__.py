@@ -1,0 +1,1 @@
+"""Markdown of the references, from the same tables and comments that the commands print."""
