@@ -1,4 +1,8 @@
-"""`diffusion-jax COMMAND --flags`: finds the command, and turns what a user can mend into one sentence and a status."""
+"""`diffusion-jax COMMAND --flags`: finds the command, and turns what a user can mend into one sentence and a status.
+
+With a GPU, commands add to XLA_FLAGS; with a GPU or TPU they keep compiled programs; they say so. Your own XLA_FLAGS
+and JAX_COMPILATION_CACHE_DIR win, and DIFFUSION_JAX_XLA_FLAGS=none leaves XLA_FLAGS alone.
+"""
 
 import contextlib
 import importlib
