@@ -6,7 +6,6 @@ import functools
 import logging
 import shutil
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -25,6 +24,11 @@ from diffusion_jax.train.save_error import SaveError, save_error
 from diffusion_jax.train.state import Params, Position, TrainState
 
 _COMMITTED = "commit_success.txt"  # the file by which Orbax marks a complete step
+
+
+_BEGINNER = concurrent.futures.ThreadPoolExecutor(1, "begin save")
+"""In which saves of all `Checkpoints` begin, in the order of `save`, which is the same in every process: Orbax numbers
+them in one sequence, and the processes meet at each."""
 
 
 class Checkpoints:
@@ -63,11 +67,11 @@ class Checkpoints:
         self._saving: tuple[int, concurrent.futures.Future[None]] | None = None
         folders = directory.iterdir() if directory.is_dir() else ()
         self._partial = [path for path in folders if path.name.isdecimal() and not (path / _COMMITTED).is_file()]
-        self._begun = threading.Event()  # Orbax has what the save under way writes; it is not to be asked before
-        self._begun.set()
+        self._begun: concurrent.futures.Future[None] | None = None  # Orbax has what the save under way writes
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "save")
         logging.getLogger("absl").addFilter(_for_the_user)
-        self._options = manager_options(keep, keep_every, best, {} if rating is None else rating, read_only=read_only)
+        rating = {} if rating is None else rating  # not `or`: the caller may fill an empty one later
+        self._options = manager_options(directory, keep, keep_every, best, rating, read_only=read_only)
         # Several processes create the manager together: one may see the directory before another does.
         if directory.is_dir() or jax.process_count() > 1:
             _ = self._manager
@@ -81,14 +85,14 @@ class Checkpoints:
 
     @property
     def _orbax(self) -> ocp.CheckpointManager:
-        """The manager, for one thread at a time."""
-        self._begun.wait()
+        """The manager, for one thread at a time: a save that is about to begin is waited for."""
+        if self._begun is not None:
+            concurrent.futures.wait([self._begun])
         return self._manager
 
     def _committed(self) -> list[int]:
         """The steps that Orbax lists, oldest first."""
-        self._begun.wait()
-        return sorted(self._orbax.all_steps()) if "_manager" in self.__dict__ else []
+        return sorted(self._orbax.all_steps()) if self._begun or "_manager" in self.__dict__ else []
 
     def latest(self) -> int | None:
         """The newest of `steps`, or None for no step. All processes of a run get the same answer."""
@@ -170,8 +174,8 @@ class Checkpoints:
                 raise self._failed(step, error) from error
             self._saving = step, self._thread.submit(self._complete, step)
         else:
-            self._begun.clear()
-            self._saving = step, self._thread.submit(self._save_copy, step, copied, begin)
+            self._begun = _BEGINNER.submit(begin, copied)
+            self._saving = step, self._thread.submit(self._save_copy, step, copied, self._begun)
 
     def prepare(self, state: TrainState) -> "concurrent.futures.Future[None]":
         """Compiles in the background what the first save of such a state would wait for."""
@@ -191,13 +195,10 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         self._manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True)
 
-    def _save_copy(self, step: int, copied: Trees, begin: Callable[[Trees], None]) -> None:
-        """Saves the copy of a state, from its way to the host to its manifest, and gives up its memory."""
+    def _save_copy(self, step: int, copied: Trees, begun: "concurrent.futures.Future[None]") -> None:
+        """Waits until the copy of a state is saved, manifest and all, and gives up its memory."""
         try:
-            try:
-                begin(copied)
-            finally:
-                self._begun.set()
+            begun.result()
             self._complete(step)
         finally:
             device_copy.free(copied)
