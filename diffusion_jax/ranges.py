@@ -122,6 +122,8 @@ CONFIG: dict[str, Range] = {
     "mesh.data": _SIZE,
     "mesh.fsdp": _SIZE,
     "mesh.tensor": _SIZE,
+    "mesh.context": _SIZE,
+    "mesh.slices": FROM_1,
     "log_every": FROM_1,
     "checkpoint.every": FROM_0,
     "checkpoint.keep": FROM_1,

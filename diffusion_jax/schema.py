@@ -99,6 +99,8 @@ SCHEMA: dict[str, Any] = {
         "data": -1,  # devices that the batch is split over; -1: all that the others leave
         "fsdp": 1,  # devices that parameters and optimizer state are split over too
         "tensor": 1,  # devices that the network's layers are split over
+        "context": 1,  # devices that the tokens of transformers and of self-attention are split over
+        "slices": 1,  # slices, or groups of GPUs, of the machine: data is split over them first, the rest within one
         "zero": False,  # split optimizer state and averages over data too (arXiv:1910.02054)
     },
     "log_every": 50,  # steps, as all that follow
@@ -109,6 +111,7 @@ SCHEMA: dict[str, Any] = {
         "best": 0,  # keep so many of the best too, by an evaluation in training
         "best_metric": "fd",  # a score of `evaluate`
         "direction": "min",  # min | max: which is better
+        "copy": "auto",  # auto | device | host: where a state is copied to before the next step overwrites it
         "mirror": "",  # address that fsspec knows, gs://bucket/run: a copy of the workdir, to go on from
     },
     "sample": {

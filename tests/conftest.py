@@ -64,12 +64,12 @@ def two_devices():
 
     whole = sharding.mesh
 
-    def mesh(data=-1, fsdp=1, tensor=1, devices=None):
-        if devices is None and (data, fsdp, tensor) == (-1, 1, 1):
+    def mesh(data=-1, fsdp=1, tensor=1, devices=None, **others):
+        if devices is None and (data, fsdp, tensor, *others.values()) == (-1, 1, 1, *(1 for _ in others)):
             import jax
 
             devices = jax.devices()[:2]
-        return whole(data, fsdp, tensor, devices)
+        return whole(data, fsdp, tensor, devices, **others)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "mesh", mesh)

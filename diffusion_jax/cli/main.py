@@ -1,4 +1,8 @@
-"""`diffusion-jax COMMAND --flags`: finds the command, and turns what a user can mend into one sentence and a status."""
+"""`diffusion-jax COMMAND --flags`: finds the command, and turns what a user can mend into one sentence and a status.
+
+With a GPU, commands add to XLA_FLAGS; with a GPU or TPU they keep compiled programs; they say so. Your own XLA_FLAGS
+and JAX_COMPILATION_CACHE_DIR win, and DIFFUSION_JAX_XLA_FLAGS=none leaves XLA_FLAGS alone.
+"""
 
 import contextlib
 import importlib
@@ -17,7 +21,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import __version__, config_file, extensions, ranges, shipped_configs
 from diffusion_jax import config as configs
-from diffusion_jax.cli import interrupts
+from diffusion_jax.cli import accelerators, interrupts
 from diffusion_jax.cli.memory import ask_for_huge_pages
 from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.runs.help import choices
@@ -60,6 +64,7 @@ DONE, BAD_INPUT, NON_FINITE, UNREAD = 0, 2, 3, 141
 def entry() -> None:
     """The console script; a signal that no command notes itself ends it within 5 s, with status 128 + its number."""
     ask_for_huge_pages()
+    accelerators.prepare(sys.argv[1:])
     sys.excepthook = _print_uncaught
     try:
         with interrupts.ending_on_signal():

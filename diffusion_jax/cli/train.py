@@ -28,6 +28,12 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     flags.DEFINE_integer(
         "heartbeat_seconds", 20, "A process without a sign of life for so long is taken for dead.", flag_values=values
     )
+    flags.DEFINE_string(
+        "profile",
+        "",
+        "FIRST:LAST, such as 100:105: steps that process 0 records in WORKDIR/trace, for XProf and Perfetto.",
+        flag_values=values,
+    )
 
 
 def run(values: flags.FlagValues) -> None:
@@ -38,5 +44,6 @@ def run(values: flags.FlagValues) -> None:
         values.coordinator, values.num_processes, values.process_id, heartbeat_seconds=values.heartbeat_seconds
     )
     from diffusion_jax.runs.train import train
+    from diffusion_jax.runs.train.trace import traced_steps
 
-    train(values.config, Path(values.workdir))
+    train(values.config, Path(values.workdir), traced_steps(values.profile) if values.profile else None)

@@ -38,7 +38,9 @@ UPDATES = (OPTIMIZER, AVERAGE)
 
 def mesh(config: ConfigDict, devices: Sequence[jax.Device]) -> Mesh:
     """The mesh of config over these devices; raises UserError unless it divides the batch."""
-    built = sharding.mesh(**{axis: config.mesh[axis] for axis in sharding.AXES}, devices=devices)
+    built = sharding.mesh(
+        **{axis: config.mesh[axis] for axis in sharding.AXES}, devices=devices, slices=config.mesh.slices
+    )
     sharding.check_batch(built, config.train.batch_size, config.train.accumulate)
     return built
 

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.core.autoencoding import sample_posterior
 from diffusion_jax.core.objectives import Examples, Objective, Trained
+from diffusion_jax.errors import UserError
 from diffusion_jax.experiment.objectives import objective
 from diffusion_jax.models.model import Model
 from diffusion_jax.train import optimizers, sharding
@@ -42,6 +43,8 @@ class Trainee:
     """Names in the paths of parameters whose first axis counts layers."""
     players: tuple[str, ...] = ()
     """Names of networks in params that have an optimizer each, which clips by its own gradients; (): one for all."""
+    splits_tokens: bool = False
+    """Whether the mesh axis `context` splits its work."""
 
     as_read: Callable[[Params], Params] = lambda params: params
     """parameters -> parameters, cast to the types in which the network reads them."""
@@ -69,6 +72,7 @@ def of_model(config: ConfigDict, model: Model) -> Trainee:
         model.tensor_rules,
         model.outer_layers,
         model.stacked_layers,
+        splits_tokens=model.splits_tokens,
         as_read=model.as_read,
     )
 
@@ -97,7 +101,7 @@ def _one_optimizer(
 
 def mesh(config: ConfigDict) -> Mesh:
     """The device mesh; raises UserError unless it divides the batch."""
-    built = sharding.mesh(**{axis: config.mesh[axis] for axis in sharding.AXES})
+    built = sharding.mesh(**{axis: config.mesh[axis] for axis in sharding.AXES}, slices=config.mesh.slices)
     sharding.check_batch(built, config.train.batch_size, config.train.accumulate)
     return built
 
@@ -162,6 +166,10 @@ def _x0(model: Model, key: Array, batch: Mapping[str, Array], pretrained: Mappin
 def compiled_step(config: ConfigDict, trainee: Trainee, mesh: Mesh) -> Wrapped:
     """(state, batch, seed, pretrained) -> `train_step`, jitted over the mesh; the state that it is given is donated."""
     train_step(config, trainee, mesh)  # raises now what the first step would, with the workdir written
+    if mesh.shape["context"] > 1 and not trainee.splits_tokens:
+        raise UserError(
+            f"mesh.context={mesh.shape['context']} splits tokens, and what is trained here has none; leave it at 1"
+        )
     where = layout(config, trainee, mesh)
     everywhere = sharding.replicated(mesh)
     batch = sharding.batch_sharding(mesh, leading=int(config.train.steps_per_dispatch > 1))

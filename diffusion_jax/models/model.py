@@ -80,6 +80,11 @@ class Model:
         return self.network.stacked_layers
 
     @property
+    def splits_tokens(self) -> bool:
+        """Whether the network splits its tokens over the mesh axis `context`."""
+        return self.network.splits_tokens
+
+    @property
     def pretrained(self) -> dict[str, Params]:
         """The weights that are not trained, on the host."""
         weights = {} if self.autoencoder is None else {"autoencoder": self.autoencoder.params}

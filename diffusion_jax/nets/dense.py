@@ -5,6 +5,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from diffusion_jax.nets.context import tokens_are_split
 from diffusion_jax.nets.rematerialization import product
 
 INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
@@ -29,8 +30,10 @@ class Parameters(nn.Module):
 
 def linear(x: Array, kernel: Array, bias: Array | None, dtype: DTypeLike) -> Array:
     """x [..., C], kernel [C, D], bias [D] -> [..., D] of dtype."""
-    # As a matrix: of a dot with more axes, XLA's CPU compiler transposes the gradient's operands first.
-    rows = x.astype(dtype).reshape(-1, x.shape[-1]) @ kernel.astype(dtype)
+    # As a matrix: of a dot with more axes, XLA's CPU compiler transposes the gradient's operands first. But tokens that
+    # are split over devices have to stay an axis of their own, or every device gathers them.
+    rows = x.astype(dtype) if tokens_are_split() else x.astype(dtype).reshape(-1, x.shape[-1])
+    rows = rows @ kernel.astype(dtype)
     if bias is not None:
         rows += bias.astype(dtype)
     return product(rows.reshape(*x.shape[:-1], kernel.shape[-1]))

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets import layers, rematerialization
+from diffusion_jax.nets.context import split_tokens
 from diffusion_jax.nets.dense import INIT, ZERO, Dense
 from diffusion_jax.nets.embedding import EmbeddingSizes, embed_vectors
 from diffusion_jax.nets.layers import attention_heads
@@ -163,6 +164,7 @@ class DiT(Network):
     outer_layers: ClassVar[tuple[str, ...]] = ("embedding", "patch_in", "patch_out")
     stacked_layers: ClassVar[tuple[str, ...]] = ("layers",)
     float32_layers: ClassVar[tuple[str, ...]] = ("patch_out",)
+    splits_tokens: ClassVar[bool] = True
     rematerializations: ClassVar[tuple[str, ...]] = rematerialization.CHOICES
     ranges: ClassVar[Mapping[str, Range]] = {
         "patch": FROM_1,
@@ -194,7 +196,7 @@ class DiT(Network):
 
         emb = embed_vectors(self, t, cond, EmbeddingSizes(self.width, self.waves, self.sinusoids))  # [B, D]
         x = Dense(self.width, dtype=self.dtype, name="patch_in")(x).reshape(batch, -1, self.width)  # [B, N, D]
-        x += jnp.asarray(positions(size, self.width), self.dtype)
+        x = split_tokens(x + jnp.asarray(positions(size, self.width), self.dtype))
         x, _ = self._stack(train)(x, emb, cond.get("text"), cond.get("text_mask"))
         shift, scale = modulation(emb, 2, self.dtype, "modulation_out")
         x = normalize(x) * (1 + scale) + shift

@@ -13,6 +13,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from diffusion_jax.nets.attention import attend, splash_is_possible
+from diffusion_jax.nets.context import split_heads, split_tokens
 from diffusion_jax.nets.dense import INIT, Parameters, linear
 from diffusion_jax.nets.rematerialization import product
 from diffusion_jax.nets.splash_attention import LANES
@@ -45,6 +46,9 @@ def multi_head(
     The layers "query", "key", "value" and "out" belong to the compact module that calls this.
     """
     channels = x.shape[-1]
+    if context.shape == x.shape:  # self-attention, or as good as
+        context = split_tokens(context)
+    x = split_tokens(x)
 
     def parameters(name: str, width: int) -> tuple[Array, Array | None]:
         return Parameters(channels, bias=bias, name=name)(width)
@@ -66,8 +70,17 @@ def multi_head(
     return plain(*given)
 
 
-def _of_keys(mask: Array | None) -> Array | None:
-    return None if mask is None else mask[:, None, None]  # [B, 1, 1, M]
+def _attend(q: Array, k: Array, v: Array, mask: Array | None, kernel: str) -> Array:
+    """`attend` with a mask of keys [B, M], split over the mesh axis `context` where keys are as many as queries.
+
+    Otherwise, as with the keys of a text, each device has all keys and its own queries.
+    """
+    keys = None if mask is None else mask[:, None, None]  # [B, 1, 1, M]
+    if q.shape[1] != k.shape[1]:
+        return attend(q, k, v, keys, kernel=kernel)
+    # Split by tokens first: or the compiler projects all tokens on every device, to the heads of that device.
+    q, k, v = (split_heads(split_tokens(a)) for a in (q, k, v))
+    return split_tokens(split_heads(attend(q, k, v, keys, kernel=kernel)))
 
 
 def _attended(
@@ -78,7 +91,7 @@ def _attended(
         return y.reshape(*y.shape[:2], heads, -1)
 
     projected = project(x, by.query), project(context, by.key), project(context, by.value)
-    attended = attend(*projected, _of_keys(mask), kernel=kernel).reshape(x.shape)
+    attended = _attend(*projected, mask, kernel).reshape(x.shape)
     return attended if by.out is None else linear(attended, *by.out, dtype)
 
 
@@ -98,7 +111,7 @@ def _attended_padded(
         return product(y)
 
     projected = project(x, by.query, scale), project(context, by.key), project(context, by.value)
-    attended = attend(*projected, _of_keys(mask), kernel=kernel)  # [B, N, H, D and zeros]
+    attended = _attend(*projected, mask, kernel)  # [B, N, H, D and zeros]
     assert by.out is not None
     wide, bias = by.out
     wide = jnp.pad(wide.reshape(heads, features, -1), ((0, 0), (0, more), (0, 0)))

@@ -57,6 +57,9 @@ class Network(nn.Module):
     float32_layers: ClassVar[tuple[str, ...] | None] = None
     """Names in the paths of layers that compute in float32 whatever the `dtype`. Every other parameter called "kernel"
     is read in `dtype` alone. None: not known."""
+    splits_tokens: ClassVar[bool] = False
+    """Whether its layers say how tokens are split over the mesh axis `context`, as `context.split_tokens` and
+    `multi_head` do."""
     rematerializations: ClassVar[tuple[str, ...]] = ()
     """What the option `remat` may be, from the most memory to the least, where the family has it and it is a text."""
 

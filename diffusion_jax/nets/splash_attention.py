@@ -44,7 +44,7 @@ def splash(*, interpret: bool = False) -> Kernel:
 
     Features, queries and keys are padded to multiples of 128. A TPU kernel cannot be split by the compiler, so on the
     mesh of the context (`jax.sharding.use_abstract_mesh`) it runs in a shard_map: the batch over data x fsdp, the heads
-    over tensor, as far as these divide them.
+    over tensor x context, as far as these divide them.
     """
     output = functools.partial(_splash_output, interpret)
     forward = functools.partial(_splash_forward, interpret)
@@ -70,8 +70,8 @@ def _over_mesh(f: Callable[..., Any], arguments: str, results: str) -> Callable[
         examples, _, heads, _ = args[0].shape
         over = tuple(axis for axis in ("data", "fsdp") if mesh.shape.get(axis, 1) > 1)
         batch = over if over and examples % math.prod(mesh.shape[axis] for axis in over) == 0 else None
-        tensor = mesh.shape.get("tensor", 1)
-        head = "tensor" if tensor > 1 and heads % tensor == 0 else None
+        apart = tuple(axis for axis in ("tensor", "context") if mesh.shape.get(axis, 1) > 1)
+        head = apart if apart and heads % math.prod(mesh.shape[axis] for axis in apart) == 0 else None
         specs = {
             "q": PartitionSpec(batch, None, head, None),
             "l": PartitionSpec(batch, head, None),

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from diffusion_jax.nets.context import split_tokens
 from diffusion_jax.nets.dense import ZERO, Dense
 from diffusion_jax.nets.layers import GroupNorm, attention_heads
 from diffusion_jax.nets.multi_head import multi_head
@@ -150,6 +151,7 @@ class SpatialTransformer(nn.Module):
         h = Dense(channels, dtype=self.dtype, name="project_in")(h)  # [B, N, C]
         if self.places:
             h += jnp.asarray(PLACE * place_embedding(x.shape[1:-1], channels), self.dtype)
+        h = split_tokens(h)
         for i in range(self.depth):
             h = TransformerLayer(heads, self.kernel, dtype=self.dtype, name=f"layer_{i}")(h, text, mask)
         h = Dense(channels, dtype=self.dtype, kernel_init=ZERO, name="project_out")(h)

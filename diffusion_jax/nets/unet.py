@@ -148,6 +148,7 @@ class UNet(Network):
     tensor_rules: ClassVar[tuple[TensorRule, ...]] = layers.TENSOR_RULES + transformer.TENSOR_RULES
     outer_layers: ClassVar[tuple[str, ...]] = ("embedding", "conv_in", "conv_out")
     float32_layers: ClassVar[tuple[str, ...]] = ("conv_out",)
+    splits_tokens: ClassVar[bool] = True
     rematerializations: ClassVar[tuple[str, ...]] = rematerialization.CHOICES
     ranges: ClassVar[Mapping[str, Range]] = {
         "channels": FROM_1,

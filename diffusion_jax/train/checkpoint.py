@@ -2,16 +2,12 @@
 
 import concurrent.futures
 import contextlib
-import errno
 import functools
 import logging
-import os
 import shutil
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypedDict
 
 import chex
 import jax
@@ -20,35 +16,19 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.train import manifest
-from diffusion_jax.train.arrays import Listing, check_same_arrays, listing
-from diffusion_jax.train.provenance import source_commit, versions
+from diffusion_jax.train import device_copy, manifest
+from diffusion_jax.train.arrays import check_same_arrays, listing
+from diffusion_jax.train.checkpoint_meta import TREES, Meta, Trees, meta_of, trees_of
 from diffusion_jax.train.retention import manager_options
+from diffusion_jax.train.save_error import SaveError, save_error
 from diffusion_jax.train.state import Params, Position, TrainState
-
-TREES = {field: {"history": "times"}.get(field, field) for field in TrainState._fields if field != "step"}
-"""{field of the state: its name in a checkpoint}, which is that of version 0.1."""
 
 _COMMITTED = "commit_success.txt"  # the file by which Orbax marks a complete step
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
-"""Errors of the disk, which the user can mend. tensorstore has them at the end of long messages."""
 
-
-class SaveError(OSError):
-    """A checkpoint could not be written. Earlier checkpoints are unchanged."""
-
-
-class Meta(TypedDict):
-    """What a checkpoint holds beside its arrays, as JSON."""
-
-    step: int
-    position: Position
-    config: str  # JSON
-    measured: dict[str, float]  # numbers measured with the averaged parameters, such as an autoencoder's latent_std
-    versions: dict[str, str]
-    commit: str | None
-    arrays: dict[str, Listing]  # by tree
+_BEGINNER = concurrent.futures.ThreadPoolExecutor(1, "begin save")
+"""In which saves of all `Checkpoints` begin, in the order of `save`, which is the same in every process: Orbax numbers
+them in one sequence, and the processes meet at each."""
 
 
 class Checkpoints:
@@ -69,38 +49,50 @@ class Checkpoints:
         best: int = 0,
         rating: Mapping[int, float] | None = None,
         on_saved: Callable[[], None] | None = None,
+        copy: str = "auto",
     ):
         """The checkpoints in directory, which the first save creates.
 
         keep is how many of the newest steps stay, None for all; every multiple of keep_every stays too, and so do the
         `best` steps of the lowest rating {step: number}, which the caller may fill in later. read_only changes nothing
         on the disk. The first process calls on_saved in the background once a step has its manifest; a SaveError that
-        on_saved raises counts as one of the save. Raises UserError where read_only finds no directory.
+        on_saved raises counts as one of the save. copy says where a state is copied to before the next step may
+        overwrite it, `device_copy.CHOICES`. Raises UserError where read_only finds no directory.
         """
         if read_only and not directory.is_dir():
             raise UserError(f"no checkpoint in {directory}; train first, or check --workdir")
         self.directory, self._read_only, self._on_saved = directory, read_only, on_saved
+        self._copier = device_copy.Copier(copy)
         self._verdicts: dict[int, manifest.Verdict] = {}
         self._saving: tuple[int, concurrent.futures.Future[None]] | None = None
         folders = directory.iterdir() if directory.is_dir() else ()
         self._partial = [path for path in folders if path.name.isdecimal() and not (path / _COMMITTED).is_file()]
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "manifest")
+        self._begun: concurrent.futures.Future[None] | None = None  # Orbax has what the save under way writes
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "save")
         logging.getLogger("absl").addFilter(_for_the_user)
-        self._options = manager_options(keep, keep_every, best, {} if rating is None else rating, read_only=read_only)
+        rating = {} if rating is None else rating  # not `or`: the caller may fill an empty one later
+        self._options = manager_options(directory, keep, keep_every, best, rating, read_only=read_only)
         # Several processes create the manager together: one may see the directory before another does.
         if directory.is_dir() or jax.process_count() > 1:
-            _ = self._orbax
+            _ = self._manager
 
     @functools.cached_property
-    def _orbax(self) -> ocp.CheckpointManager:
+    def _manager(self) -> ocp.CheckpointManager:
         """Orbax's manager. It creates the directory, so it is made at the first save: other runs leave none."""
         return ocp.CheckpointManager(
             self.directory.absolute(), item_names=(*TREES.values(), "meta"), options=self._options
         )
 
+    @property
+    def _orbax(self) -> ocp.CheckpointManager:
+        """The manager, for one thread at a time: a save that is about to begin is waited for."""
+        if self._begun is not None:
+            concurrent.futures.wait([self._begun])
+        return self._manager
+
     def _committed(self) -> list[int]:
         """The steps that Orbax lists, oldest first."""
-        return sorted(self._orbax.all_steps()) if "_orbax" in self.__dict__ else []
+        return sorted(self._orbax.all_steps()) if self._begun or "_manager" in self.__dict__ else []
 
     def latest(self) -> int | None:
         """The newest of `steps`, or None for no step. All processes of a run get the same answer."""
@@ -166,33 +158,54 @@ class Checkpoints:
         """Starts to save the state under its step, and returns before the save is complete.
 
         position is the data iterator's and config JSON text. measured has numbers that were measured with the averaged
-        parameters, such as the deviation of an autoencoder's latents. Raises SaveError where this save cannot start or
-        the one before failed.
+        parameters, such as the deviation of an autoencoder's latents. Once this returns, steps may overwrite the state.
+        Raises SaveError where the save before failed.
         """
         self.wait()
-        trees = {name: getattr(state, field) for field, name in TREES.items()}
-        trees = {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
-        meta: Meta = {
-            "step": int(state.step),
-            "position": position,
-            "config": config,
-            "measured": dict(measured or {}),
-            "versions": versions(),
-            "commit": source_commit(),
-            "arrays": {name: listing(tree) for name, tree in trees.items()},
-        }
-        step = meta["step"]
-        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        try:
-            self._orbax.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True)
-        except Exception as error:
-            raise self._failed(step, error) from error
+        trees = trees_of(state)
+        step = int(state.step)
+        begin = functools.partial(self._begin, step, position=position, config=config, measured=dict(measured or {}))
         self._verdicts.pop(step, None)
-        self._saving = step, self._thread.submit(self._complete, step)
+        copied = self._copier.copy(trees)
+        if copied is None:
+            try:
+                begin(trees)
+            except Exception as error:
+                raise self._failed(step, error) from error
+            self._saving = step, self._thread.submit(self._complete, step)
+        else:
+            self._begun = _BEGINNER.submit(begin, copied)
+            self._saving = step, self._thread.submit(self._save_copy, step, copied, self._begun)
+
+    def prepare(self, state: TrainState) -> "concurrent.futures.Future[None]":
+        """Compiles in the background what the first save of such a state would wait for."""
+        return self._thread.submit(self._copier.compiled_later(trees_of(state)))
+
+    def _begin(
+        self,
+        step: int,
+        trees: Trees,
+        *,
+        position: Position,
+        config: str,
+        measured: Mapping[str, float],
+    ) -> None:
+        """Has Orbax copy the arrays to the host, which is waited for, and write them in the background."""
+        meta = meta_of(trees, step, position, config, measured)
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        self._manager.save(step, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta)), force=True)
+
+    def _save_copy(self, step: int, copied: Trees, begun: "concurrent.futures.Future[None]") -> None:
+        """Waits until the copy of a state is saved, manifest and all, and gives up its memory."""
+        try:
+            begun.result()
+            self._complete(step)
+        finally:
+            device_copy.free(copied)
 
     def _complete(self, step: int) -> None:
         """Waits until the step is committed, then writes its manifest."""
-        self._orbax.wait_until_finished()
+        self._manager.wait_until_finished()
         if jax.process_index() == 0:
             manifest.write(self.directory / str(step))
             if self._on_saved is not None:
@@ -200,15 +213,9 @@ class Checkpoints:
 
     def _failed(self, step: int, error: Exception) -> SaveError:
         """The error of a save that failed, by its cause; what the save has written is deleted."""
-        # Orbax drops coroutines that it had made. Python's warnings about them would hide the error.
-        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         if jax.process_index() == 0 and not (self.directory / str(step) / _COMMITTED).is_file():
             shutil.rmtree(self.directory / str(step), ignore_errors=True)  # a full disk stays full otherwise
-        text = " ".join(str(error).split())
-        reason = next((known for known in map(os.strerror, _DISK) if known.lower() in text.lower()), text[:300])
-        return SaveError(
-            f"saving step {step} in {self.directory} failed, earlier checkpoints are as they were: {reason}"
-        )
+        return save_error(step, self.directory, error)
 
     def meta(self, step: int) -> Meta:
         """What was saved with the arrays of a step."""
@@ -271,9 +278,9 @@ class Checkpoints:
             self.wait()
         finally:
             self._thread.shutdown()
-            if "_orbax" in self.__dict__:
+            if "_manager" in self.__dict__:
                 with contextlib.suppress(Exception):  # that of a failed save, which `wait` has raised
-                    self._orbax.close()
+                    self._manager.close()
 
 
 def holds_checkpoint(directory: Path) -> bool:

@@ -31,16 +31,18 @@ class Hook:
     """A function that the loop calls after every `every` steps, and after the last step of a complete run.
 
     every=0 calls it at no step. A run that a signal ends does not call it any more. With at_end=True it is called at
-    the end of every run, complete or ended by a signal, also with every=0.
+    the end of every run, complete or ended by a signal, also with every=0. `at` has further steps to call it after.
     """
 
     every: int
     run: Callable[[Moment], None]
     at_end: bool = False
     phase: str = "sample"  # of the watchdog, `train.faults.PHASES`
+    at: tuple[int, ...] = ()
 
     def due(self, step: int, *, complete: bool, stopped: bool) -> bool:
         """Whether to call it after this step. complete: the step is the run's last; stopped: a signal ends the run."""
         if self.at_end and (complete or stopped):
             return True
-        return self.every > 0 and not stopped and (complete or step % self.every == 0)
+        regular = self.every > 0 and (complete or step % self.every == 0)
+        return not stopped and (regular or step in self.at)

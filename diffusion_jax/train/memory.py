@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax
 from jax.sharding import Mesh
 
 _MEMINFO = Path("/proc/meminfo")
@@ -30,6 +31,14 @@ def a_device(mesh: Mesh) -> int | None:
         return None if free is None else free // len(local)
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in local]
     return min((limit for limit in limits if limit), default=None)
+
+
+def left_on(device: jax.Device) -> int | None:
+    """Bytes of a GPU or TPU that no program has used at any time so far; None where unknown, and for a CPU."""
+    stats = device.memory_stats() or {}
+    if "bytes_limit" not in stats or "peak_bytes_in_use" not in stats:
+        return None
+    return stats["bytes_limit"] - stats["peak_bytes_in_use"]
 
 
 def _available() -> int | None:

@@ -3,7 +3,9 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import options as ocp_options
 from orbax.checkpoint.checkpoint_managers import preservation_policy
@@ -32,14 +34,29 @@ class LowestRated:
         return [c.step in best for c in checkpoints]
 
 
+def _processes(directory: Path) -> ocp_options.MultiprocessingOptions:
+    """All processes, which then meet by jax's coordination service.
+
+    By default they meet by a collective of their devices, which in another thread might come before a step in one
+    process and after it in the next.
+    """
+    return ocp_options.MultiprocessingOptions(
+        active_processes=set(range(jax.process_count())), barrier_sync_key_prefix=directory.name
+    )
+
+
 def manager_options(
-    keep: int | None, keep_every: int, best: int, rating: Mapping[int, float], *, read_only: bool
+    directory: Path, keep: int | None, keep_every: int, best: int, rating: Mapping[int, float], *, read_only: bool
 ) -> ocp.CheckpointManagerOptions:
     """The options of a manager that keeps the newest, the regular and the best steps, and commits a step by a file.
 
     keep is how many of the newest steps stay (None: all), keep_every the interval of steps that stay (0: none), best
-    how many of the lowest rating {step: number} stay. read_only deletes and creates nothing.
+    how many of the lowest rating {step: number} stay. read_only deletes and creates nothing; otherwise the processes of
+    a run find the directory there.
     """
+    several = jax.process_count() > 1
+    if several and not read_only:
+        directory.mkdir(parents=True, exist_ok=True)
     policy = None
     if best and not read_only:
         policies: list[preservation_policy.PreservationPolicy] = [
@@ -53,8 +70,9 @@ def manager_options(
         max_to_keep=None if read_only or best else keep,
         keep_period=None if best else keep_every or None,
         preservation_policy=policy,
-        create=not read_only,
+        create=not read_only and not several,
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
+        multiprocessing_options=_processes(directory) if several else ocp_options.MultiprocessingOptions(),
         atomicity_options=ocp_options.AtomicityOptions(mode=ocp_options.AtomicityMode.COMMIT_FILE),
     )

@@ -1,25 +1,27 @@
-"""The layout of every array on a mesh with the axes data, fsdp and tensor, by rules on the paths of parameters.
+"""The layout of every array on a mesh with the axes data, fsdp, tensor and context, by rules on paths of parameters.
 
-The batch is split over data x fsdp. A parameter is split over `tensor` along the axis that a rule names, and over
-`fsdp` along its largest other axis. The optimizer state and the average are laid out as their parameter, whose path
-ends theirs; with zero they are split over `data` too.
+The batch is split over data x fsdp, and the tokens of long sequences over context (`nets.context`). A parameter is
+split over `tensor` along the axis that a rule names, and over `fsdp` along its largest other axis. The optimizer state
+and the average are laid out as their parameter, whose path ends theirs; with zero they are split over `data` too.
 """
 
 import functools
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
 import chex
 import jax
 import numpy as np
 from jax import Array
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "context")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,13 +34,22 @@ that none matches are not split over `tensor`. Each network family declares its 
 _SMALLEST_SPLIT = 2**12  # elements: gathering a smaller array costs more than holding a copy of it
 
 
-def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    context: int = 1,
+    slices: int = 1,
+) -> Mesh:
     """The mesh of these sizes over the devices (None: all); a size of -1 takes the devices that the others leave.
 
-    Raises UserError where the sizes do not fit the number of devices.
+    With several slices, the data axis alone crosses from one to the next: `device_order`. Raises UserError where the
+    sizes do not fit the number of devices, or the slices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor, "context": context}
     free = [name for name, size in sizes.items() if size == -1]
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
     shape = ", ".join(f"{name}={size}" for name, size in sizes.items())
@@ -48,7 +59,52 @@ def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.D
         sizes[free[0]] = len(devices) // fixed
     elif fixed != len(devices):
         raise UserError(f"mesh ({shape}) has {fixed} places for {len(devices)} devices; set one size to -1")
-    return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    types = (AxisType.Auto,) * len(AXES)
+    if slices == 1 and len({getattr(device, "slice_index", None) for device in devices}) == 1:
+        built = jax.make_mesh(tuple(sizes.values()), AXES, devices=devices, axis_types=types)
+    else:
+        built = Mesh(device_order(devices, tuple(sizes.values()), slices), AXES, axis_types=types)
+    check_processes(built.devices)
+    return built
+
+
+def device_order(devices: Sequence[jax.Device], shape: Sequence[int], slices: int) -> np.ndarray:
+    """The devices as an array of the mesh's shape, whose first axis goes through one slice after another.
+
+    So the collectives of the other axes, and of parts of the first, stay within a slice's fast network: gradients alone
+    are summed over the slow one between slices. Raises UserError where the devices are not of so many equal slices, or
+    these do not divide the first axis.
+    """
+    found = Counter(getattr(device, "slice_index", None) for device in devices)
+    if None in found or len(found) != slices or len(set(found.values())) > 1:
+        are = "do not say of which slice they are" if None in found else f"are of {_counted(found)}"
+        raise UserError(
+            f"mesh.slices={slices} is the number of slices, of equal size; the {len(devices)} devices {are}"
+        )
+    if shape[0] % slices:
+        raise UserError(f"mesh.data={shape[0]} is not divisible by mesh.slices={slices}, over which it is split first")
+    inner = (shape[0] // slices, *shape[1:])
+    split = devices[0].device_kind in ("TPU v5 lite", "TPU v5e")  # as `jax.make_mesh` has it
+    over = (slices, *[1] * len(shape[1:]))
+    return mesh_utils.create_hybrid_device_mesh(inner, over, devices, allow_split_physical_axes=split)
+
+
+def _counted(found: Mapping[int | None, int]) -> str:
+    """{slice: devices} in words."""
+    return f"{len(found)} slice{'s' * (len(found) > 1)} of {', '.join(str(n) for n in found.values())}"
+
+
+def check_processes(devices: np.ndarray) -> None:
+    """Raises UserError where the devices [data, fsdp, ...] that share examples are of several processes.
+
+    Each process reads the examples of its own devices, so that it would feed others than its neighbour does.
+    """
+    for share in devices.reshape(-1, math.prod(devices.shape[2:])):
+        if len({device.process_index for device in share}) > 1:
+            raise UserError(
+                f"mesh.tensor x mesh.context = {len(share)} devices are of several processes; choose sizes "
+                "that divide the number of devices of one process"
+            )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

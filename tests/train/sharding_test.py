@@ -1,5 +1,7 @@
 """Meshes, and the rules from paths to layouts."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ from diffusion_jax.train import sharding
 
 
 def test_minus_one_takes_the_rest():
-    assert dict(sharding.mesh(-1, 2, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
-    assert dict(sharding.mesh(1, -1, 1).shape) == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert dict(sharding.mesh(-1, 2, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2, "context": 1}
+    assert dict(sharding.mesh(1, -1, 1).shape) == {"data": 1, "fsdp": 8, "tensor": 1, "context": 1}
 
 
 @pytest.mark.parametrize("sizes", [(-1, 3, 1), (-1, -1, 1), (3, 1, 1), (0, 1, 1), (16, 1, 1), (-2, 1, 1)])
@@ -95,3 +97,64 @@ def test_what_is_read_in_16_bits_is_sent_in_16_bits():
     assert split.params["sharding"].spec == P(None, "fsdp")
     assert whole.params["sharding"].is_fully_replicated
     assert whole.invars[0].aval.dtype == jax.numpy.bfloat16
+
+
+def sliced(sizes, kind="cpu"):
+    """Devices of as many slices as there are sizes, in an order that mixes them, as jax may list them."""
+    made = [
+        types.SimpleNamespace(id=10 * i + n, slice_index=i, process_index=i, platform=kind, device_kind=kind)
+        for i, size in enumerate(sizes)
+        for n in range(size)
+    ]
+    return made[::2] + made[1::2]
+
+
+def test_data_alone_crosses_from_one_slice_to_the_next():
+    """With data 4 over two slices, each half of it is of one slice, and so is all that shares an example."""
+    placed = sharding.device_order(sliced([8, 8]), (4, 2, 2, 1), slices=2)
+    of = np.vectorize(lambda device: device.slice_index)(placed)
+    assert placed.shape == (4, 2, 2, 1)
+    assert len({device.id for device in placed.flat}) == 16
+    assert (of[:2] == of[0, 0, 0, 0]).all()
+    assert (of[2:] == of[2, 0, 0, 0]).all()
+    assert of[0, 0, 0, 0] != of[2, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("devices", "shape", "slices", "said"),
+    [
+        (sliced([4, 4]), (8, 1, 1, 1), 4, "mesh.slices=4 .* the 8 devices are of 2 slices of 4, 4"),
+        (sliced([4, 4]), (8, 1, 1, 1), 1, "mesh.slices=1 .* the 8 devices are of 2 slices of 4, 4"),
+        (sliced([2, 4]), (6, 1, 1, 1), 2, "of equal size; the 6 devices are of 2 slices of 2, 4"),
+        (sliced([4, 4]), (1, 8, 1, 1), 2, "mesh.data=1 is not divisible by mesh.slices=2"),
+        ([object()] * 4, (4, 1, 1, 1), 2, "mesh.slices=2 .* the 4 devices do not say of which slice they are"),
+    ],
+)
+def test_slices_that_the_devices_do_not_have_are_refused(devices, shape, slices, said):
+    with pytest.raises(UserError, match=said):
+        sharding.device_order(devices, shape, slices)
+
+
+def test_devices_of_several_slices_ask_for_their_number():
+    with pytest.raises(UserError, match="mesh.slices=1 is the number of slices"):
+        sharding.mesh(devices=sliced([4, 4]))
+
+
+def test_the_order_of_devices_changes_no_result():
+    """A gradient summed over a mesh whose devices are those of two slices, against the plain order."""
+    devices = jax.devices()[:4]
+    crossed = np.array([devices[i] for i in (2, 0, 3, 1)]).reshape(4, 1, 1, 1)
+    x = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
+    sums = []
+    for mesh in (sharding.mesh(4, devices=devices), jax.sharding.Mesh(crossed, sharding.AXES)):
+        place = sharding.to_mesh(x, sharding.batch_sharding(mesh))
+        sums.append(np.asarray(jax.jit(jax.grad(lambda w, x: jax.numpy.square(x @ w).sum()))(np.ones(16, "f"), place)))
+    np.testing.assert_allclose(sums[0], sums[1], rtol=1e-6)
+
+
+def test_devices_that_share_examples_are_of_one_process():
+    """Each process feeds its own devices."""
+    devices = np.array(sliced([2, 2])).reshape(2, 1, 1, 2)
+    with pytest.raises(UserError, match="mesh.tensor x mesh.context = 2 devices are of several processes"):
+        sharding.check_processes(devices)
+    sharding.check_processes(np.array(sorted(devices.flat, key=lambda device: device.id)).reshape(2, 1, 1, 2))

@@ -36,6 +36,7 @@ PACKAGES = (
 _SETTINGS = (
     "XLA_",
     "JAX_",
+    "DIFFUSION_JAX_",
     "TF_CPP_",
     "TFDS_",
     "LIBTPU_",

@@ -23,7 +23,7 @@ from diffusion_jax.runs.interchange.exported_run import ExportedRun, ExportRecor
 from diffusion_jax.runs.interchange.model_card import Subject, model_card
 from diffusion_jax.runs.workdir.output_folder import OutputFolder
 from diffusion_jax.runs.workdir.paths import Workdir
-from diffusion_jax.train.checkpoint import versions
+from diffusion_jax.train.provenance import versions
 from diffusion_jax.train.state import Params
 
 FORMATS = ("diffusers", "safetensors")

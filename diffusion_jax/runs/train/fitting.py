@@ -1,5 +1,7 @@
 """The training loop of a run, with its hooks."""
 
+import contextlib
+
 import jax
 
 from diffusion_jax import config as configs
@@ -14,6 +16,7 @@ from diffusion_jax.runs.train.previews import Previews
 from diffusion_jax.runs.train.profiles import Profiles
 from diffusion_jax.runs.train.records import append_nonfinite, example_log
 from diffusion_jax.runs.train.saving import Saving
+from diffusion_jax.runs.train.trace import StepOfBatch, Trace
 from diffusion_jax.train import feed, loop, sharding
 from diffusion_jax.train.guard import Guard
 from diffusion_jax.train.hooks import Hook
@@ -28,12 +31,13 @@ def fit(run: Run, state: TrainState, resumed: int | None) -> TrainState:
     seed = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(run.mesh))()
     writer = MetricWriter(workdir.root, resumed_step=resumed) if run.first else NullWriter()
     bar = progress(config.train.steps, start=resumed or 0, units_per_step=config.train.batch_size, show=run.first)
-    with writer, example_log(config, workdir, resumed) as handed, bar as shown:
+    with writer, example_log(config, workdir, resumed) as handed, bar as shown, contextlib.ExitStack() as ends:
         guard = Guard(
             config.train.nonfinite_limit,
             _spikes(run),
             lambda event: append_nonfinite(workdir, event, config, task.source) if run.first else None,
         )
+        run.checkpoints.prepare(state)
         saving = Saving(run.checkpoints, text, task.measure, guard)
         watched = InputWatch(config, task.source, task.batches, prints=run.first)
         counters = (guard.drain, saving.drain, watched.counted, lambda: _corrupt(run))
@@ -55,9 +59,13 @@ def fit(run: Run, state: TrainState, resumed: int | None) -> TrainState:
             evaluations = Evaluations(run, task.evaluation, writer, shown)
             evaluations.resume(state, resumed)
             hooks.append(Hook(config.evaluate.every, evaluations.run))
+        step: StepOfBatch = lambda state, batch: task.step(state, batch, seed)  # noqa: E731
+        if (trace := _trace(run, resumed)) is not None:
+            hooks, step = [trace.ends, *hooks, trace.begins], trace.traced(step)
+            ends.callback(trace.close)
         return loop.fit(
             state,
-            lambda state, batch: task.step(state, batch, seed),
+            step,
             feed.device_batches(
                 task.batches, run.mesh, steps_per_dispatch=config.train.steps_per_dispatch, handed=handed
             ),
@@ -72,6 +80,17 @@ def fit(run: Run, state: TrainState, resumed: int | None) -> TrainState:
             ),
             phase=run.watchdog.phase,
         )
+
+
+def _trace(run: Run, resumed: int | None) -> Trace | None:
+    """What records the steps that are to be traced, if any, in the first process alone."""
+    if run.traced is None or not run.first:
+        return None
+    # A start's first dispatch compiles, so that it is in no trace.
+    if run.traced.first - 1 < (resumed or 0) + run.config.train.steps_per_dispatch:
+        print(f"no trace of steps {run.traced.first} to {run.traced.last}: this start began after step {resumed}")
+        return None
+    return Trace(run.workdir.trace, run.traced)
 
 
 def _begun(run: Run) -> None:

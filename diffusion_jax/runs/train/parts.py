@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax.runs.train.tasks import Task
+from diffusion_jax.runs.train.trace import TracedSteps
 from diffusion_jax.runs.workdir.lock import Training
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train.checkpoint import Checkpoints
@@ -27,6 +28,7 @@ class Run:
     stop: Stop
     watchdog: Watchdog
     training: Training  # the lock of the workdir
+    traced: TracedSteps | None = None  # steps to record in a trace
 
     @property
     def first(self) -> bool:

@@ -18,6 +18,7 @@ from diffusion_jax.runs.train import tasks, training_evaluation
 from diffusion_jax.runs.train.fitting import fit
 from diffusion_jax.runs.train.parts import Run
 from diffusion_jax.runs.train.records import print_changes, print_summary
+from diffusion_jax.runs.train.trace import TracedSteps
 from diffusion_jax.runs.workdir import snapshots
 from diffusion_jax.runs.workdir.lock import Training, training_in
 from diffusion_jax.runs.workdir.mirror import Mirror
@@ -34,23 +35,34 @@ _OF_THE_MACHINE = ("data.threads", "data.workers", "data.data_dir")
 """Config keys that may differ between the processes of one run, since no batch depends on them."""
 
 
-def train(config: ConfigDict, root: Path) -> None:
+def train(config: ConfigDict, root: Path, traced: TracedSteps | None = None) -> None:
     """Trains config in the workdir root, going on from its newest verified checkpoint if it has one.
+
+    traced are steps to record in a trace, unless the run is beyond them.
 
     A SIGINT or SIGTERM saves and returns. Raises UserError, before the workdir is touched, where config, data or the
     workdir do not fit.
     """
     config = configs.check(config)
     _check_intervals(config)
+    if traced is not None:
+        traced.check(config.train.steps, config.train.steps_per_dispatch)
     with stop_on_signal() as stop, Watchdog(config.train.hang_seconds, root / "stacks.txt") as watchdog:
         try:
             with training_in(root) as training:
-                _train(config, Workdir(root), stop, watchdog, training)
+                _train(config, Workdir(root), stop, watchdog, training, traced)
         except Abandoned:
             print(f"stopped by {stop.signal} before the first step; the same command begins anew", flush=True)
 
 
-def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog, training: Training) -> None:
+def _train(
+    config: ConfigDict,
+    workdir: Workdir,
+    stop: Stop,
+    watchdog: Watchdog,
+    training: Training,
+    traced: TracedSteps | None,
+) -> None:
     mirror = Mirror(config.checkpoint.mirror, workdir.root) if config.checkpoint.mirror else None
     with watchdog.phase("restore"), processes.leaving_with_the_others():
         if mirror and jax.process_index() == 0:
@@ -67,7 +79,7 @@ def _train(config: ConfigDict, workdir: Workdir, stop: Stop, watchdog: Watchdog,
         _closing(snapshots.writable(workdir, config)) as profiles,
         processes.leaving_with_the_others(),
     ):
-        run = Run(config, workdir, task, mesh, checkpoints, profiles, rating, stop, watchdog, training)
+        run = Run(config, workdir, task, mesh, checkpoints, profiles, rating, stop, watchdog, training, traced)
         with watchdog.phase("restore"):
             state, resumed = _start(run)
         if resumed is not None and resumed >= config.train.steps:
@@ -155,6 +167,7 @@ def _checkpoints(workdir: Workdir, config: ConfigDict, rating: dict[int, float],
         best=options.best,
         rating=rating,
         on_saved=mirror.push if mirror else None,
+        copy=options.copy,
     )
 
 

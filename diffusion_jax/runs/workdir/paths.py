@@ -13,6 +13,7 @@ autoencoder/     for a model of latents: config and checkpoint of the autoencode
 teacher/         for a model that learns from another: a copy of what is read of the other's workdir
 examples/        with data.log_examples: the examples of each step, in a file for each process
 nonfinite.jsonl  the steps whose loss was not finite, with what is needed to repeat them
+trace/           with --profile: what the devices did in some steps, for XProf and Perfetto
 stacks.txt       for a run that hung: the stacks of all threads
 text_encoder/    for a model with a published text encoder: a copy of it
 mirror.json      for a run with a mirror: the identity of the run
@@ -67,6 +68,11 @@ class Workdir:
     def snapshots(self) -> Path:
         """The folder with a directory of averages for each step, from which `sample --ema=LENGTH` makes others."""
         return self.root / "snapshots"
+
+    @property
+    def trace(self) -> Path:
+        """The folder of the trace that `train --profile` records."""
+        return self.root / "trace"
 
     @property
     def metrics(self) -> Path:
