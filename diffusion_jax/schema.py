@@ -98,6 +98,10 @@ SCHEMA: dict[str, Any] = {
         "tensor": 1,  # devices that the network's layers are split over
         "zero": False,  # split optimizer state and averages over data too (arXiv:1910.02054)
     },
+    "log": {
+        "to": ("tensorboard",),  # where metrics, grids, config go beside metrics.jsonl: tensorboard | wandb | mlflow
+        "project": "",  # project of W&B, experiment of MLflow; "": that of their environment, or diffusion_jax
+    },
     "log_every": 50,  # steps, as all that follow
     "checkpoint": {
         "every": 1000,  # steps between checkpoints; 0: the last step alone

@@ -3,6 +3,7 @@
 import jax
 
 from diffusion_jax import config as configs
+from diffusion_jax import experiment
 from diffusion_jax.report.metrics import MetricWriter, NullWriter
 from diffusion_jax.report.progress import progress
 from diffusion_jax.runs.train.evaluations import Evaluations
@@ -11,7 +12,8 @@ from diffusion_jax.runs.train.metric_log import MetricLog
 from diffusion_jax.runs.train.parts import Run
 from diffusion_jax.runs.train.previews import Previews
 from diffusion_jax.runs.train.profiles import Profiles
-from diffusion_jax.runs.train.records import append_nonfinite, example_log
+from diffusion_jax.runs.train.provenance import Provenance
+from diffusion_jax.runs.train.records import append_nonfinite, append_start, example_log
 from diffusion_jax.runs.train.saving import Saving
 from diffusion_jax.train import feed, loop, sharding
 from diffusion_jax.train.guard import Guard
@@ -24,9 +26,13 @@ def fit(run: Run, state: TrainState, resumed: int | None) -> TrainState:
     """Trains from state, of the checkpoint at step resumed (None: a new run), to the last step or a stop."""
     config, task, workdir = run.config, run.task, run.workdir
     text = configs.to_json(config)
+    state_size = sum(a.size for a in jax.tree.leaves(state.params))
     seed = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(run.mesh))()
-    writer = MetricWriter(workdir.root, resumed_step=resumed) if run.first else NullWriter()
+    writer = MetricWriter(workdir.root, resumed, run.trackers) if run.first else NullWriter()
     bar = progress(config.train.steps, start=resumed or 0, units_per_step=config.train.batch_size, show=run.first)
+    run.trackers.config(configs.flat(config.to_dict()), text)
+    for line in run.trackers.lines:
+        print(line, flush=True)
     with writer, example_log(config, workdir, resumed) as handed, bar as shown:
         guard = Guard(
             config.train.nonfinite_limit,
@@ -34,11 +40,14 @@ def fit(run: Run, state: TrainState, resumed: int | None) -> TrainState:
             lambda event: append_nonfinite(workdir, event, config, len(task.source)) if run.first else None,
         )
         saving = Saving(run.checkpoints, text, task.measure, guard)
-        log = MetricLog(writer.scalars, config.train.batch_size, (guard.drain, saving.drain, lambda: _corrupt(run)))
+        counters = (guard.drain, saving.drain, lambda: _corrupt(run))
+        log = MetricLog(writer.scalars, config.train.batch_size, counters, experiment.learning_rate(config))
+        provenance = Provenance(run)
         curve = LossCurve(workdir, draws=run.first)
         hooks = [
             Hook(config.log_every, log.run, at_end=True, phase="save"),
             Hook(config.checkpoint.every, saving.run, at_end=True, phase="save"),
+            Hook(config.log_every, provenance.run, at_end=True, phase="save"),
             Hook(config.sample.every, curve.run, at_end=True),
             Hook(config.sample.every, Previews(run, writer, shown).run),
         ]
@@ -62,7 +71,7 @@ def fit(run: Run, state: TrainState, resumed: int | None) -> TrainState:
             stop=run.stop,
             watch=(
                 log.watch,
-                lambda step, metrics, position: _begun(run),
+                lambda step, metrics, position: _begun(run, state_size, resumed or 0),
                 lambda step, metrics, position: shown.update(step, loss=log.latest["loss"]),
                 guard.watch,
             ),
@@ -70,8 +79,10 @@ def fit(run: Run, state: TrainState, resumed: int | None) -> TrainState:
         )
 
 
-def _begun(run: Run) -> None:
-    """After a step: marks the workdir as begun, so that it stays. Raises the error of the last save, if it failed."""
+def _begun(run: Run, parameters: int, start: int) -> None:
+    """After a step: notes the start, marks the workdir as begun, so that it stays, and raises a failed save's error."""
+    if not run.training.begun and run.first:
+        append_start(run, parameters, start)
     run.training.begun = True
     run.checkpoints.raise_failed_save()
 

@@ -6,6 +6,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from diffusion_jax.report.trackers import Trackers
 from diffusion_jax.runs.train.tasks import Task
 from diffusion_jax.runs.workdir.lock import Training
 from diffusion_jax.runs.workdir.paths import Workdir
@@ -27,6 +28,7 @@ class Run:
     stop: Stop
     watchdog: Watchdog
     training: Training  # the lock of the workdir
+    trackers: Trackers  # that this process feeds; none in processes other than the first
 
     @property
     def first(self) -> bool:
