@@ -1,11 +1,14 @@
 """The training loop of a run, with its hooks."""
 
+import contextlib
+from collections.abc import Iterator
+
 import jax
 
 from diffusion_jax import config as configs
 from diffusion_jax import experiment
 from diffusion_jax.report.metrics import MetricWriter, NullWriter
-from diffusion_jax.report.progress import progress
+from diffusion_jax.report.progress import Progress, progress
 from diffusion_jax.runs.train.evaluations import Evaluations
 from diffusion_jax.runs.train.loss_curve import LossCurve
 from diffusion_jax.runs.train.metric_log import MetricLog
@@ -75,8 +78,16 @@ def fit(run: Run, state: TrainState, resumed: int | None) -> TrainState:
                 lambda step, metrics, position: shown.update(step, loss=log.latest["loss"]),
                 guard.watch,
             ),
-            phase=run.watchdog.phase,
+            phase=lambda name: _phase(run, shown, name),
         )
+
+
+@contextlib.contextmanager
+def _phase(run: Run, shown: Progress, name: str) -> Iterator[None]:
+    """A phase of the watchdog; the compilation is shown, for it may take minutes."""
+    compiling = shown.doing("compiling the training step") if name == "compile" else contextlib.nullcontext()
+    with run.watchdog.phase(name), compiling:
+        yield
 
 
 def _begun(run: Run, parameters: int, start: int) -> None:
