@@ -105,6 +105,13 @@ def test_a_new_run_in_the_same_workdir_is_a_new_run(tmp_path, service):
     assert [step for step, *_ in service.sent] == [10, 10]
 
 
+def test_a_start_that_ended_before_its_first_step_leaves_no_run_behind(tmp_path, service):
+    for _ in range(2):
+        with run(tmp_path):
+            pass
+    assert service.ids == ["run0", "run0"]
+
+
 def test_a_lost_connection_is_told_once_and_the_next_start_sends_what_is_missing(tmp_path, service, capsys):
     with run(tmp_path) as (writer, _):
         log(writer, [10], loss=1.0)

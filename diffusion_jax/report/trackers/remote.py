@@ -84,7 +84,9 @@ class Remote:
         Raises UserError where it cannot be opened.
         """
         if not self._opened:
-            known = read(self._file).get(self._name) if step is not None else None
+            known = read(self._file).get(self._name)
+            if step is None and known and known.get("sent"):
+                known = None  # another run, that had begun; one that had sent nothing is this one
             try:
                 self._service = self._connect(self._run, known)
             except UserError:
