@@ -182,7 +182,8 @@ def curve(
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.grid(alpha=0.3, lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper right")  # "best" takes seconds on a long run
+    if len(axes.get_legend_handles_labels()[0]) > 1:
+        axes.legend(frameon=False, loc="upper right")  # "best" takes seconds on a long run
     return figure
 
 

@@ -34,9 +34,9 @@ p { margin: 0 0 .75rem; } .soft { color: var(--soft); }
 .card { padding: .9rem 1rem; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
 .wide { overflow-x: auto; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1rem; }
-.grids { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 1rem; }
+.grids { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: 0; } figcaption { margin-bottom: .5rem; font-weight: 600; }
-.grids img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
+.grids img { display: block; width: auto; max-width: min(100%, 540px); height: auto; border-radius: 4px; }
 svg { display: block; width: 100%; height: auto; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.25rem; margin: 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
@@ -44,7 +44,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th { text-align: left; font-weight: 600; color: var(--soft); }
 th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 tr:last-child td { border-bottom: 0; }
-td { overflow-wrap: anywhere; } td:first-child { white-space: nowrap; }
+td:first-child { white-space: nowrap; } td:last-child { overflow-wrap: anywhere; }
 pre, code { font: 13px/1.5 ui-monospace, "SFMono-Regular", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 details { margin-top: .75rem; } summary { cursor: pointer; color: var(--soft); }
