@@ -225,9 +225,9 @@ def parse(values: flags.FlagValues, name: str, arguments: Sequence[str]) -> list
 
 
 def _config_files(arguments: Sequence[str]) -> dict[str, str]:
-    """{flag: path} of the config files that the arguments name."""
+    """{flag: path} of the config files that the arguments name; behind "--" stands another command's line."""
     files = {}
-    for i, argument in enumerate(arguments):
+    for i, argument in enumerate(arguments[: arguments.index("--")] if "--" in arguments else arguments):
         flag, equals, path = argument.lstrip("-").partition("=")
         if argument.startswith("-") and flag in CONFIG_FLAGS:
             files[flag] = (path if equals else "".join(arguments[i + 1 : i + 2])).partition(":")[0]

@@ -80,18 +80,8 @@ def test_it_trains_in_an_empty_environment(built, tmp_path, kind):
     ran(command, "report", "run", "--out=run.html", cwd=tmp_path, home=home)
     sampled = ran(command, *("sample", "--workdir=run", "--out=s", "--num=1", "--steps=2"), cwd=tmp_path, home=home)
     assert "1 samples of step 3" in sampled
-    ran(
-        command,
-        "launch",
-        "slurm",
-        "--dry-run",
-        "--",
-        "train",
-        "--config=digits",
-        "--workdir=r",
-        cwd=tmp_path,
-        home=home,
-    )
+    slurm = ("launch", "slurm", "--nodes=1", "--gpus=1", "--time=1:00:00", "--dry-run")  # of a template in the wheel
+    ran(command, *slurm, "--", "train", "--config=digits", "--workdir=r", cwd=tmp_path, home=home)
     assert size < MOST_BYTES
     assert len(packages) < MOST_PACKAGES
 
