@@ -266,3 +266,12 @@ def test_mlflow_has_one_run_with_scalars_grids_sounds_config_and_provenance(tmp_
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.format(tmp_path).replace("store", "other").replace(".db", "2.db"))
     with pytest.raises(UserError, match=r"is not at (file|sqlite):"), run(root, resumed=10, to=["mlflow"]):
         pass
+
+
+def test_tensorboard_has_the_config_and_the_provenance_of_each_checkpoint_as_texts(tmp_path):
+    whole_run(tmp_path, "tensorboard")
+    first, second = (file.read_bytes() for file in sorted((tmp_path / "tensorboard").iterdir()))
+    assert all(b"config/text_summary" in data for data in (first, second))
+    assert b'"more": 1' in second
+    assert [data.count(b'"manifest_sha256": "abc"') for data in (first, second)] == [1, 0]
+    assert [data.count(b'"manifest_sha256": "def"') for data in (first, second)] == [0, 1]
