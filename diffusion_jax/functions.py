@@ -1,4 +1,4 @@
-"""The commands as functions of Python, which `import diffusion_jax` gives: train, load, evaluate.
+"""The commands as functions of Python, which `import diffusion_jax` gives: train, load, evaluate, report.
 
 Each takes arguments where the command takes flags, and a UserError names arguments where the command's names flags.
 """
@@ -13,11 +13,12 @@ from diffusion_jax.errors import naming_arguments
 from diffusion_jax.runs.evaluate import run as evaluation
 from diffusion_jax.runs.evaluate.feature_extractor import MetricRequest
 from diffusion_jax.runs.evaluate.results import Result
+from diffusion_jax.runs.report.run import report as _report
 from diffusion_jax.runs.sample.conditioning import SampleRequest
 from diffusion_jax.runs.sample.loaded import Loaded, checked_sampling, load
 from diffusion_jax.runs.train import train as _train
 
-__all__ = ["Loaded", "evaluate", "load", "train"]
+__all__ = ["Loaded", "evaluate", "load", "report", "train"]
 
 
 def train(config: ConfigDict | Mapping[str, object], workdir: str | Path) -> Path:
@@ -29,6 +30,15 @@ def train(config: ConfigDict | Mapping[str, object], workdir: str | Path) -> Pat
     with naming_arguments():
         _train(config, Path(workdir))
     return Path(workdir)
+
+
+def report(workdir: str | Path, out: str | Path | None = None) -> Path:
+    """Writes one HTML page about the run in a workdir, which needs no other file; returns out, or WORKDIR/report.html.
+
+    The run may be under way, stopped or done. Raises UserError where the workdir or a file in it is damaged.
+    """
+    with naming_arguments():
+        return _report(Path(workdir), Path(workdir, "report.html") if out is None else Path(out))
 
 
 def evaluate(

@@ -146,7 +146,7 @@ CONFIG: dict[str, Range] = {
 }
 """{key: range} of every number and tuple of numbers in a config; network families declare those of `model`."""
 
-TEXTS = ("spatial", "sample.prompts", "evaluate.metrics")
+TEXTS = ("spatial", "log.to", "sample.prompts", "evaluate.metrics")
 """The keys of a config whose values are tuples of texts."""
 
 FLAGS: dict[str, Range] = {

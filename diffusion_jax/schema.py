@@ -103,6 +103,10 @@ SCHEMA: dict[str, Any] = {
         "slices": 1,  # slices, or groups of GPUs, of the machine: data is split over them first, the rest within one
         "zero": False,  # split optimizer state and averages over data too (arXiv:1910.02054)
     },
+    "log": {
+        "to": ("tensorboard",),  # where metrics, grids, config go beside metrics.jsonl: tensorboard | wandb | mlflow
+        "project": "",  # project of W&B, experiment of MLflow; "": that of their environment, or diffusion_jax
+    },
     "log_every": 50,  # steps, as all that follow
     "checkpoint": {
         "every": 1000,  # steps between checkpoints; 0: the last step alone

@@ -46,16 +46,16 @@ ROOMS = {
     }
     | {"report", "sweeps", "launching", "nets", "modalities"},
     "cli": {"runs", "train", "config", "config_file", "ranges", "launching", "extensions", "__version__"}
-    | {"shipped_configs"},
+    | {"shipped_configs", "schema"},
     "functions": {"runs"},
-    "__init__": {"functions", "core", "config", "extensions", "train"},
+    "__init__": {"functions", "core", "config", "extensions", "train", "report"},
     "__main__": {"cli"},
 }
 
 # rooms of `runs`, a folder a feature, each of which may import those before it
 FEATURES = ("workdir", "sample", "evaluate", "plan", "train", "sweep")
 # ... and those that import `workdir` alone
-APART = ("interchange", "launch", "help", "new")
+APART = ("interchange", "launch", "help", "new", "report")
 
 # library: rooms that may import it
 LIBRARIES = {
@@ -75,6 +75,8 @@ LIBRARIES = {
     "soxr": {"data"},
     "matplotlib": {"report"},
     "tensorboardX": {"report"},
+    "wandb": {"report"},
+    "mlflow": {"report"},
     "rich": {"report"},
     "optuna": {"sweeps"},
     "submitit": {"runs"},

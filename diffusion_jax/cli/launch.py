@@ -20,6 +20,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from diffusion_jax import shipped_configs
 from diffusion_jax.errors import UserError
 
 TAKES_WORDS = True
@@ -86,8 +87,9 @@ def _checked(line: Sequence[str]) -> flags.FlagValues:
     from diffusion_jax.cli import main, train
 
     values = flags.FlagValues()
-    train.define(values, line[1:])
-    if extra := main.parse(values, "train", line[1:]):
+    here = shipped_configs.with_paths(line[1:], main.CONFIG_FLAGS)  # on the machines, `train` looks for names itself
+    train.define(values, here)
+    if extra := main.parse(values, "train", here):
         raise UserError(f"unexpected argument {extra[0]!r}; every option is written --flag=value")
     if not values.config or not values.workdir:
         raise UserError("train needs --config=FILE and --workdir=FOLDER")

@@ -31,6 +31,7 @@ COMMANDS = {
     "train": "train a config, or go on with it: --config=configs/digits.py --workdir=runs/digits",
     "sample": "draw samples from a workdir: --workdir=runs/digits --out=samples --num=64",
     "figures": "draw schedules, the forward process, a checkpoint's trajectory: --out=figures [--workdir=runs/digits]",
+    "report": "one HTML page about a run, curves, grids and all: runs/digits --out=digits.html",
     "evaluate": "measure a checkpoint: --workdir=runs/digits --metrics=bits_per_dim,fd --features=runs/classifier",
     "evaluate compare": "two evaluations side by side, if they are alike: --a=A.json --b=B.json",
     "evaluate heatmap": "scores by checkpoint and sampling: --workdir=runs/digits --over=guidance=1,2,4 --out=heatmap",
@@ -43,6 +44,7 @@ COMMANDS = {
     "sweep": "train a config many times, and rank: --config=configs/digits.py --sweep=FILE --workdir=runs/sweep",
     "configs": "the configs that come with the package: configs [show NAME | copy NAME]; any of them is --config=NAME",
     "keys": "what the keys of a config mean, or what one can choose from: keys [PATTERN] [--of=samplers]",
+    "completion": "a script by which a shell completes commands, flags and keys: completion bash|zsh|fish",
     "doctor": "versions, devices, memory, flags, caches and disk of this machine, for bug reports",
     "checkpoint verify": "find what is damaged of a workdir's checkpoints: --workdir=runs/digits [--step=1000]",
 }
@@ -228,9 +230,9 @@ def parse(values: flags.FlagValues, name: str, arguments: Sequence[str]) -> list
 
 
 def _config_files(arguments: Sequence[str]) -> dict[str, str]:
-    """{flag: path} of the config files that the arguments name."""
+    """{flag: path} of the config files that the arguments name; behind "--" stands another command's line."""
     files = {}
-    for i, argument in enumerate(arguments):
+    for i, argument in enumerate(arguments[: arguments.index("--")] if "--" in arguments else arguments):
         flag, equals, path = argument.lstrip("-").partition("=")
         if argument.startswith("-") and flag in CONFIG_FLAGS:
             files[flag] = (path if equals else "".join(arguments[i + 1 : i + 2])).partition(":")[0]

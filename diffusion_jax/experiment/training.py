@@ -90,6 +90,13 @@ def check_optimizer(config: ConfigDict) -> None:
     _one_optimizer(config)
 
 
+def learning_rate(config: ConfigDict) -> Callable[[int], float]:
+    """Steps before -> the learning rate of the next step, as if no step had been skipped."""
+    keys = config.optimizer
+    rate = optimizers.learning_rate(keys.learning_rate, warmup=keys.warmup, decay=keys.decay, steps=config.train.steps)
+    return lambda step: float(rate(step))
+
+
 def _one_optimizer(
     config: ConfigDict, outer: tuple[str, ...] = (), stacked: tuple[str, ...] = ()
 ) -> optax.GradientTransformation:

@@ -106,8 +106,19 @@ def schedules_png(t: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np.ndarr
     return encode(figure)
 
 
+def time_colours(count: int, *, dark: bool = False) -> list[str]:
+    """The colours #rrggbb of so many parts of time, from the data to the noise; dark: on a dark ground."""
+    palette = matplotlib.colormaps["viridis"](np.linspace(0.3, 1.0, count) if dark else np.linspace(0, 0.92, count))
+    return [matplotlib.colors.to_hex(colour) for colour in palette]
+
+
 def loss_by_time_png(steps: np.ndarray, losses: np.ndarray) -> bytes:
-    """A PNG of losses [N, K] after steps [N], in K equal parts of [0, 1] of time; NaN for a part without a loss.
+    """`loss_by_time` as a PNG."""
+    return encode(loss_by_time(steps, losses))
+
+
+def loss_by_time(steps: np.ndarray, losses: np.ndarray) -> Figure:
+    """A figure of losses [N, K] after steps [N], in K equal parts of [0, 1] of time; NaN for a part without a loss.
 
     It shows the mean of each part over the last quarter of training as bars, and the curve of each part.
     """
@@ -122,7 +133,7 @@ def loss_by_time_png(steps: np.ndarray, losses: np.ndarray) -> bytes:
     span = " to ".join(f"{step:,}" for step in dict.fromkeys([int(steps[late][0]), int(steps[-1])]))
     left.set(title=f"Mean loss in each part of time, step {span}")
     left.set(xlabel="time t  (0: data, 1: noise)", ylabel="mean loss", xlim=(0, 1), xticks=np.arange(k + 1) / k)
-    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, k))
+    colors = [matplotlib.colors.to_rgba(colour) for colour in time_colours(k)]
     left.bar(begin, mean, width=1 / k, align="edge", color=colors, edgecolor="white")
     left.bar_label(left.containers[0], [f"{value:.2g}" if np.isfinite(value) else "" for value in mean], fontsize=8)
     left.margins(y=0.08)
@@ -149,7 +160,7 @@ def loss_by_time_png(steps: np.ndarray, losses: np.ndarray) -> bytes:
     for axes in (left, right):
         plain(axes)
     left.grid(visible=False, axis="x")
-    return encode(figure)
+    return figure
 
 
 def plain(axes: Axes) -> None:

@@ -1,56 +1,45 @@
-"""The metrics of a run, in metrics.jsonl and for TensorBoard."""
+"""The metrics of a run, in metrics.jsonl and for trackers such as TensorBoard."""
 
-import io
 import json
 import math
 import os
-import time
-import wave
 from collections.abc import Mapping
 from pathlib import Path
 from typing import SupportsFloat
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.atomic import replace_file
+from diffusion_jax.report.trackers import NO_TRACKERS, Trackers
 
 
 class MetricWriter:
-    """Writes scalars to workdir/metrics.jsonl and workdir/tensorboard, and images to the latter.
+    """Writes scalars to workdir/metrics.jsonl, and all that it is given to trackers.
 
     A line is {"step": int, name: number, ...}. It is strict JSON, in which a value that is not finite is null: every
-    parser reads it, and a data frame has a missing value. TensorBoard distinguishes NaN and infinity.
+    parser reads it, and a data frame has a missing value.
 
     resumed_step is the step from which the run goes on. Lines of later steps, and an incomplete line, are deleted, so
-    that each step is there once. None is a new run: an older metrics.jsonl is renamed to metrics.jsonl.old, and
-    TensorBoard forgets the earlier values.
+    that each step is there once. None is a new run: an older metrics.jsonl is renamed to metrics.jsonl.old. The caller
+    closes trackers, which are started here.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], resumed_step: int | None = None):
+    def __init__(
+        self, workdir: str | os.PathLike[str], resumed_step: int | None = None, trackers: Trackers = NO_TRACKERS
+    ):
+        self._trackers = trackers
         path = Path(workdir, "metrics.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
+        kept: list[tuple[str, int, dict[str, float | None]]] = []
         if path.exists():
             if resumed_step is None:
                 os.replace(path, path.with_name("metrics.jsonl.old"))
             else:
-                records = _read(path)
-                kept = "".join(f"{line}\n" for line, step, _ in records if step <= resumed_step)
-                replace_file(path, kept.encode())
+                kept = [(line, step, record) for line, step, record in _read(path) if step <= resumed_step]
+                replace_file(path, "".join(f"{line}\n" for line, _, _ in kept).encode())
         self._file = path.open("a", encoding="utf-8")
-        folder = Path(workdir, "tensorboard")
-        folder.mkdir(exist_ok=True)
-        # Not SummaryWriter: its thread dies when the disk is full, and the run would wait for it without end. The
-        # file's own time stamp is in seconds, so without the suffix a run that resumes at once would overwrite the
-        # file.
-        self._events = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
-        self._flushed = -math.inf
-        # TensorBoard forgets the values of this step and of later ones.
-        self._add(0 if resumed_step is None else resumed_step + 1, session_log=SessionLog(status=SessionLog.START))
+        trackers.start(resumed_step, [(step, _scalars(record)) for _, step, record in kept])
 
     def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Writes a line: values are numbers or arrays of shape (), under any name but "step"."""
@@ -60,39 +49,19 @@ class MetricWriter:
         line = {"step": int(step)} | {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
-        for name, x in numbers.items():
-            self._add(step, summary=summary.scalar(name, x))
+        self._trackers.scalars(int(step), numbers)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Writes pictures, uint8 [H, W, C], for TensorBoard."""
-        for name, image in images.items():
-            self._add(step, summary=summary.image(name, image, dataformats="HWC"))
+        """Gives pictures, uint8 [H, W, C], to the trackers."""
+        self._trackers.images(int(step), images)
 
     def sounds(self, step: int, sounds: Mapping[str, bytes]) -> None:
-        """Puts players of sounds, WAV files, into TensorBoard."""
-        for name, data in sounds.items():  # not by summary.audio, which needs soundfile
-            with wave.open(io.BytesIO(data)) as file:
-                audio = Summary.Audio(
-                    sample_rate=file.getframerate(),
-                    num_channels=file.getnchannels(),
-                    length_frames=file.getnframes(),
-                    encoded_audio_string=data,
-                    content_type="audio/wav",
-                )
-            self._add(step, summary=Summary(value=[Summary.Value(tag=name, audio=audio)]))
+        """Gives sounds, WAV files, to the trackers."""
+        self._trackers.sounds(int(step), sounds)
 
     def close(self) -> None:
-        """Writes what is pending and closes the files."""
-        try:
-            self._file.close()
-        finally:
-            self._events.close()
-
-    def _add(self, step: int, **content: Summary | SessionLog) -> None:
-        self._events.write_event(Event(step=int(step), wall_time=time.time(), **content))
-        if time.monotonic() - self._flushed > 10:  # seconds; a flush waits for the disk
-            self._events.flush()
-            self._flushed = time.monotonic()
+        """Closes metrics.jsonl."""
+        self._file.close()
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -132,10 +101,12 @@ def read_metrics(path: str | os.PathLike[str]) -> list[MetricRecord]:
 
     Raises UserError for any other line that is no record.
     """
-    return [
-        {name: math.nan if value is None else value for name, value in record.items()}
-        for _, _, record in _read(Path(path))
-    ]
+    return [{"step": step} | _scalars(record) for _, step, record in _read(Path(path))]
+
+
+def _scalars(record: Mapping[str, float | None]) -> MetricRecord:
+    """The numbers of a record without its step, NaN for null."""
+    return {name: math.nan if value is None else value for name, value in record.items() if name != "step"}
 
 
 def _read(path: Path) -> list[tuple[str, int, dict[str, float | None]]]:

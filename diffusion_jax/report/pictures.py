@@ -18,6 +18,9 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.report import lettering
 from diffusion_jax.report.atomic import replace_file
 
+MEAN, POINTS, BAD = "#1f3f66", "#6f9bd1", "#d62728"
+"""The colours of a curve."""
+
 _BACKGROUND = 200  # light gray: separates from black images and from white ones
 _INK = (30, 30, 30)
 _LABEL_WIDTH = 180  # pixels, at most
@@ -129,7 +132,20 @@ def curve_png(
     title: str = "training loss",
     ylabel: str | None = None,
 ) -> None:
-    """Writes a 960 x 540 PNG of name against "step": the points, their running mean, red ticks where not finite.
+    """Writes `curve` of name as a 960 x 540 PNG."""
+    file = io.BytesIO()
+    FigureCanvasAgg(curve(records, name, title, ylabel)).print_png(file)
+    replace_file(path, file.getvalue())
+
+
+def curve(
+    records: Sequence[Mapping[str, float]],
+    name: str = "loss",
+    title: str = "training loss",
+    ylabel: str | None = None,
+    size: tuple[float, float] = (8, 4.5),
+) -> Figure:
+    """A figure of name against "step": the points, their running mean, red ticks where not finite; size in inches.
 
     Records come in order of step; those without the name (evaluations, say) are passed over; ValueError if that is all.
     The axis is logarithmic where all values are positive and span a decade.
@@ -141,16 +157,16 @@ def curve_png(
     finite = np.isfinite(values)
     values[~finite] = np.nan  # breaks the line
 
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="step", ylabel=ylabel or name)
     if len(points) < 20:
-        axes.plot(steps, values, "o-", ms=5, lw=1.2, color="#1f3f66", label="as logged")
+        axes.plot(steps, values, "o-", ms=5, lw=1.2, color=MEAN, label="as logged")
     else:
         width = max(2, len(points) // 40)
-        size = 3 if len(points) > 200 else 5
-        axes.plot(steps, values, "o", ms=size, color="#6f9bd1", alpha=0.4, mew=0, label="as logged")
+        dots = 3 if len(points) > 200 else 5
+        axes.plot(steps, values, "o", ms=dots, color=POINTS, alpha=0.4, mew=0, label="as logged")
         label = f"mean of {2 * width + 1} records"
-        axes.plot(steps, running_mean(values, width), color="#1f3f66", lw=1.8, label=label)
+        axes.plot(steps, running_mean(values, width), color=MEAN, lw=1.8, label=label)
     if finite.any() and np.nanmin(values) > 0 and np.nanmax(values) > 10 * np.nanmin(values):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -158,7 +174,7 @@ def curve_png(
         axes.yaxis.set_minor_formatter(NullFormatter())
     if not finite.all():
         ends = np.repeat([[0.0], [0.04]], (~finite).sum(), axis=1)  # in heights of the plot
-        lines = axes.plot(np.tile(steps[~finite], (2, 1)), ends, color="#d62728", transform=axes.get_xaxis_transform())
+        lines = axes.plot(np.tile(steps[~finite], (2, 1)), ends, color=BAD, transform=axes.get_xaxis_transform())
         lines[0].set_label("not finite")
     if steps.min() == steps.max():
         axes.set_xlim(steps[0] - 1, steps[0] + 1)
@@ -166,10 +182,9 @@ def curve_png(
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.grid(alpha=0.3, lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper right")  # "best" takes seconds on a long run
-    file = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(file)
-    replace_file(path, file.getvalue())
+    if len(axes.get_legend_handles_labels()[0]) > 1:
+        axes.legend(frameon=False, loc="upper right")  # "best" takes seconds on a long run
+    return figure
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:

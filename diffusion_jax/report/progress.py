@@ -30,9 +30,9 @@ def progress(
 ) -> Iterator["Progress"]:
     """Shows the progress from step start to step total, with a rate in units a second: unit per step units_per_step.
 
-    It is a bar where standard output is a terminal, and otherwise a plain line at the first update, every 10 s and at
-    the end. With show false, as in all processes but the first, nothing is shown and the rate is still measured. clock
-    gives seconds.
+    It is a bar where standard output is a terminal, and otherwise a plain line at the first update, every 10 s (of a
+    long run every minute) and at the end. With show false, as in all processes but the first, nothing is shown and the
+    rate is still measured. clock gives seconds.
     """
     terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     kind = (_Bar if terminal else _Lines) if show else _Silent
@@ -44,14 +44,9 @@ def progress(
 
 
 class Pace:
-    """The steps a second over the last 30 s.
+    """The steps a second over the last 30 s, from the first update on: what came before it was mostly compilation."""
 
-    They are measured from the first update on, without the compilation before it. With a single update they are
-    measured from the start.
-    """
-
-    def __init__(self, start: int, now: float):
-        self._start = (now, start)
+    def __init__(self) -> None:
         self._seen: collections.deque[tuple[float, int]] = collections.deque()
 
     def add(self, step: int, now: float) -> None:
@@ -64,17 +59,21 @@ class Pace:
 
     @property
     def steps_per_second(self) -> float | None:
-        """The rate; None while it is not known."""
-        if not self._seen:
+        """The rate; None while it is not known, which takes two updates."""
+        if len(self._seen) < 2:
             return None
-        (t0, first), (t1, last) = self._start if len(self._seen) == 1 else self._seen[0], self._seen[-1]
+        (t0, first), (t1, last) = self._seen[0], self._seen[-1]
         return (last - first) / (t1 - t0) if t1 > t0 and last > first else None
 
 
 class Progress(abc.ABC):
     """The progress of a run, drawn at the first update, then at most every `_every` seconds, and at the end."""
 
-    _every: float  # seconds
+    @property
+    @abc.abstractmethod
+    def _every(self) -> float:
+        """The seconds between two drawings."""
+
     _drawn: tuple[int, float] | None = None  # step and time when it was last drawn
 
     def __init__(
@@ -89,7 +88,7 @@ class Progress(abc.ABC):
         self.total, self.step, self.unit, self.description = total, start, unit, description
         self._units_per_step, self._clock = units_per_step, clock
         self._began = clock()
-        self._pace = Pace(start, self._began)
+        self._pace = Pace()
         self._values: dict[str, float] = {}
         self._took: dict[str, float] = {}  # seconds of the last `doing` of each name
 
@@ -227,7 +226,9 @@ class _Bar(Progress):
 
 
 class _Lines(Progress):
-    _every = 10.0
+    @property
+    def _every(self) -> float:
+        return min(max((self._clock() - self._began) / 60, 10.0), 60.0)  # a night is 500 lines, not 3,000
 
     def note(self, text: str) -> None:
         print(text, flush=True)

@@ -39,6 +39,8 @@ def test_training_writes_all_it_promises(workdir):
     records = read_metrics(workdir / "metrics.jsonl")
     assert [record["step"] for record in records] == [5, 10, 15, 20]
     assert all(np.isfinite(record["loss"]) and record["images_per_second"] > 0 for record in records)
+    assert [record["learning_rate"] for record in records] == pytest.approx([3e-3] * 4)  # warmed up in 5 steps
+    assert [json.loads(line)["event"] for line in (workdir / "events.jsonl").open()] == ["start", "end"]
     assert json.loads((workdir / "config.json").read_text())["model"]["channels"] == 8
     for picture in ("samples/00000010.png", "samples/00000020.png", "loss.png"):
         assert Image.open(workdir / picture).size > (100, 100)

@@ -39,6 +39,12 @@ def test_a_dry_run_shows_the_file_and_writes_nothing(tmp_path, capsys, monkeypat
     assert capsys.readouterr().out == shown
 
 
+def test_a_config_may_be_named_as_for_train_and_the_job_names_it_too(capsys):
+    line = ("train", "--config=tiny", "--workdir=a")
+    assert launch("slurm", "--nodes=2", "--gpus=8", "--time=1:00:00", "--dry-run", "--", *line) == 0
+    assert "train --config=tiny --workdir=a" in capsys.readouterr().out
+
+
 def test_a_file_is_written_where_it_is_asked_for(tmp_path, capsys):
     out = tmp_path / "deep/task.yaml"
     line = ["--", "train", CONFIG, "--workdir=/runs/x"]

@@ -102,6 +102,8 @@ def test_the_first_word_of_a_command_has_help(capsys):
         ["--help"],
         ["sample", "--help"],
         ["sample"],
+        ["report", "--help"],
+        ["report", "a", "b"],
         ["train", "--config=configs/tiny.py"],
         ["sample", "--workdr=a"],
         ["sample", "--workdir=a", "--out=b", "--guidance=nan"],

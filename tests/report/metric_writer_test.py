@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import math
@@ -14,14 +15,25 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.report.metrics import MetricWriter, NullWriter, read_metrics
+from diffusion_jax.report.trackers import Trackers
 
 
 def lines(workdir):
     return (workdir / "metrics.jsonl").read_text().split("\n")
 
 
+@contextlib.contextmanager
+def writing(workdir, resumed_step=None):
+    """A writer whose tracker is TensorBoard, as that of a run is by default."""
+    with (
+        contextlib.closing(Trackers(["tensorboard"], workdir)) as trackers,
+        MetricWriter(workdir, resumed_step, trackers) as writer,
+    ):
+        yield writer
+
+
 def write(workdir, steps, resumed_step=None, loss=0.5):
-    with MetricWriter(workdir, resumed_step) as writer:
+    with writing(workdir, resumed_step) as writer:
         for step in steps:
             writer.scalars(step, {"loss": loss})
 
@@ -137,7 +149,7 @@ def test_reading_while_a_line_is_being_written(tmp_path):
 def test_tensorboard_holds_the_scalars_and_the_pictures_exactly(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
     gray = image[..., :1]
-    with MetricWriter(tmp_path) as writer:
+    with writing(tmp_path) as writer:
         writer.scalars(5, {"loss": 0.25, "bad": math.inf})
         writer.images(5, {"samples": image, "gray": gray})
     assert scalars_shown(tmp_path) == {("loss", 5): [0.25], ("bad", 5): [math.inf]}
@@ -162,7 +174,7 @@ def test_sounds_are_in_tensorboard_as_wav(tmp_path):
     with wave.open(file, "wb") as written:
         written.setparams((2, 2, 8000, 0, "NONE", ""))
         written.writeframes(bytes(4 * 100))
-    with MetricWriter(tmp_path) as writer:
+    with writing(tmp_path) as writer:
         writer.sounds(5, {"samples/0": file.getvalue()})
     (value,) = [value for event in events(tmp_path) for value in event.summary.value if value.HasField("audio")]
     audio = value.audio
@@ -176,10 +188,12 @@ def test_a_full_disk_ends_the_run_with_the_error(tmp_path, write):
     program = f"""
 import resource, sys
 import numpy as np
+from pathlib import Path
 from diffusion_jax.report.metrics import MetricWriter
+from diffusion_jax.report.trackers import Trackers
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 image = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
-with MetricWriter(sys.argv[1]) as writer:
+with MetricWriter(sys.argv[1], None, Trackers(["tensorboard"], Path(sys.argv[1]))) as writer:
     for step in range(10_000):
         {write}
 """

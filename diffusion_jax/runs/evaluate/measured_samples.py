@@ -168,7 +168,8 @@ def gather_samples(
             take = np.arange(i * size, (i + 1) * size).clip(max=num - 1)
             done = min((i + 1) * size, num)
             call = functools.partial(_of_samples, sample_source, seeds[take], batch, extractor)
-            with phase("sample"):
+            compiling = "compiling, then " if i == first else ""
+            with phase("sample"), bar.doing(f"{compiling}drawing and measuring {size} samples"):
                 gathering.add(done - i * size, _computed(call, gathering.count, num))
             bar.update(done)
             if stopped() and done < num:

@@ -80,7 +80,8 @@ class RealImages:
                 except Abandoned:
                     raise Interrupted(start, self.num) from None
                 digest.update(np.ascontiguousarray(examples["x"][:take]).tobytes())
-                yield take, examples
+                with bar.doing(f"{'' if start else 'compiling, then '}{description}: {self.size} at once"):
+                    yield take, examples  # the caller measures them meanwhile
                 bar.update(start + take)
         self._pixels = digest.hexdigest()
 

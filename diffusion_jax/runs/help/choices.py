@@ -45,6 +45,7 @@ LISTS: dict[str, NamedList] = {
     "texts": NamedList("models.text", "TEXTS", ("text",)),
     "conditions": NamedList("models.conditions", "CONDITIONS", ("spatial",)),
     "optimizers": NamedList("train.optimizers", "OPTIMIZERS", ("optimizer.name",), arguments=False),
+    "trackers": NamedList("report.trackers", "TRACKERS", ("log.to",), arguments=False),
     "metrics": NamedList(
         "evals.sample_metrics",
         "METRICS",

@@ -39,7 +39,10 @@ def draw(
     for start in range(0, num, size):
         take = np.arange(start, start + size).clip(max=num - 1)
         padded = {name: a[take] for name, a in cond.items()}
-        with bar.doing(f"drawing {size} samples at once: {trained.how.sampler}, {trained.how.steps:,} steps"):
+        compiling = "" if start else "compiling, then "
+        with bar.doing(
+            f"{compiling}drawing {size} samples at once: {trained.how.sampler}, {trained.how.steps:,} steps"
+        ):
             drawn = interruptible(functools.partial(_on_host, program, trained, seeds[take], padded))
         yield drawn[: num - start]
         bar.update(min(start + size, num))

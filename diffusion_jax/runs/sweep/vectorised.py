@@ -24,6 +24,7 @@ from diffusion_jax.experiment import vectorised
 from diffusion_jax.report import pictures
 from diffusion_jax.report.metrics import MetricWriter, read_metrics
 from diffusion_jax.report.progress import Progress, progress
+from diffusion_jax.report.trackers import Trackers, check
 from diffusion_jax.runs.sweep.trials import FAILED, Outcome, Trial
 from diffusion_jax.runs.train import preview_pictures as preview
 from diffusion_jax.runs.train import training_data
@@ -123,6 +124,15 @@ class _Outputs:
             self._writers[k].images(moment.step, {"samples": picture})
 
 
+def _writer(trial: Trial, resumed: int | None, stack: contextlib.ExitStack) -> MetricWriter:
+    """The metrics of a trial, in its workdir and at its own trackers; stack closes them."""
+    config, root = trial.config, trial.workdir.root
+    trackers = stack.enter_context(contextlib.closing(Trackers(config.log.to, root, config.log.project)))
+    writer = stack.enter_context(MetricWriter(root, resumed, trackers))
+    trackers.config(configs.flat(config.to_dict()), configs.to_json(config))
+    return writer
+
+
 def check_trials(trials: Sequence[Trial]) -> None:
     """Raises UserError where the trials cannot be one program. Nothing is written."""
     first = trials[0].config
@@ -131,6 +141,7 @@ def check_trials(trials: Sequence[Trial]) -> None:
     vectorised.values([trial.config for trial in trials], list(trials[0].changes))
     if first.teacher:
         raise UserError("--vectorised trains without a teacher; sweep this config without --vectorised")
+    check(first.log.to)
     if first.init_from:
         raise UserError("--vectorised starts from random parameters; leave init_from out, or --vectorised")
     if not first.latent:
@@ -161,7 +172,7 @@ def train(trials: Sequence[Trial], stop: Stop, on_diverged: Callable[[Trial, Out
         states = _first_states(shared, seeds, checkpoints, pipelines)
         for trial in trials:
             _write_model(trial, shared, known)
-        writers = [stack.enter_context(MetricWriter(trial.workdir.root, resumed_step=resumed)) for trial in trials]
+        writers = [_writer(trial, resumed, stack) for trial in trials]
         bar = stack.enter_context(progress(config.train.steps, resumed or 0, units_per_step=config.train.batch_size))
         outputs = _Outputs(trials, checkpoints, writers, shared, bar, on_diverged)
         log = MetricLog(outputs.log, config.train.batch_size)

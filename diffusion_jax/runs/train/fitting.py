@@ -1,12 +1,14 @@
 """The training loop of a run, with its hooks."""
 
 import contextlib
+from collections.abc import Iterator
 
 import jax
 
 from diffusion_jax import config as configs
+from diffusion_jax import experiment
 from diffusion_jax.report.metrics import MetricWriter, NullWriter
-from diffusion_jax.report.progress import progress
+from diffusion_jax.report.progress import Progress, progress
 from diffusion_jax.runs.train.evaluations import Evaluations
 from diffusion_jax.runs.train.input_watch import InputWatch
 from diffusion_jax.runs.train.loss_curve import LossCurve
@@ -14,7 +16,8 @@ from diffusion_jax.runs.train.metric_log import MetricLog
 from diffusion_jax.runs.train.parts import Run
 from diffusion_jax.runs.train.previews import Previews
 from diffusion_jax.runs.train.profiles import Profiles
-from diffusion_jax.runs.train.records import append_nonfinite, example_log
+from diffusion_jax.runs.train.provenance import Provenance
+from diffusion_jax.runs.train.records import append_nonfinite, append_start, example_log
 from diffusion_jax.runs.train.saving import Saving
 from diffusion_jax.runs.train.trace import StepOfBatch, Trace
 from diffusion_jax.train import feed, loop, sharding
@@ -28,9 +31,13 @@ def fit(run: Run, state: TrainState, resumed: int | None) -> TrainState:
     """Trains from state, of the checkpoint at step resumed (None: a new run), to the last step or a stop."""
     config, task, workdir = run.config, run.task, run.workdir
     text = configs.to_json(config)
+    state_size = sum(a.size for a in jax.tree.leaves(state.params))
     seed = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(run.mesh))()
-    writer = MetricWriter(workdir.root, resumed_step=resumed) if run.first else NullWriter()
+    writer = MetricWriter(workdir.root, resumed, run.trackers) if run.first else NullWriter()
     bar = progress(config.train.steps, start=resumed or 0, units_per_step=config.train.batch_size, show=run.first)
+    run.trackers.config(configs.flat(config.to_dict()), text)
+    for line in run.trackers.lines:
+        print(line, flush=True)
     with writer, example_log(config, workdir, resumed) as handed, bar as shown, contextlib.ExitStack() as ends:
         guard = Guard(
             config.train.nonfinite_limit,
@@ -41,12 +48,14 @@ def fit(run: Run, state: TrainState, resumed: int | None) -> TrainState:
         saving = Saving(run.checkpoints, text, task.measure, guard)
         watched = InputWatch(config, task.source, task.batches, prints=run.first)
         counters = (guard.drain, saving.drain, watched.counted, lambda: _corrupt(run))
-        log = MetricLog(writer.scalars, config.train.batch_size, counters)
+        log = MetricLog(writer.scalars, config.train.batch_size, counters, experiment.learning_rate(config))
+        provenance = Provenance(run)
         curve = LossCurve(workdir, draws=run.first)
         hooks = [
             Hook(config.log_every, log.run, at_end=True, phase="save"),
             Hook(config.log_every, watched.run, phase="save"),
             Hook(config.checkpoint.every, saving.run, at_end=True, phase="save"),
+            Hook(config.log_every, provenance.run, at_end=True, phase="save"),
             Hook(config.sample.every, curve.run, at_end=True),
             Hook(config.sample.every, Previews(run, writer, shown).run),
         ]
@@ -74,11 +83,11 @@ def fit(run: Run, state: TrainState, resumed: int | None) -> TrainState:
             stop=run.stop,
             watch=(
                 log.watch,
-                lambda step, metrics, position: _begun(run),
+                lambda step, metrics, position: _begun(run, state_size, resumed or 0),
                 lambda step, metrics, position: shown.update(step, loss=log.latest["loss"]),
                 guard.watch,
             ),
-            phase=run.watchdog.phase,
+            phase=lambda name: _phase(run, shown, name),
         )
 
 
@@ -93,8 +102,18 @@ def _trace(run: Run, resumed: int | None) -> Trace | None:
     return Trace(run.workdir.trace, run.traced)
 
 
-def _begun(run: Run) -> None:
-    """After a step: marks the workdir as begun, so that it stays. Raises the error of the last save, if it failed."""
+@contextlib.contextmanager
+def _phase(run: Run, shown: Progress, name: str) -> Iterator[None]:
+    """A phase of the watchdog; the compilation is shown, for it may take minutes."""
+    compiling = shown.doing("compiling the training step") if name == "compile" else contextlib.nullcontext()
+    with run.watchdog.phase(name), compiling:
+        yield
+
+
+def _begun(run: Run, parameters: int, start: int) -> None:
+    """After a step: notes the start, marks the workdir as begun, so that it stays, and raises a failed save's error."""
+    if not run.training.begun and run.first:
+        append_start(run, parameters, start)
     run.training.begun = True
     run.checkpoints.raise_failed_save()
 

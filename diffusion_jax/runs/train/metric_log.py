@@ -11,6 +11,7 @@ class MetricLog:
     """Calls write(step, scalars) with the means of metrics since the last log, images_per_second, input_wait_seconds.
 
     batch_size is that of the global batch. Each of counters returns further scalars, counted since its last call.
+    learning_rate gives, from the number of steps before, the rate of a step; that of the last step is written.
     """
 
     def __init__(
@@ -18,7 +19,9 @@ class MetricLog:
         write: Callable[[int, Mapping[str, float]], None],
         batch_size: int,
         counters: Sequence[Callable[[], Mapping[str, float]]] = (),
+        learning_rate: Callable[[int], float] | None = None,
     ):
+        self._learning_rate = learning_rate
         self._write, self._batch_size, self._counters = write, batch_size, counters
         self._window: list[Metrics] = []
         self._before: Clock | None = None  # at the last log; its `since` is the step of that log
@@ -34,6 +37,8 @@ class MetricLog:
         clock = moment.clock
         before = self._before or Clock(since=clock.since)
         means = summarize(self._window)
+        if self._learning_rate is not None:
+            means["learning_rate"] = self._learning_rate(moment.step - 1)
         means["input_wait_seconds"] = clock.input - before.input
         if moment.step > before.since:  # the first dispatch compiles, and is not timed
             seconds = clock.training - before.training

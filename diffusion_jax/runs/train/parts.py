@@ -6,6 +6,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from diffusion_jax.report.trackers import Trackers
 from diffusion_jax.runs.train.tasks import Task
 from diffusion_jax.runs.train.trace import TracedSteps
 from diffusion_jax.runs.workdir.lock import Training
@@ -28,6 +29,7 @@ class Run:
     stop: Stop
     watchdog: Watchdog
     training: Training  # the lock of the workdir
+    trackers: Trackers  # that this process feeds; none in processes other than the first
     traced: TracedSteps | None = None  # steps to record in a trace
 
     @property

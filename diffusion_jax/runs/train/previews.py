@@ -12,6 +12,7 @@ class Previews:
 
     def __init__(self, run: Run, writer: MetricWriter | NullWriter, bar: Progress):
         self._run, self._writer, self._bar = run, writer, bar
+        self._first = True
 
     def run(self, moment: Moment) -> None:
         """Measures and draws with the averaged parameters."""
@@ -22,8 +23,11 @@ class Previews:
         if task.draw is None:
             return
         options = self._run.config.sample
-        with self._bar.doing(f"drawing a grid: {options.num} samples, {options.sampler}, {options.steps:,} steps"):
+        compiling = "compiling, then " if self._first else ""
+        samples = f"{options.num} samples, {options.sampler}, {options.steps:,} steps"
+        with self._bar.doing(f"{compiling}drawing a grid: {samples}"):
             preview = task.draw(moment.state.ema)
+        self._first = False
         file = self._run.workdir.sample_grid(step)
         if self._run.first:
             pictures.save_png(file, preview.picture)

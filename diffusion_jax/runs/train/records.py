@@ -15,8 +15,11 @@ from diffusion_jax.data.order import indices_of
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.report.examples import ExampleLog
 from diffusion_jax.runs.train.parameter_table import parameter_table
+from diffusion_jax.runs.train.parts import Run
+from diffusion_jax.runs.workdir import events
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train.guard import NonFinite
+from diffusion_jax.train.provenance import source_commit, versions
 from diffusion_jax.train.state import TrainState
 
 
@@ -33,6 +36,25 @@ def append_nonfinite(workdir: Workdir, event: NonFinite, config: ConfigDict, sou
     }
     with (workdir.root / "nonfinite.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def append_start(run: Run, parameters: int, step: int) -> None:
+    """Notes in events.jsonl that the run of so many parameters has made its first step after `step`."""
+    device = run.mesh.devices.flat[0]
+    events.append(
+        run.workdir,
+        events.START,
+        step,
+        **events.command(),
+        parameters=parameters,
+        examples=len(run.task.source),
+        devices=run.mesh.devices.size,
+        device=device.device_kind,
+        processes=jax.process_count(),
+        mesh={axis: size for axis, size in run.mesh.shape.items() if size > 1},
+        commit=source_commit(),
+        versions=versions(),
+    )
 
 
 @contextlib.contextmanager

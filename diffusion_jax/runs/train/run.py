@@ -13,13 +13,16 @@ from ml_collections import ConfigDict
 from diffusion_jax import config as configs
 from diffusion_jax import experiment
 from diffusion_jax.errors import UserError
+from diffusion_jax.report import trackers
+from diffusion_jax.report.trackers import NO_TRACKERS, Trackers
 from diffusion_jax.runs.plan import preflight
 from diffusion_jax.runs.train import tasks, training_evaluation
 from diffusion_jax.runs.train.fitting import fit
 from diffusion_jax.runs.train.parts import Run
+from diffusion_jax.runs.train.provenance import Provenance
 from diffusion_jax.runs.train.records import print_changes, print_summary
 from diffusion_jax.runs.train.trace import TracedSteps
-from diffusion_jax.runs.workdir import snapshots
+from diffusion_jax.runs.workdir import events, snapshots
 from diffusion_jax.runs.workdir.lock import Training, training_in
 from diffusion_jax.runs.workdir.mirror import Mirror
 from diffusion_jax.runs.workdir.paths import Workdir, as_trained
@@ -63,6 +66,7 @@ def _train(
     training: Training,
     traced: TracedSteps | None,
 ) -> None:
+    trackers.check(config.log.to)
     mirror = Mirror(config.checkpoint.mirror, workdir.root) if config.checkpoint.mirror else None
     with watchdog.phase("restore"), processes.leaving_with_the_others():
         if mirror and jax.process_index() == 0:
@@ -77,9 +81,10 @@ def _train(
         contextlib.closing(task.batches),
         contextlib.closing(_checkpoints(workdir, config, rating, mirror)) as checkpoints,
         _closing(snapshots.writable(workdir, config)) as profiles,
+        contextlib.closing(_trackers(config, workdir)) as given,
         processes.leaving_with_the_others(),
     ):
-        run = Run(config, workdir, task, mesh, checkpoints, profiles, rating, stop, watchdog, training, traced)
+        run = Run(config, workdir, task, mesh, checkpoints, profiles, rating, stop, watchdog, training, given, traced)
         with watchdog.phase("restore"):
             state, resumed = _start(run)
         if resumed is not None and resumed >= config.train.steps:
@@ -99,9 +104,13 @@ def _train(
             checkpoints.wait()
             if profiles is not None:
                 profiles.wait()
+            Provenance(run).tell()
             if mirror and run.first:
                 mirror.push()  # what was written since the last save
-        if (done := int(state.step)) < config.train.steps:
+        done = int(state.step)
+        if run.first:
+            events.append(workdir, events.END, done, **({"stopped": stop.signal} if done < config.train.steps else {}))
+        if done < config.train.steps:
             print(
                 f"stopped by {stop.signal} after {done} steps, all of them saved; the same command goes on", flush=True
             )
@@ -135,6 +144,8 @@ def _fit_with_rollbacks(run: Run, state: TrainState, resumed: int | None) -> Tra
             failed, position = f"{error}; the last checkpoint is of step {resumed or 0}", error.position
             if resumed is None or rollback > most:
                 raise type(error)(failed, position) from error
+        if run.first:
+            events.append(run.workdir, events.ROLL_BACK, resumed, reason=str(failed))
         # Here, where the error no longer holds the arrays of the state that failed.
         print(
             f"diffusion-jax: {failed}; roll-back {rollback} of {most} to step {resumed}, with the data that follows",
@@ -156,6 +167,11 @@ def _agree_on_config(config: ConfigDict) -> None:
 
 def _closing(checkpoints: Checkpoints | None) -> contextlib.AbstractContextManager[Checkpoints | None]:
     return contextlib.nullcontext() if checkpoints is None else contextlib.closing(checkpoints)
+
+
+def _trackers(config: ConfigDict, workdir: Workdir) -> Trackers:
+    """The trackers of config.log.to in the first process, and none in the others."""
+    return Trackers(config.log.to, workdir.root, config.log.project) if jax.process_index() == 0 else NO_TRACKERS
 
 
 def _checkpoints(workdir: Workdir, config: ConfigDict, rating: dict[int, float], mirror: Mirror | None) -> Checkpoints:

@@ -4,9 +4,11 @@ config.json      the resolved config
 parameters.txt   shape, type and layout on the mesh of every array
 checkpoints/     a directory for each step; one that does not verify is moved to STEP.damaged
 snapshots/       a directory for each step, with profiles of the parameters' average, if the run has some
-metrics.jsonl    a line for each log interval; the same in tensorboard/
+metrics.jsonl    a line for each log interval; the same in tensorboard/, unless log.to leaves it out
 samples/         a grid of samples for each sample interval
 loss.png         the loss curve
+events.jsonl     each start, roll-back and end of the run: when, by which command and code, on which devices
+trackers.json    for a run that W&B or MLflow is given: which run it is there, and what has been sent
 classes.json     for a model with classes: their names in the order of their numbers
 tokenizer.json   for a model with captions
 autoencoder/     for a model of latents: config and checkpoint of the autoencoder with which it was trained
@@ -78,6 +80,11 @@ class Workdir:
     def metrics(self) -> Path:
         """The file with a line for each log interval."""
         return self.root / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """The file with a line for each start, roll-back and end of the run."""
+        return self.root / "events.jsonl"
 
     @property
     def loss_curve(self) -> Path:

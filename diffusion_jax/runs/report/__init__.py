@@ -1,0 +1,1 @@
+"""`diffusion-jax report`: one page about a training run."""

@@ -1,0 +1,24 @@
+# diffusion-jax on TPU VMs: docker build -f docker/tpu.Dockerfile -t diffusion-jax:tpu .
+# docker run --rm --privileged --net=host --shm-size=8g -v $PWD/runs:/runs diffusion-jax:tpu train --config=digits --workdir=/runs/digits
+# The context is the clone's root. Workdirs are in /runs and own data in /data; configs/ lies in the working folder.
+FROM python:3.11.11-slim-bookworm
+
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
+# libtpu comes with the wheels of jax; a TPU VM gives its chips to a privileged container in the host's network.
+ENV JAX_PLATFORMS=tpu,cpu
+
+WORKDIR /src
+COPY pyproject.toml setup.py MANIFEST.in README.md LICENSE constraints.txt ./
+COPY configs configs
+COPY diffusion_jax diffusion_jax
+RUN pip install -c constraints.txt '.[tpu,audio]' && rm -rf build diffusion_jax
+
+# A home that any user may write, for docker run --user "$(id -u)": TFDS and jax keep files there.
+ENV HOME=/home/anyone
+RUN mkdir -p /home/anyone /runs /data && chmod 777 /home/anyone /runs /data
+
+WORKDIR /work
+COPY configs configs
+VOLUME ["/runs", "/data"]
+ENTRYPOINT ["diffusion-jax"]
+CMD ["--help"]
