@@ -69,13 +69,16 @@ class Checkpoints:
         best: int = 0,
         rating: Mapping[int, float] | None = None,
         on_saved: Callable[[], None] | None = None,
+        write_gb: int | None = None,
     ):
         """The checkpoints in directory, which the first save creates.
 
         keep is how many of the newest steps stay, None for all; every multiple of keep_every stays too, and so do the
         `best` steps of the lowest rating {step: number}, which the caller may fill in later. read_only changes nothing
         on the disk. The first process calls on_saved in the background once a step has its manifest; a SaveError that
-        on_saved raises counts as one of the save. Raises UserError where read_only finds no directory.
+        on_saved raises counts as one of the save. write_gb is how many gigabytes of a tree are written at once, more
+        than its largest array takes; what is written is in memory once more, compressed. None leaves that to Orbax.
+        Raises UserError where read_only finds no directory.
         """
         if read_only and not directory.is_dir():
             raise UserError(f"no checkpoint in {directory}; train first, or check --workdir")
@@ -86,6 +89,7 @@ class Checkpoints:
         self._partial = [path for path in folders if path.name.isdecimal() and not (path / _COMMITTED).is_file()]
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "manifest")
         logging.getLogger("absl").addFilter(_for_the_user)
+        self._write_gb = write_gb
         self._options = manager_options(keep, keep_every, best, {} if rating is None else rating, read_only=read_only)
         # Several processes create the manager together: one may see the directory before another does.
         if directory.is_dir() or jax.process_count() > 1:
@@ -94,9 +98,15 @@ class Checkpoints:
     @functools.cached_property
     def _orbax(self) -> ocp.CheckpointManager:
         """Orbax's manager. It creates the directory, so it is made at the first save: other runs leave none."""
-        return ocp.CheckpointManager(
-            self.directory.absolute(), item_names=(*TREES.values(), "meta"), options=self._options
-        )
+        if self._write_gb is None:
+            return ocp.CheckpointManager(
+                self.directory.absolute(), item_names=(*TREES.values(), "meta"), options=self._options
+            )
+        handlers: dict[str, ocp.CheckpointHandler] = {
+            name: ocp.StandardCheckpointHandler(save_concurrent_gb=self._write_gb) for name in TREES.values()
+        }
+        handlers["meta"] = ocp.JsonCheckpointHandler()
+        return ocp.CheckpointManager(self.directory.absolute(), item_handlers=handlers, options=self._options)
 
     def _committed(self) -> list[int]:
         """The steps that Orbax lists, oldest first."""

@@ -221,7 +221,8 @@ def _save(workdir: Workdir, config: ConfigDict, params: Params, measured: Mappin
     """Writes the config and the checkpoint of step 0: parameters, and an equal average, without an optimizer."""
     workdir.write_config(configs.check(config))
     state = TrainState(_on_host(np.int32(0)), params, params, ())
-    with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+    with contextlib.closing(Checkpoints(workdir.checkpoints, write_gb=1 + largest // 10**9)) as checkpoints:
         checkpoints.save(state, position={}, config=configs.to_json(config), measured=measured)
 
 
