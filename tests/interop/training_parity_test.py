@@ -57,7 +57,7 @@ def gradients_there(pipe, images, noise, eps, index):
     loss = mse_loss(pipe.unet(chain.add_noise(latents, eps, t), t, text).sample, target)
     pipe.unet.zero_grad()
     loss.backward()
-    return float(loss), {name: p.grad.numpy() for name, p in pipe.unet.named_parameters()}
+    return float(loss.detach()), {name: p.grad.numpy() for name, p in pipe.unet.named_parameters()}
 
 
 def test_the_gradient_of_a_step_is_that_of_torch(imported):
