@@ -44,6 +44,12 @@ def define_measuring(values: flags.FlagValues) -> None:
     )
     sampling.define(values, num=1000)
     flags.DEFINE_integer("batch", 64, "Images at once; changes no result but by rounding.", flag_values=values)
+    flags.DEFINE_string(
+        "data",
+        None,
+        "Real images, as data.source names them, folder:PATH; else the config's.",
+        flag_values=values,
+    )
     flags.DEFINE_string("split", None, "Split of the data; the config's if left out.", flag_values=values)
     flags.DEFINE_string("method", "bound", "Of bits_per_dim: bound (variational) or ode.", flag_values=values)
     flags.DEFINE_integer(
@@ -91,6 +97,7 @@ def request(values: flags.FlagValues, guided_by: "GuideRequest | None" = None) -
         Path(values.workdir),
         metrics=tuple(values.metrics),
         batch=values.batch,
+        data=values.data,
         split=values.split,
         likelihood=Likelihood(values.method, values.likelihood_steps),
         metric_request=MetricRequest(values.features, weights, reference, values.kid_size, values.kid_subsets, clip),

@@ -3,6 +3,7 @@
 diffusion-jax export --workdir=runs/sd --out=sd --dtype=float16 --check
 diffusion-jax export --workdir=runs/digits --out=digits --sampler=ddim --grid=trailing
 diffusion-jax export --workdir=runs/shapes_map --out=shapes_map --format=safetensors
+diffusion-jax export --workdir=runs/digits --out=digits_program --format=stablehlo
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,10 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run to export.", flag_values=values)
     flags.DEFINE_string("out", None, "Folder to write; new, or empty.", flag_values=values)
     flags.DEFINE_string(
-        "format", "diffusers", "diffusers, which loads it with no code of ours, or safetensors.", flag_values=values
+        "format",
+        "diffusers",
+        "diffusers, which loads it with no code of ours, safetensors, or stablehlo: the sampler as a program.",
+        flag_values=values,
     )
     flags.DEFINE_string("dtype", "float32", "Of the parameters: float32 or float16.", flag_values=values)
     flags.DEFINE_string("sampler", None, "Instead of the run's: what a scheduler's config says.", flag_values=values)

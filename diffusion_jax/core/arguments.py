@@ -17,8 +17,8 @@ def check_same_shape(**arrays: chex.Array) -> None:
 def check_one_each(x: chex.Array, **values: chex.Array) -> None:
     """Raises AssertionError, which names the argument, unless each of values is [B] for x [B, ...]."""
     for name, value in values.items():
-        message = f"{name} has one value for each of the {len(x)} examples; got shape {tuple(value.shape)}"
-        chex.assert_shape(value, (len(x),), custom_message=message)
+        message = f"{name} has one value for each of the {x.shape[0]} examples; got shape {tuple(value.shape)}"
+        chex.assert_shape(value, x.shape[:1], custom_message=message)
 
 
 def check_output(out: chex.Array, x: chex.Array, *, learned_variance: bool) -> None:

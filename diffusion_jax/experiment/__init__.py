@@ -23,7 +23,7 @@ from diffusion_jax.models.classifier import Classifier
 from diffusion_jax.models.editing import Edit, edit_program, edit_times
 from diffusion_jax.models.latent import Autoencoder
 from diffusion_jax.models.model import Model, Teacher
-from diffusion_jax.models.sampling import Guides, Sampling, guided, sample_program, trajectory_program
+from diffusion_jax.models.sampling import Guides, Sampling, drawing, guided, sample_program, trajectory_program
 
 __all__ = [
     "Autoencoder",
@@ -40,6 +40,7 @@ __all__ = [
     "classifier",
     "compiled_step",
     "digest",
+    "drawing",
     "edit_program",
     "edit_times",
     "examples",

@@ -6,7 +6,7 @@ either net.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -42,10 +42,15 @@ POINTWISE = ("quant", "post_quant", "shortcut")
 """Dense layers that are 1 x 1 convolutions there; the attention's have been either."""
 
 
-def from_diffusers(state: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> dict[str, Any]:
+def from_diffusers(
+    state: Mapping[str, np.ndarray],
+    like: Mapping[str, Any],
+    place: Callable[[np.ndarray], np.ndarray | jax.Array] = np.ascontiguousarray,
+) -> dict[str, Any]:
     """The tree of `like`, a net's params or their shapes, with the values of an `AutoencoderKL` state dict as float32.
 
-    Each array is looked up when its turn comes, so that a state that reads from files is never in memory as a whole.
+    Each array is looked up when its turn comes, and is at once what place makes of it: of a state that reads from files
+    one array is in memory.
     Raises UserError, naming all of them, where arrays are missing, left over or of another shape.
     """
     stored = {_renamed(name): name for name in state}
@@ -56,7 +61,7 @@ def from_diffusers(state: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> 
     extra = sorted(set(stored) - set(names.values()))
     if missing or extra:
         raise UserError(f"the weights are of another autoencoder: missing {missing}; left over {extra}")
-    params = {path: _ours(path, state[stored[name]]) for path, name in names.items()}
+    params = {path: place(_ours(path, state[stored[name]])) for path, name in names.items()}
     wrong = [f"{names[p]} {params[p].shape}, not {shapes[p]}" for p in shapes if params[p].shape != shapes[p]]
     if wrong:
         raise UserError(f"the weights are of an autoencoder of other sizes (shapes channels last): {'; '.join(wrong)}")

@@ -21,7 +21,7 @@ does where the configs say the same:
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -81,10 +81,15 @@ BEFORE_0_12 = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to
 """Names of the attention's layers in weights published before diffusers 0.12, DDPM's among them."""
 
 
-def from_diffusers(state: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> dict[str, Any]:
+def from_diffusers(
+    state: Mapping[str, np.ndarray],
+    like: Mapping[str, Any],
+    place: Callable[[np.ndarray], np.ndarray | jax.Array] = np.ascontiguousarray,
+) -> dict[str, Any]:
     """The tree of `like`, a net's params or their shapes, with the values of their state dict as float32.
 
-    Each array is looked up when its turn comes, so that a state that reads from files is never in memory as a whole.
+    Each array is looked up when its turn comes, and is at once what place makes of it: of a state that reads from files
+    one array is in memory.
     Raises UserError, naming all of them, where arrays are missing, left over or of another shape.
     """
     stored = {_renamed(name): name for name in state}
@@ -94,7 +99,7 @@ def from_diffusers(state: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> 
     extra = sorted(set(stored) - set(names.values()))
     if missing or extra:
         raise UserError(f"the weights are of another network: missing {missing}; left over {extra}")
-    params = {path: _ours(path, state[stored[name]]) for path, name in names.items()}
+    params = {path: place(_ours(path, state[stored[name]])) for path, name in names.items()}
     wrong = [f"{names[p]} {params[p].shape}, not {flat[p].shape}" for p in flat if params[p].shape != flat[p].shape]
     if wrong:
         raise UserError(f"the weights are of a network of other sizes (shapes channels last): {'; '.join(wrong)}")
@@ -179,7 +184,7 @@ def _flatten(tree: Mapping[str, Any]) -> dict[Path, Any]:
     return {tuple(entry.key for entry in path): leaf for path, leaf in leaves}
 
 
-def _unflatten(flat: Mapping[Path, np.ndarray]) -> dict[str, Any]:
+def _unflatten(flat: Mapping[Path, np.ndarray | jax.Array]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         node = tree

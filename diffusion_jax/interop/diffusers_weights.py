@@ -7,7 +7,6 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax  # noqa: F401  with it numpy knows bfloat16, in which weights may be stored
 import numpy as np
@@ -29,16 +28,20 @@ CONVERT = (
 
 
 class StateDict(Mapping[str, np.ndarray]):
-    """{name: array} of some safetensors files; an array is read from its file when it is looked up."""
+    """{name: array} of some safetensors files; an array is read from its file when it is looked up.
 
-    def __init__(self, files: Mapping[str, Path], opened: Mapping[Path, Any]):
-        self._files, self._opened = files, opened
+    The file is opened for that alone: as long as it is open, all that was read of it counts as this process's memory.
+    """
+
+    def __init__(self, files: Mapping[str, Path]):
+        self._files = files
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Raises UserError for an array that is none of floats, and for a file that cannot be read."""
         file = self._files[name]
         try:
-            array = self._opened[file].get_tensor(name)
+            with safe_open(file, "numpy") as arrays:
+                array = arrays.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} cannot be read ({error}); fetch it anew") from None
         if array.dtype.name not in FLOATS:
@@ -83,25 +86,26 @@ def opened(found: Mapping[str, Path] | list[Path]) -> Iterator[StateDict]:
     Raises UserError where a file is damaged, and where an index and its shards do not list the same arrays.
     """
     paths = sorted(set(found.values())) if isinstance(found, Mapping) else found
-    with contextlib.ExitStack() as stack:
-        handles = {}
-        for path in paths:
-            try:
-                handles[path] = stack.enter_context(safe_open(path, "numpy"))
-            except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"{path} is no safetensors file that can be read ({error}); it is damaged or cut short, so fetch "
-                    "it anew"
-                ) from None
-        stored = {(name, path) for path, handle in handles.items() for name in handle.keys()}  # noqa: SIM118
-        if isinstance(found, Mapping) and stored != set(found.items()):
-            lacking = sorted(name for name, path in set(found.items()) - stored)
-            more = sorted(name for name, path in stored - set(found.items()))
-            raise UserError(
-                f"the index and the shards in {paths[0].parent} do not list the same arrays: the shards lack "
-                f"{lacking}, the index lacks {more}; fetch them anew"
-            )
-        yield StateDict(dict(stored), handles)
+    stored = {(name, path) for path in paths for name in _names(path)}
+    if isinstance(found, Mapping) and stored != set(found.items()):
+        lacking = sorted(name for name, path in set(found.items()) - stored)
+        more = sorted(name for name, path in stored - set(found.items()))
+        raise UserError(
+            f"the index and the shards in {paths[0].parent} do not list the same arrays: the shards lack "
+            f"{lacking}, the index lacks {more}; fetch them anew"
+        )
+    yield StateDict(dict(stored))
+
+
+def _names(path: Path) -> list[str]:
+    """The names of the arrays in a file; raises UserError where it is damaged."""
+    try:
+        with safe_open(path, "numpy") as arrays:
+            return list(arrays.keys())
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is no safetensors file that can be read ({error}); it is damaged or cut short, so fetch it anew"
+        ) from None
 
 
 def _none(folder: Path, stem: str, variant: str) -> str:
@@ -125,7 +129,7 @@ def save(state: Mapping[str, np.ndarray], file: Path, dtype: str = "", about: Ma
 
     Raises UserError where a value is too large for dtype.
     """
-    safetensors.numpy.save_file({name: _cast(name, value, dtype) for name, value in state.items()}, file, dict(about))
+    safetensors.numpy.save_file({name: cast(name, value, dtype) for name, value in state.items()}, file, dict(about))
 
 
 def copy(source: Path, file: Path, dtype: str, *, prefix: str = "", without: str = "") -> None:
@@ -144,12 +148,16 @@ def copy(source: Path, file: Path, dtype: str, *, prefix: str = "", without: str
     save(state, file, dtype)
 
 
-def _cast(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
+def cast(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
+    """The array, contiguous and, where it is one of floats and dtype is given, as dtype.
+
+    Raises UserError where a value is too large for dtype.
+    """
     if not dtype or value.dtype.name not in FLOATS:
         return np.ascontiguousarray(value)
     with np.errstate(over="ignore"):
-        cast = np.ascontiguousarray(value, np.dtype(dtype))
-    if not np.isfinite(cast).all() and np.isfinite(value.astype(np.float32)).all():
+        found = np.ascontiguousarray(value, np.dtype(dtype))
+    if not np.isfinite(found).all() and np.isfinite(value.astype(np.float32)).all():
         largest = float(np.abs(value.astype(np.float32)).max())
         raise UserError(f"{name} has values up to {largest:.3g}, which {dtype} cannot hold; write it as float32")
-    return cast
+    return found

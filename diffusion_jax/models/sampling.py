@@ -65,14 +65,25 @@ START = "start"
 """Name of the entry of cond that holds the noise which sampling starts from."""
 
 
+Drawing = Callable[[Params, Mapping[str, Params], Array, Condition], Array]
+"""(params, pretrained, seeds [B], cond) -> images [B, H, W, C] in about [-1, 1]."""
+
+
 def sample_program(model: Model, sampling: Sampling, mesh: Mesh, guides: Guides = ALONE) -> Wrapped:
-    """The compiled program (params, pretrained, seeds [B], cond) -> images [B, H, W, C] in about [-1, 1].
+    """The compiled program of `drawing`, split over the mesh; B is a multiple of the mesh's data x fsdp."""
+    split = sharding.batch_sharding(mesh)
+    program = sharding.on_mesh(mesh, drawing(model, sampling, guides))
+    return jax.jit(program, in_shardings=(None, None, split, split), out_shardings=split)
+
+
+def drawing(model: Model, sampling: Sampling, guides: Guides = ALONE) -> Drawing:
+    """The function that draws samples from seeds and conditions, which is traced.
 
     cond has the entries of the model's conditions, as `Condition.entries` and `Condition.request` give them: "label"
     [B], in which num_classes is the null class, "tokens" [B, N], images at their own size. An entry "negative_tokens"
     replaces the condition's `null` as what guidance leads away from. An entry `START` [B, *S, C] of standard normal
     noise replaces the noise that the seeds give. pretrained has the model's weights that are not trained, and those of
-    the guides as "classifier" and "weak". B is a multiple of the mesh's data x fsdp.
+    the guides as "classifier" and "weak".
 
     Raises UserError, before anything is traced, for a sampling that does not fit the model.
     """
@@ -80,15 +91,14 @@ def sample_program(model: Model, sampling: Sampling, mesh: Mesh, guides: Guides 
     times = from_spec(sampling.grid, GRIDS, "time grid")(model.schedule, sampling.steps)
     guide = guided(model, sampling, guides)
 
-    def program(params: Params, pretrained: Mapping[str, Params], seeds: Array, cond: Condition) -> Array:
+    def draw(params: Params, pretrained: Mapping[str, Params], seeds: Array, cond: Condition) -> Array:
         conditions = {name: value for name, value in cond.items() if name != START}
         denoise, start = guide(params, pretrained, conditions), cond.get(START)
         schedule = model.bind(params).schedule
         x = sample(denoise, sampler, schedule, times, seeds, model.x_shape, start=start)
         return model.decode(pretrained, x, sampling.decode_tile)
 
-    split = sharding.batch_sharding(mesh)
-    return jax.jit(sharding.on_mesh(mesh, program), in_shardings=(None, None, split, split), out_shardings=split)
+    return draw
 
 
 def trajectory_program(model: Model, sampling: Sampling, mesh: Mesh, *, columns: int) -> tuple[Wrapped, np.ndarray]:

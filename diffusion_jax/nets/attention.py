@@ -4,8 +4,10 @@ Dimension key B batch, N queries, M keys, H heads, D features. Reverse mode runs
 mode, which flash kernels do not have, is XLA's: `jax.jvp` and `jax.linearize` work under every choice, to any order.
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -38,7 +40,22 @@ def check_choice(choice: str) -> None:
         raise UserError(f"model.attention_kernel is one of {', '.join(CHOICES)}; got {choice!r}")
 
 
-@functools.partial(jax.jit, static_argnames=("kernel", "causal"), inline=True)
+_PORTABLE = contextvars.ContextVar("portable", default=False)
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """What is traced in the block has no kernel of one platform: "flash" is the scan over chunks of keys everywhere.
+
+    So are programs that `jax.export` lowers for several platforms; cuDNN's kernel is in none that it writes.
+    """
+    token = _PORTABLE.set(True)
+    try:
+        yield
+    finally:
+        _PORTABLE.reset(token)
+
+
 def attend(
     q: Array, k: Array, v: Array, mask: Array | None = None, *, kernel: str = "auto", causal: bool = False
 ) -> Array:
@@ -53,16 +70,19 @@ def attend(
     and attention inside a `jax.shard_map` are "xla" always.
     """
     check_choice(kernel)
-    with jax.named_scope(SCOPE):
-        return _attend(q, k, v, mask, kernel, causal)
+    return _attend(q, k, v, mask, kernel=kernel, causal=causal, anywhere=_PORTABLE.get())
 
 
-def _attend(q: Array, k: Array, v: Array, mask: Array | None, kernel: str, causal: bool) -> Array:
+@functools.partial(jax.jit, static_argnames=("kernel", "causal", "anywhere"), inline=True)
+@jax.named_scope(SCOPE)
+def _attend(q: Array, k: Array, v: Array, mask: Array | None, *, kernel: str, causal: bool, anywhere: bool) -> Array:
     if not _is_flash((q.shape[1], k.shape[1]), kernel) or causal:
         out = product(jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal))
         return out if mask is None else jnp.where(jnp.moveaxis(mask.any(axis=-1, keepdims=True), 1, 2), out, 0)
     if mask is not None:
         mask = jnp.broadcast_to(mask, (q.shape[0], *mask.shape[1:]))
+    if anywhere:
+        return attend_by(kernels.CHUNKED, q, k, v, mask)
     cudnn = kernels.cudnn_takes(q, mask)
     return attend_by(_flash(cudnn, splash_attention.takes(q, mask) and _tpu_is_possible()), q, k, v, mask)
 
@@ -74,7 +94,8 @@ def _is_flash(lengths: tuple[int, int], kernel: str) -> bool:
 
 def splash_is_possible(lengths: tuple[int, int], features: int, kernel: str) -> bool:
     """Whether attention between so many queries and keys, masked by key or not, is splash attention on a TPU."""
-    return _is_flash(lengths, kernel) and features <= splash_attention.MOST_FEATURES and _tpu_is_possible()
+    fits = _is_flash(lengths, kernel) and features <= splash_attention.MOST_FEATURES
+    return fits and _tpu_is_possible() and not _PORTABLE.get()
 
 
 def _inside_shard_map() -> bool:

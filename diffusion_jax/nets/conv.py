@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.export import is_symbolic_dim
 
 INPUT_GRADIENT, KERNEL_GRADIENT = "input_gradient", "kernel_gradient"
 """The names by which a profile, and a plan, knows the two gradients."""
@@ -45,7 +46,8 @@ def conv_upsampled(x: Array, kernel: Array) -> Array:
     def repeated(x: Array, kernel: Array) -> Array:
         return conv(upsample_nearest(x), kernel, 1)
 
-    if x.size < FEW * x.shape[-1] ** 2:
+    # Of a batch whose size is not known, as `jax.export` has it, x counts as large.
+    if not is_symbolic_dim(x.shape[0]) and x.size < FEW * x.shape[-1] ** 2:
         return repeated(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=_folded, default=repeated)
 

@@ -50,6 +50,7 @@ class Checkpoints:
         rating: Mapping[int, float] | None = None,
         on_saved: Callable[[], None] | None = None,
         copy: str = "auto",
+        write_gb: int | None = None,
     ):
         """The checkpoints in directory, which the first save creates.
 
@@ -57,7 +58,9 @@ class Checkpoints:
         `best` steps of the lowest rating {step: number}, which the caller may fill in later. read_only changes nothing
         on the disk. The first process calls on_saved in the background once a step has its manifest; a SaveError that
         on_saved raises counts as one of the save. copy says where a state is copied to before the next step may
-        overwrite it, `device_copy.CHOICES`. Raises UserError where read_only finds no directory.
+        overwrite it, `device_copy.CHOICES`. write_gb is how many gigabytes of a tree are written at once, more than its
+        largest array takes; what is written is in memory once more, compressed. None leaves that to Orbax. Raises
+        UserError where read_only finds no directory.
         """
         if read_only and not directory.is_dir():
             raise UserError(f"no checkpoint in {directory}; train first, or check --workdir")
@@ -70,6 +73,7 @@ class Checkpoints:
         self._begun: concurrent.futures.Future[None] | None = None  # Orbax has what the save under way writes
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "save")
         logging.getLogger("absl").addFilter(_for_the_user)
+        self._write_gb = write_gb
         rating = {} if rating is None else rating  # not `or`: the caller may fill an empty one later
         self._options = manager_options(directory, keep, keep_every, best, rating, read_only=read_only)
         # Several processes create the manager together: one may see the directory before another does.
@@ -79,9 +83,15 @@ class Checkpoints:
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
         """Orbax's manager. It creates the directory, so it is made at the first save: other runs leave none."""
-        return ocp.CheckpointManager(
-            self.directory.absolute(), item_names=(*TREES.values(), "meta"), options=self._options
-        )
+        if self._write_gb is None:
+            return ocp.CheckpointManager(
+                self.directory.absolute(), item_names=(*TREES.values(), "meta"), options=self._options
+            )
+        handlers: dict[str, ocp.CheckpointHandler] = {
+            name: ocp.StandardCheckpointHandler(save_concurrent_gb=self._write_gb) for name in TREES.values()
+        }
+        handlers["meta"] = ocp.JsonCheckpointHandler()
+        return ocp.CheckpointManager(self.directory.absolute(), item_handlers=handlers, options=self._options)
 
     @property
     def _orbax(self) -> ocp.CheckpointManager:

@@ -189,6 +189,23 @@ def test_a_kernel_for_tpus_is_in_the_program_for_a_tpu_alone():
     assert "tpu_custom_call" not in traced.lower(lowering_platforms=("cpu",)).as_text()
 
 
+def test_a_portable_program_has_no_kernel_of_one_platform():
+    """Not in the projections either, whose heads a TPU's kernel would pad; what was traced before does not matter."""
+    x = jax.ShapeDtypeStruct((1, attention.FLASH_FROM, 16), jnp.float32)
+    mesh = sharding.mesh(1, 1, 1, devices=jax.devices()[:1])
+    layer = TransformerLayer(2, kernel="auto")
+    params = jax.eval_shape(layer.init, jax.random.key(0), x, x)
+
+    def lowered():
+        program = jax.jit(sharding.on_mesh(mesh, lambda params, x: layer.apply(params, x, x)))
+        return program.trace(params, x).lower(lowering_platforms=("tpu",)).as_text()
+
+    assert "tpu_custom_call" in lowered()
+    with attention.portable():
+        assert "custom_call" not in lowered()
+    assert "tpu_custom_call" in lowered()
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_heads_padded_in_the_projections_give_the_same(bias):
     """Values and gradients, also of the parameters; by splash attention, which takes 128 features."""

@@ -193,7 +193,7 @@ def sample(
     _check_start(schedule, times)
     step_keys = _keys(seeds)[1]
     noise = start_noise(seeds, shape) if start is None else start
-    chex.assert_shape(noise, (len(seeds), *shape), custom_message=f"start is [B, *shape]; got {noise.shape}")
+    chex.assert_shape(noise, (*seeds.shape, *shape), custom_message=f"start is [B, *shape]; got {noise.shape}")
     x = schedule.prior_std * noise
     return integrate(denoise, sampler, schedule, times, x, step_keys, trajectory=trajectory)
 

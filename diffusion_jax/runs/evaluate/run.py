@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
 from diffusion_jax import config as configs
 from diffusion_jax import experiment
@@ -53,6 +54,7 @@ class Request:
     likelihood: Likelihood
     metric_request: MetricRequest
     overrides: Mapping[str, object]
+    data: str | None = None  # real images, as data.source names them; None: the config's
     real: int | None = None  # images that samples are compared with; 0: all, None: num
     guided_by: GuideRequest = NO_GUIDES
 
@@ -103,7 +105,7 @@ class Evaluator:
         self._of_samples = [name for name in self._names if name != BITS_PER_DIM]
         self._seeds = seeds_from(first.seed, first.num)
         first.metric_request.check(self._of_samples, first.num, first.real)
-        self._config = Workdir(first.root).read_config()
+        self._config = _with_data(Workdir(first.root).read_config(), first.data)
         self._sample_programs: dict[experiment.Sampling, Callable[..., jax.Array]] = {}
         self._evaluation: Evaluation | None = None
 
@@ -218,6 +220,15 @@ class Evaluator:
             subject["seeds"] = [int(self._seeds[0]), int(self._seeds[-1])]
             subject["guided_by"], subject["sampling"] = record(request.guided_by), sampling
         return subject
+
+
+def _with_data(config: ConfigDict, source: str | None) -> ConfigDict:
+    """The config with other data, as data.source names them; None: with its own."""
+    if source is None:
+        return config
+    config = config.copy_and_resolve_references()
+    config.data.source, config.data.precomputed = source, ""
+    return config
 
 
 def check_metrics(metrics: Sequence[str]) -> list[str]:

@@ -61,10 +61,10 @@ class Report(TypedDict):
     versions: dict[str, str]
 
 
-def check_installed(theirs: DiffusersFolder | None) -> None:
-    """Raises UserError where a package that the check needs is not installed, or the export is not diffusers'."""
+def check_installed(theirs: DiffusersFolder | None, chosen: str) -> None:
+    """Raises UserError where a package that the check needs is not installed, or the chosen format not diffusers'."""
     if theirs is None:
-        raise UserError("--check compares with diffusers, which does not read --format=safetensors; leave out one")
+        raise UserError(f"--check compares with diffusers, which does not read --format={chosen}; leave out one")
     needed = ["torch", "diffusers", *(["transformers"] if theirs.text else [])]
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         raise UserError(

@@ -45,7 +45,17 @@ class ExportRecord(TypedDict):
     call: Mapping[str, float] | None  # arguments of the pipeline's call
     notes: list[str]  # a sentence for each difference between diffusers and this package
     versions: dict[str, str]
+    program: NotRequired["ProgramRecord"]  # of --format=stablehlo
     check: NotRequired[str]  # the result of --check
+
+
+class ProgramRecord(TypedDict):
+    """What a record says of an exported program; B is any number of samples."""
+
+    platforms: list[str]
+    inputs: dict[str, list[object]]  # {name: [type, size ...]}
+    output: list[object]
+    calling_convention: int  # of jax.export
 
 
 def read(root: Path, *, step: int | None, average: bool | float, sampling: Mapping[str, object]) -> ExportedRun:

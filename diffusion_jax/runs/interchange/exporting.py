@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jax
@@ -20,13 +20,14 @@ from diffusion_jax.runs.interchange.diffusers_folder import DiffusersFolder, of_
 from diffusion_jax.runs.interchange.export_check import FILE as REPORT
 from diffusion_jax.runs.interchange.export_check import check, check_installed
 from diffusion_jax.runs.interchange.exported_run import ExportedRun, ExportRecord, image_shape, read
+from diffusion_jax.runs.interchange.exported_sampler import check_exportable, write_sampler
 from diffusion_jax.runs.interchange.model_card import Subject, model_card
 from diffusion_jax.runs.workdir.output_folder import OutputFolder
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.train.provenance import versions
 from diffusion_jax.train.state import Params
 
-FORMATS = ("diffusers", "safetensors")
+FORMATS = ("diffusers", "safetensors", "stablehlo")
 
 DTYPES = ("float32", "float16")
 
@@ -61,18 +62,24 @@ def export(root: Path, out: Path, request: ExportRequest) -> None:
     folder.check_replaceable("exports", overwrite=request.overwrite)
     run = read(root, step=request.step, average=request.average, sampling=request.sampling)
     theirs = _diffusers(run) if request.format == "diffusers" else None
+    sampler = check_exportable(run) if request.format == "stablehlo" else None
     if request.check:
-        check_installed(theirs)
-    report = None
+        check_installed(theirs, request.format)
+    report, program = None, None
     with folder.written() as new:
         if theirs is not None:
             theirs.write(new, request.dtype)
+        elif sampler is not None:
+            program = write_sampler(sampler, new, request.dtype)
+            _copy([run.workdir.classes], new)
         else:
             _write_own(run, new, request.dtype)
         licence = _copy_licence(run.workdir, new)
         if request.check and theirs is not None:
             report = check(new, run, theirs, request.dtype)
         record = _record(run, request, theirs)
+        if program is not None:
+            record["program"] = program
         if report is not None:
             record["check"] = report["sentence"]
         card = model_card(Subject(run.workdir, run.config, run.step, run.weights, licence), out, record, theirs)
@@ -80,7 +87,7 @@ def export(root: Path, out: Path, request: ExportRequest) -> None:
         (new / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
     for note in () if theirs is None else theirs.notes:
         print(f"another in diffusers than here: {note}")
-    name = "parameters under our own names" if theirs is None else theirs.name
+    name = theirs.name if theirs else "a program that samples" if sampler else "parameters under our own names"
     print(f"step {run.step} ({run.weights}) of {root} as {name}: {out}")
     if report is not None:
         if not report["agrees"]:
@@ -108,9 +115,7 @@ def _write_own(run: ExportedRun, folder: Path, dtype: str) -> None:
     about = {"format": "diffusion_jax", "step": str(run.step), "weights": run.weights}
     diffusers_weights.save(_named(run.params), folder / "model.safetensors", dtype, about)
     (folder / "config.json").write_text(configs.to_json(run.config), encoding="utf-8")
-    for file in (run.workdir.tokenizer, run.workdir.classes):
-        if file.is_file():
-            shutil.copyfile(file, folder / file.name)
+    _copy([run.workdir.tokenizer, run.workdir.classes], folder)
     if run.trained is not None and (coder := run.trained.model.autoencoder) is not None:
         (folder / "autoencoder").mkdir()
         shutil.copyfile(run.workdir.autoencoder / "config.json", folder / "autoencoder/config.json")
@@ -118,6 +123,13 @@ def _write_own(run: ExportedRun, folder: Path, dtype: str) -> None:
         diffusers_weights.save(_named(coder.params), folder / "autoencoder/model.safetensors", dtype, scaled)
     if run.workdir.text_encoder.is_dir():
         shutil.copytree(run.workdir.text_encoder, folder / "text_encoder")
+
+
+def _copy(files: Iterable[Path], folder: Path) -> None:
+    """Copies those of the files that exist."""
+    for file in files:
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
 
 
 def _named(params: Params) -> dict[str, np.ndarray]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from diffusion_jax.interop import (
 )
 from diffusion_jax.interop.diffusers_options import AutoencoderOptions
 from diffusion_jax.interop.diffusers_pipeline import Pipeline
+from diffusion_jax.runs.interchange.digests import sha256
 from diffusion_jax.runs.interchange.imported_text import copy_text, text_spec
 from diffusion_jax.runs.interchange.imported_weights import FileWeights, FolderWeights, ImportedWeights
 from diffusion_jax.runs.workdir import classes
@@ -102,7 +102,7 @@ def _write_autoencoder(root: Path, options: AutoencoderOptions | None, weights: 
     config = _autoencoder_config(options)
     shapes = experiment.autoencoder.trainee(config).abstract["autoencoder"]
     with weights.opened("autoencoder") as state:
-        params = diffusers_autoencoder.from_diffusers(state, shapes)
+        params = diffusers_autoencoder.from_diffusers(state, shapes, _on_host)
     _save(Workdir(root), config, {"autoencoder": params}, {"latent_std": 1 / options.scaling_factor})
     return _count(params)
 
@@ -132,7 +132,7 @@ def _write_model(new: Path, root: Path, found: Pipeline, weights: ImportedWeight
         copy_text(found, weights, workdir.text_encoder)
     model = experiment.model(config, autoencoder, str(workdir.text_encoder) if found.text_config else "")
     with weights.opened("unet") as state:
-        params = diffusers_unet.from_diffusers(state, model.abstract)
+        params = diffusers_unet.from_diffusers(state, model.abstract, _on_host)
     _save(workdir, config, params, {})
     count = _count(params)
     del params
@@ -192,11 +192,15 @@ def _check_channels(found: Pipeline, config: ConfigDict, autoencoder: experiment
 def _save(workdir: Workdir, config: ConfigDict, params: Params, measured: Mapping[str, float]) -> None:
     """Writes the config and the checkpoint of step 0: parameters, and an equal average, without an optimizer."""
     workdir.write_config(configs.check(config))
-    host = jax.local_devices(backend="cpu")[0]
-    params = jax.device_put(params, host)
-    state = TrainState(jax.device_put(np.int32(0), host), params, params, ())
-    with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:
+    state = TrainState(_on_host(np.int32(0)), params, params, ())
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+    with contextlib.closing(Checkpoints(workdir.checkpoints, write_gb=1 + largest // 10**9)) as checkpoints:
         checkpoints.save(state, position={}, config=configs.to_json(config), measured=measured)
+
+
+def _on_host(a: np.ndarray | np.int32) -> jax.Array:
+    """The array where it stays until it is saved."""
+    return jax.device_put(a, jax.local_devices(backend="cpu")[0])
 
 
 def _write_record(file: Path, found: Pipeline, weights: ImportedWeights) -> None:
@@ -218,7 +222,7 @@ def _write_record(file: Path, found: Pipeline, weights: ImportedWeights) -> None
             "autoencoder": {} if found.autoencoder is None else found.autoencoder.layout,
         },
         "licence": found.licence.name if found.licence else None,
-        "files": {os.path.relpath(path, found.root): _sha256(path) for path in sorted(read)},
+        "files": {os.path.relpath(path, found.root): sha256(path) for path in sorted(read)},
         "versions": versions(),
     }
     file.write_text(json.dumps(record, indent=2), encoding="utf-8")
@@ -234,11 +238,6 @@ def _described(found: Pipeline) -> Iterable[Path]:
         for name in ("model_index.json", "config.json", "scheduler_config.json", *TOKENIZER_FILES):
             if (folder / name).is_file():
                 yield folder / name
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _count(params: Params) -> int:

@@ -14,7 +14,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.interop import diffusers_xl
 from diffusion_jax.interop.json_file import read_json
 from diffusion_jax.runs.interchange.diffusers_folder import PIXEL_PIPELINES, DiffusersFolder
-from diffusion_jax.runs.interchange.exported_run import ExportRecord
+from diffusion_jax.runs.interchange.exported_run import ExportRecord, ProgramRecord
 from diffusion_jax.runs.workdir.paths import Workdir
 
 SAMPLED_PROMPT = "a photograph of an astronaut"
@@ -77,12 +77,15 @@ class Evaluation(TypedDict):
 
 def model_card(subject: Subject, out: Path, record: ExportRecord, theirs: DiffusersFolder | None) -> str:
     """The text of README.md; out is the path that the folder will have."""
-    kind = theirs.name if theirs else f"a run of task {subject.config.task}, under the names of diffusion_jax"
+    kind = f"a run of task {subject.config.task}, under the names of diffusion_jax"
+    if theirs or "program" in record:
+        kind = theirs.name if theirs else "the sampler as one program of jax.export"
     guidance = (record["sampling"] or {}).get("guidance", 1.0)
+    python = f"```python\n{_use(subject, out, theirs, guidance)}```"
     sections = [
         _header(subject, theirs),
         f"# {out.resolve().name}\n\n{kind}, exported by diffusion_jax: {_origin(subject)}.",
-        f"## Use\n\n```python\n{_use(subject, out, theirs, guidance)}```",
+        f"## Use\n\n{_script(subject, record['program']) if 'program' in record else python}",
         _notes(record["notes"]),
         f"Checked: {record['check']} (check.json)." if "check" in record else "",
         f"## Training\n\n{_training(subject)}",
@@ -125,6 +128,19 @@ def _use(subject: Subject, out: Path, theirs: DiffusersFolder | None, guidance: 
     return (
         f"from diffusers import DiffusionPipeline\n\npipe = DiffusionPipeline.from_pretrained({folder!r})\n"
         f"images = pipe({asked.get(theirs.name, 'batch_size=4')}, {call}).images\n"
+    )
+
+
+def _script(subject: Subject, program: ProgramRecord) -> str:
+    """The line that runs the script beside a program, and what the program takes."""
+    told = f" --prompt {SAMPLED_PROMPT!r}" if "tokens" in program["inputs"] else ""
+    told += " --label 0 1" if "label" in program["inputs"] else ""
+    rows = "".join(f"| `{name}` | `{' '.join(map(str, shape))}` |\n" for name, shape in program["inputs"].items())
+    return (
+        f"```sh\npip install jax flatbuffers{' tokenizers' if 'tokens' in program['inputs'] else ''}\n"
+        f"python sample_exported.py --num=4{told} --out=samples\n```\n\nThe program runs on "
+        f"{', '.join(program['platforms'])}. Beside the parameters it takes, for any number B of samples:\n\n"
+        f"| | type and shape |\n|---|---|\n{rows}\nIt gives `{' '.join(map(str, program['output']))}`."
     )
 
 

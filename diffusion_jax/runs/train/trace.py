@@ -74,7 +74,9 @@ class Trace:
                 return step(state, batch)
             with jax.profiler.StepTraceAnnotation("train", step_num=self._next):
                 state, metrics = step(state, batch)
-            self._next += metrics["loss"].size
+            loss = metrics["loss"]
+            assert isinstance(loss, jax.Array)  # one number a step of the dispatch
+            self._next += loss.size
             return state, metrics
 
         return call
