@@ -124,6 +124,9 @@ def test_three_steps_in_a_row_that_are_not_finite_roll_back_past_their_data(driv
     ]
     assert events[1]["examples"] == example_indices(0, 1797, 128, 16).tolist()
     assert [record["step"] for record in read_metrics(root / "once" / "metrics.jsonl")] == [5, 10, 15, 20]
+    noted = [json.loads(line) for line in (root / "once" / "events.jsonl").read_text().splitlines()]
+    assert [(event["event"], event["step"]) for event in noted] == [("start", 0), ("roll-back", 5), ("end", 20)]
+    assert "not finite at step 10" in noted[1]["reason"]
 
 
 def test_after_a_roll_back_the_data_position_resumes_exactly(driven):
@@ -136,6 +139,8 @@ def test_after_the_last_roll_back_the_status_is_3(driven):
     root, runs, errors = driven
     assert (runs["given up"]["status"], runs["given up"]["steps"]) == (3, [5])
     assert "roll-back 2 of 2" in errors
+    last = json.loads((root / "never" / "events.jsonl").read_text().splitlines()[-1])
+    assert (last["event"], last["stopped"]) == ("end", "a loss that diverged")
     said = [line for line in errors.splitlines() if "SIGTERM" not in line]  # of runs before and after
     assert said[-1].startswith("diffusion-jax: loss or gradient is not finite at step 8")
     events = [json.loads(line)["step"] for line in (root / "never" / "nonfinite.jsonl").read_text().splitlines()]

@@ -143,9 +143,11 @@ def _fit_with_rollbacks(run: Run, state: TrainState, resumed: int | None) -> Tra
                 resumed = run.checkpoints.latest()
             failed, position = f"{error}; the last checkpoint is of step {resumed or 0}", error.position
             if resumed is None or rollback > most:
+                if run.first:
+                    events.append(run.workdir, events.END, resumed or 0, stopped="a loss that diverged", reason=failed)
                 raise type(error)(failed, position) from error
         if run.first:
-            events.append(run.workdir, events.ROLL_BACK, resumed, reason=str(failed))
+            events.append(run.workdir, events.ROLL_BACK, resumed, reason=failed)
         # Here, where the error no longer holds the arrays of the state that failed.
         print(
             f"diffusion-jax: {failed}; roll-back {rollback} of {most} to step {resumed}, with the data that follows",
