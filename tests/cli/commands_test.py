@@ -216,7 +216,7 @@ def train_on_one_device(workdir, *overrides):
         (["--config.data.source=nowhere"], "nowhere"),
         (["--config.optimizer.name=sgd"], "unknown optimizer.name 'sgd'"),
         (["--config.weighting=truncated_snr(floor=2.0, ceiling=1.0)"], "needs floor <= ceiling; got 2.0 and 1.0"),
-        (["--config.objective=vbl"], "unknown objective 'vbl'; choose from simple, uncertainty, vdm, vlb"),
+        (["--config.objective=vbl"], "unknown objective 'vbl'; choose from progressive, simple, uncertainty, vdm, vlb"),
         (["--config.model.dtype=float16"], "unknown model.dtype 'float16'"),
         (["stray"], "unexpected argument 'stray'"),
         (["--frobnicate=1"], "Unknown command line flag 'frobnicate'"),
