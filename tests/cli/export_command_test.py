@@ -229,8 +229,9 @@ def test_a_dit_of_pixels_is_its_transformer_and_a_scheduler(tmp_path, capsys):
 
 def test_what_a_user_asks_amiss_is_one_sentence(workdir, autoencoder, tmp_path, capsys):
     out = tmp_path / "out"
-    assert "--format is diffusers or safetensors; got 'onnx'" in refused(capsys, workdir, out, "--format=onnx")
-    assert "--dtype is float32 or float16" in refused(capsys, workdir, out, "--dtype=int8")
+    wrong = refused(capsys, workdir, out, "--format=onnx")
+    assert "--format is one of diffusers, safetensors, stablehlo; got 'onnx'" in wrong
+    assert "--dtype is one of float32, float16" in refused(capsys, workdir, out, "--dtype=int8")
     assert "no checkpoint of step 3" in refused(capsys, workdir, out, "--step=3")
     assert "is not a workdir" in refused(capsys, tmp_path / "absent", out)
     assert "--sampler is of a diffusion model" in refused(capsys, autoencoder, out, "--sampler=ddim")

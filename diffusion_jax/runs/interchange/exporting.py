@@ -55,7 +55,7 @@ def export(root: Path, out: Path, request: ExportRequest) -> None:
     """
     for name, value, choices in (("format", request.format, FORMATS), ("dtype", request.dtype, DTYPES)):
         if value not in choices:
-            raise UserError(f"--{name} is {' or '.join(choices)}; got {value!r}")
+            raise UserError(f"--{name} is one of {', '.join(choices)}; got {value!r}")
     if jax.process_count() > 1:
         raise UserError("export runs in one process; start it on one host")
     folder = OutputFolder(out, marker=RECORD)
