@@ -119,11 +119,9 @@ def test_a_depth_for_each_level():
         jax.eval_shape(net.clone(depths=(1, 2)).init, jax.random.key(0), *told)
 
 
-@pytest.mark.parametrize("pooled", [True, False])
-def test_numbers_are_embedded_with_the_vector_of_the_text_or_alone(pooled):
-    options = {"text_features": 3, "pooled_text": True} if pooled else {}
+def test_numbers_are_embedded_with_the_vector_of_the_text():
     net = UNet(2, channels=4, multipliers=(1,), blocks=1, attention=(), groups=2, numbers=("a", "b"), number_waves=8)
-    check_network(net.clone(**options), (4, 4))
+    check_network(net.clone(text_features=3, pooled_text=True), (4, 4))
 
 
 @pytest.mark.parametrize(
@@ -230,16 +228,22 @@ def import_(file, workdir, *flags):
     return main(["import", f"--from={file}", f"--workdir={workdir}", *flags])
 
 
-def test_every_array_of_one_file_finds_its_place(original, tmp_path):
-    file, words, params, coder, texts = original
-    assert import_(file, tmp_path / "w", f"--tokenizer={words}") == 0
-    trained = restore(tmp_path / "w", step=None, average=True, overrides={})
+@pytest.fixture(scope="module")
+def imported(original, tmp_path_factory):
+    """(the workdir of the file, what is restored from it)."""
+    workdir = tmp_path_factory.mktemp("imported") / "w"
+    assert import_(original[0], workdir, f"--tokenizer={original[1]}") == 0
+    return workdir, restore(workdir, step=None, average=True, overrides={})
+
+
+def test_every_array_of_one_file_finds_its_place(original, imported):
+    (_, _, params, coder, texts), (workdir, trained) = original, imported
     jax.tree.map(np.testing.assert_array_equal, trained.params, params)
     assert trained.model.network.clone(level_scale=NET.level_scale) == NET
     jax.tree.map(np.testing.assert_array_equal, dict(trained.pretrained["autoencoder"]), coder)
     np.testing.assert_allclose(trained.model.autoencoder.scale, 0.13025, rtol=1e-12)
     for name, state in zip(("text_encoder", "text_encoder_2"), texts, strict=True):
-        kept = load_file(tmp_path / f"w/text_encoder/{name}/model.safetensors")
+        kept = load_file(workdir / f"text_encoder/{name}/model.safetensors")
         assert set(kept) == set(state)
         for key, value in state.items():
             np.testing.assert_array_equal(kept[key], value)
@@ -253,11 +257,9 @@ def test_every_array_of_one_file_finds_its_place(original, tmp_path):
     assert trained.model.text.null.tolist() == [-1] * 2 * TOKENS
 
 
-def test_the_pair_is_two_towers_side_by_side(original, tmp_path):
+def test_the_pair_is_two_towers_side_by_side(imported):
     """Penultimate states without the final norm, the second's vector projected; zeros for no caption in any row."""
-    file, words, *_ = original
-    assert import_(file, tmp_path / "w", f"--tokenizer={words}") == 0
-    model = restore(tmp_path / "w", step=None, average=True, overrides={}).model
+    model = imported[1].model
     caption, weights = model.conditions[-1], model.pretrained["text"]
     ids = np.array(caption.encoder.encode(caption.encoder.published_tokenizer(), ["a", "b c"]))
     told = caption.encode(weights, {"tokens": jnp.asarray(ids)})
