@@ -86,6 +86,7 @@ LIBRARIES = {
     "torch": {"interop"},  # in a file that a process of its own runs
     "diffusers": {"interop"},
     "transformers": set(),
+    "huggingface_hub": {"runs"},
 }
 
 

@@ -30,6 +30,7 @@ from diffusion_jax.models.conditions.inpaint import Inpaint
 from diffusion_jax.models.conditions.low_resolution import LowResolution
 from diffusion_jax.models.conditions.semantic_map import SemanticMap
 from diffusion_jax.models.conditions.size_and_crop import SizeAndCrop
+from diffusion_jax.models.conditions.small_image import SmallImage
 from diffusion_jax.models.text import transformer
 from diffusion_jax.testing import check_condition
 from diffusion_jax.train import sharding
@@ -90,6 +91,7 @@ def asked(tmp_path_factory):
         "low_resolution": (LowResolution(2), SampleRequest(low_res=root / "low.png")),
         "noisy low_resolution": (LowResolution(2, 0.5, 0.1), SampleRequest(low_res=root / "low.png", augment=0.3)),
         "inpaint": (Inpaint(0.2), SampleRequest()),
+        "small_image": (SmallImage(2), SampleRequest(low_res=root / "low.png", augment=0.1)),
         "map": (SemanticMap(5), SampleRequest(map=root / "map.png")),
         "size_and_crop": (SizeAndCrop(), SampleRequest(values={"size_and_crop": "9,8,1,0,8,8"})),
     }
@@ -274,7 +276,7 @@ def test_values_of_a_condition_are_taken_in_turn():
     ("spatial", "said"),
     [
         (("map(classes=3)", "map(classes=2)"), "each spatial condition is given once"),
-        (("nothing()",), "unknown condition .* choose from inpaint, low_resolution, map"),
+        (("nothing()",), "unknown condition .* choose from inpaint, low_resolution, map, small_image"),
         (("diffusion_jax.data.readers.Field(name='x')",), "gives no diffusion_jax.models.conditions.Condition"),
     ],
 )

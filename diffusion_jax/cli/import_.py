@@ -1,5 +1,6 @@
 """Makes a workdir of published weights, from a diffusers folder or a file of Stable Diffusion's original layout.
 
+diffusion-jax import --from=hf://OWNER/NAME --workdir=runs/sd
 diffusion-jax import --from=stable-diffusion-v1-5 --workdir=runs/sd15 --variant=fp16
 diffusion-jax import --from=stable-diffusion-v1-5 --part=autoencoder --workdir=runs/sd_autoencoder
 diffusion-jax import --from=v1-5-pruned.safetensors --tokenizer=stable-diffusion-v1-5/tokenizer --workdir=runs/sd
@@ -22,7 +23,8 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     flags.DEFINE_string(
         "from",
         None,
-        "Folder that diffusers wrote, or a .safetensors file in the layout of Stable Diffusion's original code.",
+        "Folder that diffusers wrote, hf://OWNER/NAME[@REVISION] of the Hugging Face hub, or a .safetensors file in "
+        "the layout of Stable Diffusion's original code.",
         flag_values=values,
     )
     flags.DEFINE_string("workdir", None, "New folder.", flag_values=values)
@@ -37,12 +39,12 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
 def run(values: flags.FlagValues) -> None:
     """Imports."""
     source = str(values["from"].value)
-    if "://" in source:
+    if "://" in source and not source.startswith("hf://"):
         raise UserError(
-            f"--from={source} is no local path; fetch it first, as with: hf download OWNER/NAME --local-dir=FOLDER"
+            f"--from={source} is no local path, nor hf://OWNER/NAME of the Hugging Face hub; fetch it first"
         )
     from diffusion_jax.runs.interchange.importing import ImportRequest, import_weights
 
     tokenizer = Path(values.tokenizer) if values.tokenizer else None
     request = ImportRequest(values.variant, values.part, tokenizer, values.prediction)
-    import_weights(Path(source), Path(values.workdir), request)
+    import_weights(source, Path(values.workdir), request)

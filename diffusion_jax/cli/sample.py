@@ -6,6 +6,7 @@ diffusion-jax sample --workdir=runs/shapes_upscale --out=large --low_res=small.p
 diffusion-jax sample --workdir=runs/digits --out=edited --init_image=a.png --strength=0.6
 diffusion-jax sample --workdir=runs/digits --out=turned --init_image=a.png --invert --label=3 --guidance=2.0
 diffusion-jax sample --workdir=runs/digits --out=painted --init_image=a.png --mask=mask.png --resample=10 --jump=10
+diffusion-jax sample --workdir=runs/sd --out=wide --prompt='a wide valley' --size=768x512
 diffusion-jax sample --workdir=runs/digits --out=wider --init_image=a.png --expand=8,0,8,0
 """
 
@@ -38,6 +39,9 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
     flags.DEFINE_integer("jump", 1, "Steps of a jump where a part is kept (RePaint's j).", flag_values=values)
     sampling.define_guides(values)
     flags.DEFINE_bool("invert", False, "Start from the noise that DDIM finds in --init_image.", flag_values=values)
+    flags.DEFINE_string(
+        "size", None, "WIDTHxHEIGHT of images, of a model that draws any size; its own if left out.", flag_values=values
+    )
     flags.DEFINE_string("noise", None, ".npy of standard normal noise [N, *S, C] to start from.", flag_values=values)
     flags.DEFINE_bool("save_noise", False, "Write the noise that samples start from, noise.npy.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace the samples in --out.", flag_values=values)
@@ -52,6 +56,7 @@ def run(values: flags.FlagValues) -> None:
     overrides = {name: arguments.pop(name) for name in sampling.OVERRIDES}
     from diffusion_jax.runs.sample.noise_request import NoiseRequest
     from diffusion_jax.runs.sample.run import Request, sample
+    from diffusion_jax.runs.sample.size import read_size
 
     noise = NoiseRequest(Path(values.noise) if values.noise else None, values.save_noise)
     chosen = {
@@ -59,6 +64,7 @@ def run(values: flags.FlagValues) -> None:
         "edit_request": edit_request,
         "guided_by": guided_by,
         "noise": noise,
+        "size": read_size(values.size) if values.size is not None else None,
         "overrides": overrides,
     }
     sample(Request(Path(values.workdir), **chosen, **arguments), Path(values.out), overwrite=values.overwrite)

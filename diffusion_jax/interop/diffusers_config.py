@@ -22,22 +22,34 @@ _UNET = (
     *("sinusoids", "padding", "scale_shift", "resample", "depth", "depths", "number_waves"),
 )
 
+_UPSCALER = ("text_alone", "level_rows")
+"""Options of a U-Net that is told text."""
+
 _DIT = ("patch", "width", "depth", "heads", "dropout", "sinusoids", "mlp_ratio", "waves")
 
 
 def unet_config(
-    net: Mapping[str, Any], defaults: Mapping[str, Any], *, size: Sequence[int], in_channels: int, pooled: int = 0
+    net: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    *,
+    size: Sequence[int],
+    in_channels: int,
+    pooled: int = 0,
+    told: Sequence[str] = (),
 ) -> dict[str, Any]:
     """A U-Net as a `UNet2DModel`, or with text a `UNet2DConditionModel`; defaults are its options', size H and W of x.
 
-    pooled is the width of the text's vector that it embeds beside numbers. Raises UserError where there is no such
-    model.
+    pooled is the width of the text's vector that it embeds beside numbers; told are the entries that its pipeline gives
+    it beside x. Raises UserError where there is no such model.
     """
     added = bool(net["numbers"])
     if added and not net["pooled_text"]:
         raise no_twin("a U-Net that is told sizes without the vector of a text", "give model.pooled_text=True")
-    _check_rest(net, defaults, (*_UNET, *_TOLD, *(["pooled_text", "numbers"] if added else [])), "the U-Net")
     conditional = net["text_features"] is not None
+    known = (*_UNET, *_TOLD, *(("pooled_text", "numbers") if added else ()), *(_UPSCALER if conditional else ()))
+    _check_rest(net, defaults, known, "the U-Net", told)
+    if net["levels"] and not net["level_rows"]:
+        raise no_twin("a level that has no table, model.level_rows=0,")
     channels = [net["channels"] * multiplier for multiplier in net["multipliers"]]
     attends = [2**level in net["attention"] for level in range(len(channels))]
     config = {
@@ -103,7 +115,15 @@ def _conditional(net: Mapping[str, Any], channels: list[int], attends: list[bool
         "cross_attention_dim": net["text_features"],
         "transformer_layers_per_block": list(net["depths"]) or net["depth"],
         "use_linear_projection": False,
-    }
+    } | _upscaler(net, len(channels))
+
+
+def _upscaler(net: Mapping[str, Any], levels: int) -> dict[str, Any]:
+    """The options by which an upscaler differs; {} for another U-Net."""
+    found: dict[str, Any] = {"num_class_embeds": net["level_rows"]} if net["levels"] else {}
+    if net["text_alone"]:
+        found["only_cross_attention"] = [2**level in net["text_alone"] for level in range(levels)]
+    return found
 
 
 def autoencoder_config(net: Mapping[str, Any], *, size: Sequence[int], scaling_factor: float) -> dict[str, Any]:
@@ -160,11 +180,13 @@ def _class(name: str) -> dict[str, Any]:
     return {"_class_name": name, "_diffusers_version": VERSION}
 
 
-def _check_rest(net: Mapping[str, Any], defaults: Mapping[str, Any], known: Sequence[str], what: str) -> None:
-    """Raises UserError for an option or entry beside the known ones that is another than its default."""
+def _check_rest(
+    net: Mapping[str, Any], defaults: Mapping[str, Any], known: Sequence[str], what: str, told: Sequence[str] = ()
+) -> None:
+    """Raises UserError for an option beside the known ones that is not at its default, and an entry not told."""
     for key in ("concat", "levels", "numbers"):
-        if net[key] and key not in known:
-            raise no_twin(f"{what}, which is told {', '.join(net[key])},")
+        if more := [name for name in net[key] if name not in told and key not in known]:
+            raise no_twin(f"{what}, which is told {', '.join(more)},")
     for key, value in net.items():
         if key in (*known, *_WITHOUT_EFFECT, "concat", "levels", "numbers"):
             continue

@@ -25,7 +25,6 @@ _UNCONDITIONAL: dict[str, tuple[Any, ...]] = {
 
 _CONDITIONAL: dict[str, tuple[Any, ...]] = {
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-    "only_cross_attention": (False,),
     "reverse_transformer_layers_per_block": (None,),
     "encoder_hid_dim": (None,),
     "encoder_hid_dim_type": (None,),
@@ -33,7 +32,6 @@ _CONDITIONAL: dict[str, tuple[Any, ...]] = {
     "dual_cross_attention": (False,),
     "addition_embed_type": (None,),
     "addition_time_embed_dim": (None,),
-    "num_class_embeds": (None,),
     "resnet_time_scale_shift": ("default",),
     "resnet_skip_time_act": (False,),
     "resnet_out_scale_factor": (1,),
@@ -56,7 +54,7 @@ _AUTOENCODER: dict[str, tuple[Any, ...]] = {
     "latents_std": (None,),
 }
 
-_LAYOUT = ("use_linear_projection", "upcast_attention", "force_upcast")
+_LAYOUT = ("use_linear_projection", "upcast_attention", "force_upcast", "only_cross_attention")
 """Options that change nothing of what a network computes here, but how theirs stores it, or its float16."""
 
 
@@ -116,6 +114,10 @@ def unet(config: Mapping[str, Any], where: str) -> UNetOptions:
     if conditional:
         options |= _heads(said["attention_head_dim"], said["block_out_channels"], where)
         options |= _depth(said, len(multipliers), where) | added
+        if alone := _text_alone(said["only_cross_attention"], attended, where):
+            options["text_alone"] = alone
+        if said["num_class_embeds"]:
+            options["level_rows"] = said["num_class_embeds"]
     else:
         options |= _unconditional(said, where)
     text = one_number(said, "cross_attention_dim", where) if conditional else None
@@ -143,6 +145,7 @@ def _unet_defaults(conditional: bool) -> dict[str, Any]:
     }
     if conditional:
         defaults |= {"cross_attention_dim": 1280, "transformer_layers_per_block": 1, "use_linear_projection": False}
+        defaults |= {"only_cross_attention": False, "num_class_embeds": None}
     else:
         defaults |= {"downsample_type": "conv", "upsample_type": "conv", "attn_norm_num_groups": None}
         defaults |= {"resnet_time_scale_shift": "default", "num_class_embeds": None}
@@ -209,6 +212,14 @@ def autoencoder(config: Mapping[str, Any], where: str) -> AutoencoderOptions:
 
 def _layout(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in _LAYOUT if config.get(key) is not None}
+
+
+def _text_alone(said: bool | Sequence[bool], attended: list[bool], where: str) -> tuple[int, ...]:
+    """The factors of the levels that attend whose only_cross_attention is True; the bottleneck's is False."""
+    each = [False] * len(attended) if said is False else said
+    if isinstance(each, bool) or len(each) != len(attended):
+        raise UserError(f"{where}: only_cross_attention={said!r} has no twin here; it is False, or a value a level")
+    return tuple(2**i for i, (alone, attends) in enumerate(zip(each, attended, strict=True)) if alone and attends)
 
 
 def _channels(channels: Sequence[int], where: str) -> tuple[int, tuple[int, ...]]:

@@ -12,25 +12,26 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.interop import diffusers_xl
 from diffusion_jax.interop.diffusers_options import AutoencoderOptions, UNetOptions, autoencoder, unet
 from diffusion_jax.interop.diffusers_scheduler import SchedulerTwin, scheduler
+from diffusion_jax.interop.diffusers_told import (
+    INPAINTING,
+    NOTHING,
+    UPSCALING,
+    Told,
+    inpainted,
+    told_scheduler,
+    upscaled,
+)
 from diffusion_jax.interop.json_file import read_json
 
 T = TypeVar("T")
 
-TEXT_TO_IMAGE = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+TEXT_TO_IMAGE = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", INPAINTING, UPSCALING)
 
 UNCONDITIONAL = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline")
 
 MODELS = ("UNet2DModel", "UNet2DConditionModel", "AutoencoderKL")
 
-ELSEWHERE = {
-    "StableDiffusionInpaintPipeline": "its masked image is not told in that order here yet",
-    "StableDiffusionUpscalePipeline": "its level of noise is a class there, and is not read here yet",
-}
-
 LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "LICENCE.md", "LICENCE.txt")
-
-GUIDANCE = 7.5
-"""guidance_scale of Stable Diffusion's pipelines."""
 
 NO_SCHEDULER = {"_class_name": "DDPMScheduler"}
 """What stands for the scheduler of a U-Net's folder, which has none: DDPM's own chain."""
@@ -53,17 +54,18 @@ class Pipeline:
     left_out: tuple[str, ...] = ()  # parts that are not imported, such as a safety checker
     text_config: Mapping[str, Any] | None = None  # config.json of the text encoder
     second_text: diffusers_xl.SecondText | None = None  # of Stable Diffusion XL
+    told: Told = NOTHING  # what the U-Net is told beside text
     file: Path | None = None  # the one that holds all weights, in a layout other than diffusers'
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is another here than there, a sentence each."""
-        return self.scheduler.notes if self.scheduler else ()
+        return (self.scheduler.notes if self.scheduler else ()) + self.told.notes
 
     @property
     def guidance(self) -> float:
         """guidance_scale of its call, where it has text."""
-        return GUIDANCE if self.second_text is None else diffusers_xl.GUIDANCE
+        return self.told.guidance if self.second_text is None else diffusers_xl.GUIDANCE
 
     @property
     def licence(self) -> Path | None:
@@ -95,9 +97,8 @@ def read(root: Path, part: str = "") -> Pipeline:
         return Pipeline(root, name, version, autoencoder=coder, autoencoder_folder=coder_folder)
     known = (*TEXT_TO_IMAGE, diffusers_xl.NAME, *UNCONDITIONAL)
     if name not in known:
-        why = f"; {ELSEWHERE[name]}" if name in ELSEWHERE else ""
         raise UserError(
-            f"{index} is of a {name}, which is not imported{why}; those that are: "
+            f"{index} is of a {name}, which is not imported; those that are: "
             f"{', '.join(known)}, and with --part=autoencoder the AutoencoderKL of any"
         )
     wanted = {"unet": "UNet2DModel", "scheduler": ""}
@@ -108,13 +109,15 @@ def read(root: Path, part: str = "") -> Pipeline:
             "text_encoder": "CLIPTextModel",
             "tokenizer": "",
             "scheduler": "",
-        } | (diffusers_xl.PARTS if name == diffusers_xl.NAME else {})
+        }
+        wanted |= diffusers_xl.PARTS if name == diffusers_xl.NAME else {}
+        wanted |= {"low_res_scheduler": ""} if name == UPSCALING else {}
     for key, kind in wanted.items():
         if key not in parts or (kind and parts[key] != kind):
             raise UserError(f"{index} has {parts.get(key, 'nothing')} as {key}; {kind or 'one'} is needed")
     left_out = tuple(sorted(set(parts) - set(wanted)))
     options, folder = _unet(root, "unet")
-    twin = _scheduler(root, latent=name in TEXT_TO_IMAGE)
+    twin = _scheduler(root, name)
     if name == diffusers_xl.NAME and twin.threshold == "static":  # which is of pixels: of latents it is said in full
         twin = dataclasses.replace(twin, threshold="static(low=-1.0, high=1.0)")
     if name in UNCONDITIONAL:
@@ -137,7 +140,22 @@ def read(root: Path, part: str = "") -> Pipeline:
         left_out,
         text,
         second,
+        _told(root, said, options, coder),
     )
+
+
+def _told(root: Path, index: Mapping[str, Any], net: UNetOptions, coder: AutoencoderOptions) -> Told:
+    """What the U-Net of a text-to-image pipeline is told beside text; index is its model_index.json."""
+    name, factor = index["_class_name"], 2 ** (len(coder.options["multipliers"]) - 1)
+    if bool(net.options.get("level_rows")) != (name == UPSCALING):
+        raise UserError(f"{root}: num_class_embeds of the U-Net of a {name} has no twin here; it is an upscaler's")
+    if name == INPAINTING:
+        return inpainted(net.in_channels, coder.options["latent_channels"])
+    if name != UPSCALING:
+        return NOTHING
+    most = index.get("max_noise_level", 350)
+    make = lambda said, where: upscaled(said, where, factor=factor, colors=coder.channels, most=most)  # noqa: E731
+    return _read(make, root / "low_res_scheduler/scheduler_config.json")
 
 
 def _check_folder(root: Path) -> None:
@@ -193,9 +211,11 @@ def _autoencoder(root: Path, name: str) -> tuple[AutoencoderOptions, Path]:
     return _read(autoencoder, folder / "config.json"), folder
 
 
-def _scheduler(root: Path, *, latent: bool) -> SchedulerTwin:
+def _scheduler(root: Path, pipeline: str) -> SchedulerTwin:
     file = _folder(root, "scheduler", "scheduler_config.json") / "scheduler_config.json"
-    return _read(lambda config, where: scheduler(config, where, latent=latent), file)
+    if pipeline in (INPAINTING, UPSCALING):
+        return _read(lambda config, where: told_scheduler(config, where, pipeline), file)
+    return _read(lambda config, where: scheduler(config, where, latent=pipeline in TEXT_TO_IMAGE), file)
 
 
 def _read(options: Callable[[Mapping[str, Any], str], T], file: Path) -> T:

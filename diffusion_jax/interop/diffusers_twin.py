@@ -7,6 +7,8 @@ its `prompts`, and `none`, the number of no class. Of the inputs, those that the
     x, t (and labels or text)     network: the network's output, of XL with text_pooled and numbers too
     image, latent                 encoded, decoded: by the autoencoder, unscaled
     noise, step_noise             sample: images in [0, 1], from this noise and with that of each step
+    small_image, small_noise      of a sample that enlarges images in [0, 1], with this noise of step level
+    known_image, unknown          of a sample that paints what is unknown of an image in [0, 1]
 """
 
 import itertools
@@ -18,6 +20,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from diffusers.models.autoencoders import vae
 
 Arrays = dict[str, np.ndarray]
 
@@ -64,6 +67,14 @@ def sample(pipe: Any, network: Any, request: dict[str, Any], inputs: Arrays) -> 
     sys.modules[type(pipe.scheduler).__module__].randn_tensor = lambda *_, **__: next(draws)  # type: ignore[attr-defined]
     steps = {"num_inference_steps": request["steps"], "output_type": "np"}
     if "prompts" in request:
+        if "known_image" in inputs:
+            images = {"image": _first(inputs["known_image"]), "mask_image": _first(inputs["unknown"])}
+            vae.DiagonalGaussianDistribution.sample = lambda latents, *_: latents.mode()  # type: ignore[method-assign]
+            return pipe(request["prompts"], latents=noise, **images, **(call | steps)).images
+        if "small_image" in inputs:
+            small_noise = _first(inputs["small_noise"])
+            sys.modules[type(pipe).__module__].randn_tensor = lambda *_, **__: small_noise  # type: ignore[attr-defined]
+            call |= {"image": _first(inputs["small_image"]), "noise_level": int(inputs["level"])}
         return pipe(request["prompts"], latents=noise, **(call | steps)).images
     labels = torch.from_numpy(inputs["labels"]) if "labels" in inputs else None
     if labels is not None and type(network).__name__ == "UNet2DModel":

@@ -18,6 +18,8 @@ does where the configs say the same:
 | use_linear_projection | either: it is the same map, of which `to_diffusers` is told the layout |
 | num_class_embeds | num_classes + 1 |
 | class_embed_type "timestep" | levels with one name |
+| num_class_embeds of a pipeline whose classes are levels of noise | level_rows, with one level |
+| only_cross_attention at a level | text_alone |
 """
 
 import re
@@ -124,9 +126,7 @@ def to_diffusers(params: Mapping[str, Any], *, linear_projection: bool = False) 
 
 def _names(flat: Mapping[Path, Any]) -> dict[Path, str]:
     """Their name of every path; the two matrices of a GEGLU share one."""
-    embedded = sorted(
-        {path[0].rpartition("_")[0] or path[0] for path in flat if path[0].startswith(("label", "level_"))}
-    )
+    embedded = sorted({path[0].rstrip("01") for path in flat if path[0].startswith(("label", "level_"))})
     if len(embedded) > 1:
         raise UserError(f"diffusers' U-Net embeds one label or level beside t; this net embeds {embedded}")
     levels = len({path[0] for path in flat if path[0].startswith("down_")})
@@ -149,6 +149,8 @@ def _name(path: Path, levels: int) -> str:
                 parts.append(f"attentions.{index}")
             case "layer":
                 parts.append(f"transformer_blocks.{index}")
+            case _ if part.startswith("level_") and not index.isdigit():
+                parts.append("class_embedding")  # a table
             case _ if kind.startswith("level_"):
                 parts.append(f"class_embedding.linear_{int(index) + 1}")
             case _:

@@ -13,11 +13,11 @@ from jax.stages import Wrapped
 from diffusion_jax.core import editing
 from diffusion_jax.core.denoisers import Condition, Denoiser
 from diffusion_jax.core.grids import GRIDS
-from diffusion_jax.core.samplers import SAMPLERS
+from diffusion_jax.core.samplers import SAMPLERS, sample
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.conditions.condition import NEGATIVE
 from diffusion_jax.models.model import Model
-from diffusion_jax.models.sampling import ALONE, Guided, Guides, Sampling, guided
+from diffusion_jax.models.sampling import ALONE, START, Guided, Guides, Sampling, guided
 from diffusion_jax.spec import from_spec
 from diffusion_jax.train import sharding
 from diffusion_jax.train.state import Params
@@ -37,9 +37,20 @@ class Edit:
     jump: int = 1  # RePaint: steps of a jump
 
 
+def starts_from_noise(model: Model, edit: Edit) -> bool:
+    """Whether the edit is a sample from noise alone: painting, at strength 1, by a model that is told what is known."""
+    informed = any(condition.edits for condition in model.conditions)
+    return informed and edit.inpaint and edit.strength == 1 and not edit.invert
+
+
 def edit_times(model: Model, sampling: Sampling, edit: Edit) -> np.ndarray:
-    """The times of an edit's steps, from edit.strength down to 0. Raises UserError where strength has no noise."""
+    """The times of an edit's steps, from edit.strength down to 0. Raises UserError where strength has no noise.
+
+    Those of an edit that `starts_from_noise` are a sample's.
+    """
     grid = from_spec(sampling.grid, GRIDS, "time grid")(model.schedule, sampling.steps)
+    if starts_from_noise(model, edit):
+        return np.asarray(grid)
     times = editing.from_strength(grid, edit.strength)
     if (sigma := float(model.schedule.sigma(jnp.float32(times[0])))) < _LEAST_NOISE:
         raise UserError(
@@ -52,9 +63,9 @@ def edit_program(model: Model, sampling: Sampling, mesh: Mesh, edit: Edit, guide
     """The compiled program (params, pretrained, seeds [B], cond, image [H, W, C], unknown [H, W, 1]) -> edited images.
 
     image is in [-1, 1] and as large as edit.canvas, unknown is a mask of bool, and cond is as in `sample_program`, with
-    its spatial entries as large as the image. The program returns [B, H, W, C]. With edit.inpaint, pixels that are not
-    unknown come back unchanged: they enter a model that has an inpainting condition, and replace those of any other
-    model at every step.
+    its spatial entries as large as the image. `START` is of an edit that `starts_from_noise`. The program returns
+    [B, H, W, C]. With edit.inpaint, pixels that are not unknown come back unchanged: they enter a model that has an
+    inpainting condition, and replace those of any other model at every step.
 
     Raises UserError, before anything is traced, where the sampler cannot keep a part of an image, where there is no
     noise at edit.strength, and where the canvas does not fit the autoencoder.
@@ -69,7 +80,7 @@ def edit_program(model: Model, sampling: Sampling, mesh: Mesh, edit: Edit, guide
     guide = guided(model, sampling, guides)
     unguided = dataclasses.replace(sampling, guidance=1.0, guidance_rescale=0.0, guidance_interval=())
     plain = guided(model, unguided)
-    canvas = _Canvas.of(model, edit)
+    canvas, fresh = _Canvas.of(model, edit), starts_from_noise(model, edit)
 
     def noise(params: Params, pretrained: Mapping[str, Params], cond: Condition, x0: Array) -> Array:
         """The noise from which DDIM leads to x0, without class and caption."""
@@ -83,6 +94,8 @@ def edit_program(model: Model, sampling: Sampling, mesh: Mesh, edit: Edit, guide
     ) -> Array:
         images = jnp.broadcast_to(image, (len(seeds), *image.shape))
         masks = jnp.broadcast_to(unknown, (len(seeds), *unknown.shape))
+        start = cond.get(START)
+        cond = {name: value for name, value in cond.items() if name != START}
         for condition in informed:
             cond = {**cond, **condition.of_edit(images, masks)}
         x0, hidden = images, masks
@@ -91,9 +104,11 @@ def edit_program(model: Model, sampling: Sampling, mesh: Mesh, edit: Edit, guide
             hidden = model.autoencoder.shrink(masks.astype(jnp.float32)) > 0
         schedule = model.bind(params).schedule
         denoise = canvas.denoiser(guide, params, pretrained, cond)
-        if edit.invert:
-            start = noise(params, pretrained, cond, x0)
-            x = editing.integrate(denoise, sampler, schedule, times, start, editing.step_keys(seeds))
+        if fresh:
+            x = sample(denoise, sampler, schedule, times, seeds, x0.shape[1:], start=start)
+        elif edit.invert:
+            inverted = noise(params, pretrained, cond, x0)
+            x = editing.integrate(denoise, sampler, schedule, times, inverted, editing.step_keys(seeds))
         else:
             method = editing.repaint(sampler, x0, hidden, edit.resample, edit.jump) if hold else sampler
             x = editing.sample_from(denoise, method, schedule, times, seeds, x0)

@@ -28,6 +28,8 @@ class EmbeddingSizes:
     """Of the sinusoids, as `layers.time_embedding`."""
     number_waves: int = 256
     """Sinusoids of each of the numbers that are embedded together."""
+    level_rows: int = 0
+    """Of a table for each level, which is a whole number in [0, level_rows); 0: levels have sinusoids, as t does."""
 
 
 def embed_level(level: Array, sizes: EmbeddingSizes, dtype: DTypeLike, name: str) -> Array:
@@ -52,8 +54,8 @@ def embed_numbers(numbers: Array, pooled: Array | None, sizes: EmbeddingSizes, d
 def embed_vectors(net: Network, t: Array, cond: Mapping[str, Array], sizes: EmbeddingSizes) -> Array:
     """The sum of the embeddings of all that net is told in one vector or number: [B, width].
 
-    Layers time_0 and time_1; label, a table of num_classes + 1 rows; text_pooled; level_NAME_0 and level_NAME_1; of
-    numbers and the text's vector together, in place of text_pooled, added_0 and added_1.
+    Layers time_0 and time_1; label, a table of num_classes + 1 rows; text_pooled; level_NAME_0 and level_NAME_1, or
+    level_NAME, a table; of numbers and the text's vector together, in place of text_pooled, added_0 and added_1.
     """
     width, dtype = sizes.width, net.dtype
     emb = embed_level(t, sizes, dtype, "time")
@@ -65,5 +67,9 @@ def embed_vectors(net: Network, t: Array, cond: Mapping[str, Array], sizes: Embe
     elif net.pools_text:
         emb += Dense(width, dtype=dtype, name="text_pooled")(cond["text_pooled"])
     for name in net.levels:
+        if sizes.level_rows:
+            table = nn.Embed(sizes.level_rows, width, dtype=dtype, name=f"level_{name}")
+            emb += table(cond[name].astype(jnp.int32))
+            continue
         emb += embed_level(net.level_scale * cond[name], sizes, dtype, f"level_{name}")
     return jnp.asarray(emb)

@@ -71,6 +71,14 @@ class Network(nn.Module):
         """Whether it takes cond["text_pooled"] [B, D], one vector for the whole text, beside the tokens."""
         return False
 
+    @property
+    def size_unit(self) -> int:
+        """The number of which the sides of x are multiples, for a network that takes x of any such size.
+
+        0: it takes the size that it was trained with alone, as a network does that is told positions.
+        """
+        return 0
+
     def as_read(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters in the types that they are read in, where the family says it (`float32_layers`).
 

@@ -91,6 +91,8 @@ class TransformerLayer(nn.Module):
 
     heads: int
     kernel: str = "auto"
+    text_alone: bool = False
+    """Whether the self-attention's place is taken by another attention to the text."""
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -102,7 +104,8 @@ class TransformerLayer(nn.Module):
 
         h = norm("norm_self", x)
         attention = partial(Attention, self.heads, self.kernel, dtype=self.dtype)
-        x = product(x + attention(name="self_attention")(h, h))
+        first = attention(name="self_attention")
+        x = product(x + (first(h, text, mask) if self.text_alone else first(h, h)))
         x = product(x + attention(name="cross_attention")(norm("norm_cross", x), text, mask))
         return x + FeedForward(dtype=self.dtype, name="feed_forward")(norm("norm_feed", x))
 
@@ -140,6 +143,8 @@ class SpatialTransformer(nn.Module):
     places: bool = False
     """Whether `place_embedding` is added to the states: attention itself does not know where a position lies."""
     kernel: str = "auto"
+    text_alone: bool = False
+    """As `TransformerLayer`."""
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -153,6 +158,7 @@ class SpatialTransformer(nn.Module):
             h += jnp.asarray(PLACE * place_embedding(x.shape[1:-1], channels), self.dtype)
         h = split_tokens(h)
         for i in range(self.depth):
-            h = TransformerLayer(heads, self.kernel, dtype=self.dtype, name=f"layer_{i}")(h, text, mask)
+            layer = TransformerLayer(heads, self.kernel, self.text_alone, dtype=self.dtype, name=f"layer_{i}")
+            h = layer(h, text, mask)
         h = Dense(channels, dtype=self.dtype, kernel_init=ZERO, name="project_out")(h)
         return x + h.reshape(x.shape)

@@ -142,6 +142,11 @@ class UNet(Network):
     places: bool = False
     """Whether spatial transformers know where each position lies; without it, from the zeros at the edges alone. It is
     what "left of" is learned by."""
+    text_alone: tuple[int, ...] = ()
+    """Downsampling factors, of `attention`, at which positions attend to the text twice and never to each other, as in
+    the x4 upscaler of Stable Diffusion 2."""
+    level_rows: int = 0
+    """Rows of a table that embeds each of `levels`, which are then whole numbers below it; 0: by sinusoids, as t is."""
     attention_kernel: str = "auto"
     """What computes attention, "auto", "xla" or "flash" (`attention.attend`); the results differ by rounding alone."""
 
@@ -163,6 +168,8 @@ class UNet(Network):
         "number_waves": FROM_1,
         "depth": FROM_1,
         "depths": EACH_FROM_0,
+        "text_alone": EACH_FROM_1,
+        "level_rows": FROM_0,
         "epsilon": POSITIVE,
     }
 
@@ -170,6 +177,11 @@ class UNet(Network):
     def pools_text(self) -> bool:
         """As `pooled_text` says."""
         return self.pooled_text
+
+    @property
+    def size_unit(self) -> int:
+        """As `Network`; with `places`, 0."""
+        return 0 if self.places else self.patch * 2 ** (len(self.multipliers) - 1)
 
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: Mapping[str, Array] | None = None, *, train: bool = False) -> Array:
@@ -189,7 +201,7 @@ class UNet(Network):
         text = () if self.text_features is None else (cond["text"], cond.get("text_mask"))
         last = len(self.multipliers) - 1
 
-        sizes = EmbeddingSizes(4 * self.channels, self.channels, self.sinusoids, self.number_waves)
+        sizes = EmbeddingSizes(4 * self.channels, self.channels, self.sinusoids, self.number_waves, self.level_rows)
         emb = embed_vectors(self, t, cond, sizes)  # [B, 4 channels]
         x = Conv(self.channels, dtype=self.dtype, name="conv_in")(joined)
         skips = [x]
@@ -203,7 +215,7 @@ class UNet(Network):
                 name=f"down_{i}",
             )(x, emb, train, text)
             skips += more
-        x = Mid(partial(block, x.shape[-1]), self._attention(last), name="mid")(x, emb, train, text)
+        x = Mid(partial(block, x.shape[-1]), self._attention(last, bottleneck=True), name="mid")(x, emb, train, text)
         for i, multiplier in reversed(list(enumerate(self.multipliers))):
             channels = self.channels * multiplier
             read = self.blocks + 1
@@ -219,15 +231,16 @@ class UNet(Network):
         x = Conv(self.out_channels * pixels, kernel_init=ZERO, name="conv_out")(x.astype(jnp.float32))
         return layers.from_patches(x, self.patch)
 
-    def _attention(self, level: int) -> Callable[..., nn.Module]:
+    def _attention(self, level: int, *, bottleneck: bool = False) -> Callable[..., nn.Module]:
         channels = self.channels * self.multipliers[level]
         heads = layers.attention_heads(channels, self.heads, self.head_channels)
         if self.text_features is None:
             attention = rematerialization.of_attention(SelfAttention, self.remat)
             return partial(attention, heads, self.groups, self.epsilon, self.attention_kernel, dtype=self.dtype)
         layer = rematerialization.of_attention(SpatialTransformer, self.remat)
-        depth = self.depths[level] if self.depths else self.depth
-        return partial(layer, heads, self.groups, depth, self.places, self.attention_kernel, dtype=self.dtype)
+        depth, alone = self.depths[level] if self.depths else self.depth, 2**level in self.text_alone and not bottleneck
+        own = {"text_alone": alone, "dtype": self.dtype}
+        return partial(layer, heads, self.groups, depth, self.places, self.attention_kernel, **own)
 
     def _downsample(self, block: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         if self.resample == "block":
@@ -247,6 +260,8 @@ class UNet(Network):
             raise UserError(f"depths has one number for each of the {len(self.multipliers)} levels; got {self.depths}")
         check_choice(self.attention_kernel)
         rematerialization.check_choice(self.remat)
+        if absent := set(self.text_alone) - (set(self.attention) if self.text_features is not None else set()):
+            raise UserError(f"text_alone is at factors of attention, in a net with text; got {sorted(absent)}")
         if self.places and self.text_features is None:
             raise UserError("places are told to spatial transformers, which a net without text does not have")
         self.check_cond(x, cond)

@@ -251,7 +251,7 @@ def test_other_folders_are_no_checkpoint(tmp_path, capsys):
     assert "is not JSON" in refused(capsys, empty)
     assert import_(tmp_path / "absent", tmp_path / "w") == 2
     assert "is no folder" in capsys.readouterr().err
-    assert import_("hf://owner/name", tmp_path / "w") == 2
+    assert import_("https://owner/name", tmp_path / "w") == 2
     assert "fetch it first" in capsys.readouterr().err
 
 

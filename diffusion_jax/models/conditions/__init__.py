@@ -13,6 +13,7 @@ from diffusion_jax.models.conditions.low_resolution import LowResolution
 from diffusion_jax.models.conditions.request import RequestSetting, SampleRequest
 from diffusion_jax.models.conditions.semantic_map import SemanticMap
 from diffusion_jax.models.conditions.size_and_crop import SizeAndCrop
+from diffusion_jax.models.conditions.small_image import SmallImage
 from diffusion_jax.spec import from_spec
 
 __all__ = [
@@ -36,6 +37,7 @@ CONDITIONS: dict[str, type[Condition]] = {
     "inpaint": Inpaint,
     "map": SemanticMap,
     "size_and_crop": SizeAndCrop,
+    "small_image": SmallImage,
 }
 
 
@@ -78,11 +80,11 @@ def requested(
 ) -> dict[str, np.ndarray]:
     """The entries [N, ...] of all conditions for a request; raises UserError for a value that none of them takes."""
     told = tuple(conditions)
-    names = {condition.name for condition in told}
     kinds: tuple[type[Condition], ...] = (Label, Caption, *CONDITIONS.values())
+    taken = {field for condition in told for field in condition.takes}
     for kind in kinds:
-        for field in kind.takes if kind.name not in names else ():
-            if request.says(field):
+        for field in kind.takes:
+            if field not in taken and request.says(field):
                 raise UserError(kind.refusal(field, told))
     own = [condition.name for condition in told if not condition.takes]
     if unknown := sorted(set(request.values) - set(own)):

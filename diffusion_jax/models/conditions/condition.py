@@ -91,6 +91,11 @@ class Condition(abc.ABC):
         return ()
 
     @property
+    def size_unit(self) -> int:
+        """The number of which the sides of an example are multiples."""
+        return 1
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names of all entries that `entries` or `encode` may give."""
         return (*self.channels(1), *self.levels)

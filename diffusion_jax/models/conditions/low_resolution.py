@@ -56,6 +56,11 @@ class LowResolution(Condition):
         """As `Condition`."""
         return (_LEVEL,) if self.noise else ()
 
+    @property
+    def size_unit(self) -> int:
+        """As `Condition`."""
+        return self.factor
+
     def entries(self, batch: Mapping[str, chex.Array]) -> Entries:
         """As `Condition`, without noise."""
         image = jnp.asarray(batch["x"])
@@ -73,17 +78,8 @@ class LowResolution(Condition):
 
     def request(self, request: SampleRequest, setting: RequestSetting) -> dict[str, np.ndarray]:
         """The small image or images of request.low_res, with noise of level request.augment from the samples' seeds."""
-        path = needed(request.low_res, "--low_res")
-        height, width, channels = setting.shape
-        images = [transforms.decode(f.read_bytes(), channels=channels, name=str(f)) for f in _files(path)]
-        small = (height // self.factor, width // self.factor)
-        if wrong := {a.shape[:2] for a in images} - {small}:
-            raise UserError(
-                f"--low_res {path} is {sides(next(iter(wrong)))} pixels; this model enlarges {sides(small)} to "
-                f"{sides((height, width))}"
-            )
         # Repeated pixels, whose mean the condition takes again, are the image itself.
-        low = np.stack([transforms.to_float(a).repeat(self.factor, 0).repeat(self.factor, 1) for a in images])
+        low = small_images(request, setting, self.factor).repeat(self.factor, 1).repeat(self.factor, 2)
         seeds, count = setting.seeds, len(setting.seeds)
         cond = {"low_resolution": np.asarray(self.entries({"x": low})["low_resolution"])[np.arange(count) % len(low)]}
         if not self.noise:
@@ -105,6 +101,20 @@ class LowResolution(Condition):
         if field == "augment":
             return "--augment is of a super-resolution model trained with noise; this one was not"
         return refused("--low_res", told)
+
+
+def small_images(request: SampleRequest, setting: RequestSetting, factor: int) -> np.ndarray:
+    """The image or images [K, h, w, C] of request.low_res, in [-1, 1]; UserError where they are of another size."""
+    path = needed(request.low_res, "--low_res")
+    height, width, channels = setting.shape
+    images = [transforms.decode(f.read_bytes(), channels=channels, name=str(f)) for f in _files(path)]
+    small = (height // factor, width // factor)
+    if wrong := {a.shape[:2] for a in images} - {small}:
+        raise UserError(
+            f"--low_res {path} is {sides(next(iter(wrong)))} pixels; this model enlarges {sides(small)} to "
+            f"{sides((height, width))}"
+        )
+    return np.stack([transforms.to_float(a) for a in images])
 
 
 def _files(path: Path) -> list[Path]:

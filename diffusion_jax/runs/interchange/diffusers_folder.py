@@ -26,6 +26,7 @@ from diffusion_jax.interop.diffusers_scheduler_config import (
     no_twin,
     scheduler_config,
 )
+from diffusion_jax.interop.diffusers_told import UPSCALING
 from diffusion_jax.interop.huggingface_text_pair import FIRST, SECOND, TOKENIZERS
 from diffusion_jax.interop.json_file import write_json
 from diffusion_jax.models.text import Text
@@ -36,6 +37,7 @@ from diffusion_jax.nets.text import ClipText
 from diffusion_jax.nets.text_pair import ClipPair
 from diffusion_jax.nets.unet import UNet
 from diffusion_jax.runs.interchange.exported_text import TextFolder, write_text
+from diffusion_jax.runs.interchange.exported_told import NOTHING, ExportedTold, exported_told
 from diffusion_jax.runs.workdir.restored import Trained
 from diffusion_jax.train.state import Params
 
@@ -72,6 +74,7 @@ class DiffusersFolder:
     call: Mapping[str, float] = dataclasses.field(default_factory=dict)  # arguments of the pipeline's call
     labels: tuple[str, ...] = ()  # names of a DiT's classes
     notes: tuple[str, ...] = ()  # a sentence for each difference between diffusers and this package
+    told: ExportedTold = NOTHING  # what its U-Net is told beside text
 
     @property
     def is_pipeline(self) -> bool:
@@ -84,32 +87,36 @@ class DiffusersFolder:
             (root / name).mkdir(exist_ok=True)
             write_json(root / name / "config.json", part.config)
             diffusers_weights.save(part.state(), root / name / "diffusion_pytorch_model.safetensors", dtype)
-        if self.scheduler is not None:
-            (root / "scheduler").mkdir()
-            write_json(
-                root / "scheduler/scheduler_config.json", self.scheduler.config | {"_diffusers_version": VERSION}
-            )
+        for name, scheduler in self._schedulers().items():
+            (root / name).mkdir()
+            write_json(root / name / "scheduler_config.json", scheduler.config | {"_diffusers_version": VERSION})
         for suffix, text in (("", self.text), ("_2", self.second_text)):
             if text is not None:
                 write_text(text, root, suffix, dtype)
         if self.is_pipeline:
             write_json(root / "model_index.json", self._index())
 
+    def _schedulers(self) -> dict[str, SchedulerConfig]:
+        found = {"scheduler": self.scheduler, "low_res_scheduler": self.told.low_res_scheduler}
+        return {name: scheduler for name, scheduler in found.items() if scheduler is not None}
+
     def _index(self) -> dict[str, object]:
         index: dict[str, object] = {"_class_name": self.name, "_diffusers_version": VERSION}
         index |= {name: ["diffusers", part.config["_class_name"]] for name, part in self.parts.items()}
-        assert self.scheduler is not None
-        index["scheduler"] = ["diffusers", self.scheduler.name]
+        index |= {name: ["diffusers", scheduler.name] for name, scheduler in self._schedulers().items()}
         for suffix, text in (("", self.text), ("_2", self.second_text)):
             if text is not None:
                 index[f"text_encoder{suffix}"] = ["transformers", text.name]
                 index[f"tokenizer{suffix}"] = ["transformers", "CLIPTokenizer"]
         if self.text is not None:
-            index |= {key: [None, None] for key in ("feature_extractor", "image_encoder")}
+            last = "watermarker" if self.name == UPSCALING else "image_encoder"
+            index |= {key: [None, None] for key in ("feature_extractor", last)}
             if self.second_text is None:
-                index |= {"safety_checker": [None, None], "requires_safety_checker": False}
+                index |= {"safety_checker": [None, None]}
+                index |= {} if self.name == UPSCALING else {"requires_safety_checker": False}
             else:
                 index[diffusers_xl.ZEROS] = self.zero_null
+        index |= dict(self.told.settings)
         if self.labels:
             index["id2label"] = {str(i): name for i, name in enumerate(self.labels)}
         return index
@@ -135,8 +142,7 @@ def of_diffusion(trained: Trained, text_folder: Path, layout: Mapping[str, Mappi
     model = trained.model
     if len(model.shape) != 3:
         raise no_twin(f"a model of arrays of shape {model.shape}, which are no images,")
-    if odd := [each.name for each in model.conditions if each.name not in ("label", "text", "size_and_crop")]:
-        raise no_twin(f"a model that is told {', '.join(odd)}")
+    told = exported_told(model)
     size, channels = model.x_shape[:2], model.x_shape[-1]
     parts = {}
     if model.autoencoder is not None:
@@ -149,7 +155,13 @@ def of_diffusion(trained: Trained, text_folder: Path, layout: Mapping[str, Mappi
     if not isinstance(model.network, UNet):
         raise no_twin(f"a network {type(model.network).__name__}")
     pooled = model.text.pooled_width if model.text else 0
-    config = unet_config(*_described(model.network), size=size, in_channels=channels, pooled=pooled)
+    config = unet_config(
+        *_described(model.network),
+        size=size,
+        in_channels=channels + told.channels,
+        pooled=pooled,
+        told=told.entries,
+    )
     linear = bool(layout.get("unet", {}).get("use_linear_projection"))
     params = network_params(trained)
     parts["unet"] = Part(
@@ -158,7 +170,10 @@ def of_diffusion(trained: Trained, text_folder: Path, layout: Mapping[str, Mappi
     )
     if model.text is None:
         return _pixels(trained, parts)
-    return _stable_diffusion(trained, parts, model.text, text_folder)
+    folder = _stable_diffusion(trained, parts, model.text, text_folder)
+    if told == NOTHING:
+        return folder
+    return dataclasses.replace(folder, name=told.pipeline, call=dict(folder.call) | dict(told.call), told=told)
 
 
 def network_params(trained: Trained) -> Params:

@@ -24,6 +24,7 @@ from diffusion_jax.models.sampling import START
 from diffusion_jax.nets.autoencoder import AutoencoderKL
 from diffusion_jax.runs.interchange.diffusers_folder import DiffusersFolder, network_params
 from diffusion_jax.runs.interchange.exported_run import ExportedRun, image_shape
+from diffusion_jax.runs.interchange.told_check import told_sample
 from diffusion_jax.runs.workdir.restored import Trained
 from diffusion_jax.train.state import Params
 
@@ -176,7 +177,11 @@ def _network(trained: Trained, rng: np.random.Generator) -> tuple[Arrays, Arrays
     model = trained.model
     steps = model.schedule.steps or 1
     inputs = {"x": _normal(rng, (2, *model.x_shape)), "t": np.array([steps - 1, steps // 2], np.float32)}
-    cond: Arrays = {}
+    cond: Arrays = {name: _normal(rng, (2, *a.shape[1:])) for name, a in _concatenated(model).items()}
+    told = [inputs["x"], *cond.values()]
+    for name in model.network.levels:
+        inputs["labels"] = np.arange(2)
+        cond[name] = np.arange(2, dtype=np.float32)
     if model.num_classes:
         cond["label"] = inputs["labels"] = np.arange(2) % model.num_classes
     if model.text is not None:
@@ -188,7 +193,12 @@ def _network(trained: Trained, rng: np.random.Generator) -> tuple[Arrays, Arrays
         sizes = [(64, 32, 3, 5, 96, 128), (16, 8, 0, 1, 24, 512)]
         cond[name] = inputs["numbers"] = np.asarray(sizes, np.float32)
     out = jax.jit(model.network.apply)({"params": network_params(trained)}, inputs["x"], inputs["t"], cond)
-    return inputs, {"network": np.asarray(out)}
+    return inputs | {"x": np.concatenate(told, axis=-1)}, {"network": np.asarray(out)}
+
+
+def _concatenated(model: experiment.Model) -> dict[str, jax.Array]:
+    """The entries [1, *S, C'] whose channels follow those of x, of zeros."""
+    return {name: a for name, a in model.network_entries().items() if name in model.network.concat}
 
 
 def _autoencoder(
@@ -233,6 +243,8 @@ def _sample(trained: Trained, theirs: DiffusersFolder) -> tuple[dict[str, object
         encoded: Any = model.text.network.apply(weights, cond["tokens"])
         outputs["text"] = np.asarray(encoded.hidden)
     cond |= default_numbers(model.conditions, RequestSetting(np.asarray(seeds, np.int32), model.shape))
+    told_inputs, told_cond = told_sample(model, count)
+    inputs, cond = inputs | told_inputs, cond | told_cond
     program = experiment.sample_program(model, how, trained.mesh)
     images = program(trained.params, trained.pretrained, np.asarray(seeds, np.int32), cond)
     return request, inputs, outputs | {"sample": np.clip(np.asarray(images) / 2 + 0.5, 0, 1)}

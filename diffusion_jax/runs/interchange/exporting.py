@@ -85,7 +85,7 @@ def export(root: Path, out: Path, request: ExportRequest) -> None:
         card = model_card(Subject(run.workdir, run.config, run.step, run.weights, licence), out, record, theirs)
         (new / "README.md").write_text(card, encoding="utf-8")
         (new / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
-    for note in () if theirs is None else theirs.notes:
+    for note in record["notes"]:
         print(f"another in diffusers than here: {note}")
     name = theirs.name if theirs else "a program that samples" if sampler else "parameters under our own names"
     print(f"step {run.step} ({run.weights}) of {root} as {name}: {out}")
@@ -157,6 +157,6 @@ def _record(run: ExportedRun, request: ExportRequest, theirs: DiffusersFolder | 
         "dtype": request.dtype,
         "sampling": dataclasses.asdict(run.trained.how) if run.trained else None,
         "call": theirs.call if theirs else None,
-        "notes": list(theirs.notes) if theirs else [],
+        "notes": [*theirs.notes, *theirs.told.notes] if theirs else [],
         "versions": versions(),
     }

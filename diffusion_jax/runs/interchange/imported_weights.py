@@ -35,21 +35,25 @@ class ImportedWeights(Protocol):
         """The file with all arrays of this part, and no others, under these names; None where there is none."""
 
 
+def weight_folders(found: Pipeline) -> dict[str, tuple[Path, str]]:
+    """{part: (its folder, what the names of its weights begin with)}."""
+    folders = {
+        "unet": (found.unet_folder, MODEL),
+        "autoencoder": (found.autoencoder_folder, MODEL),
+        "text": (found.text_folder, TEXT),
+        "text_2": (found.second_text.folder if found.second_text else None, TEXT),
+    }
+    return {part: (folder, stem) for part, (folder, stem) in folders.items() if folder is not None}
+
+
 class FolderWeights:
     """The arrays in the folder of a pipeline; all of its files exist."""
 
     def __init__(self, found: Pipeline, variant: str):
         self.variant = variant
-        folders = {
-            "unet": (found.unet_folder, MODEL),
-            "autoencoder": (found.autoencoder_folder, MODEL),
-            "text": (found.text_folder, TEXT),
-            "text_2": (found.second_text.folder if found.second_text else None, TEXT),
-        }
         self.parts = {
             part: diffusers_weights.weight_files(folder, stem, variant)
-            for part, (folder, stem) in folders.items()
-            if folder is not None
+            for part, (folder, stem) in weight_folders(found).items()
         }
 
     def opened(self, part: str) -> contextlib.AbstractContextManager[Arrays]:

@@ -25,6 +25,8 @@ from diffusion_jax.interop import (
 )
 from diffusion_jax.interop.diffusers_options import AutoencoderOptions
 from diffusion_jax.interop.diffusers_pipeline import Pipeline
+from diffusion_jax.models.conditions import spatial
+from diffusion_jax.runs.interchange import hub
 from diffusion_jax.runs.interchange.digests import sha256
 from diffusion_jax.runs.interchange.imported_text import copy_text, text_spec
 from diffusion_jax.runs.interchange.imported_weights import FileWeights, FolderWeights, ImportedWeights
@@ -38,7 +40,7 @@ from diffusion_jax.train.state import Params, TrainState
 
 PARTS = ("autoencoder",)
 
-STEPS = {"text": 50, "ddpm": 1000, "other": 50}
+STEPS = {"ddpm": 1000, "other": 50}
 """Steps of a sample where none are given: num_inference_steps of diffusers' pipelines."""
 
 
@@ -52,11 +54,11 @@ class ImportRequest:
     prediction: str = ""  # eps or v, of a file that does not tell
 
 
-def import_weights(source: Path, root: Path, request: ImportRequest) -> None:
+def import_weights(origin: str | Path, root: Path, request: ImportRequest) -> None:
     """Writes the new workdir root from a folder that diffusers wrote, or a file in Stable Diffusion's original layout.
 
-    Parameters are float32 whatever they are there. Raises UserError for what cannot be imported, and leaves nothing
-    behind then.
+    origin is its path, or hf://OWNER/NAME[@REVISION] of the Hugging Face hub. Parameters are float32 whatever they are
+    there. Raises UserError for what cannot be imported, and leaves nothing behind then.
     """
     if request.part and request.part not in PARTS:
         raise UserError(f"--part is {' or '.join(PARTS)}; got {request.part!r}")
@@ -65,6 +67,10 @@ def import_weights(source: Path, root: Path, request: ImportRequest) -> None:
     if jax.process_count() > 1:
         raise UserError("import runs in one process; start it on one host")
     check_writable(root)
+    source = Path(origin)
+    if hub.is_address(str(origin)):
+        _check_of_folder(request, str(origin))
+        source = hub.fetched(hub.address(str(origin)), request.variant, request.part)
     found, weights = _found(source, request)
     with OutputFolder(root).written() as new:
         if found.unet is None:
@@ -73,12 +79,12 @@ def import_weights(source: Path, root: Path, request: ImportRequest) -> None:
             count = _write_model(new, root, found, weights)
         if found.licence is not None:
             shutil.copyfile(found.licence, new / found.licence.name)
-        _write_record(Workdir(new).imported, found, weights)
+        _write_record(Workdir(new).imported, str(origin), found, weights)
     for note in found.notes:
         print(f"another here than in diffusers: {note}")
     if found.left_out:
         print(f"not imported: {', '.join(found.left_out)}")
-    print(f"{count:,} parameters of {found.name} in {source}: {root}")
+    print(f"{count:,} parameters of {found.name} in {origin}: {root}")
 
 
 def _found(source: Path, request: ImportRequest) -> tuple[Pipeline, ImportedWeights]:
@@ -90,10 +96,15 @@ def _found(source: Path, request: ImportRequest) -> tuple[Pipeline, ImportedWeig
         file = layout.read(source, part=request.part, tokenizer=request.tokenizer, prediction=request.prediction)
         return file.pipeline, FileWeights(source, file.sources)
     found = diffusers_pipeline.read(source, request.part)
+    _check_of_folder(request, str(source))
+    return found, FolderWeights(found, request.variant)
+
+
+def _check_of_folder(request: ImportRequest, source: str) -> None:
+    """Raises UserError for an option that is of one file."""
     if request.tokenizer or request.prediction:
         name = "tokenizer" if request.tokenizer else "prediction"
         raise UserError(f"--{name} is of one file in the original layout; {source} is a folder that has its own")
-    return found, FolderWeights(found, request.variant)
 
 
 def _write_autoencoder(root: Path, options: AutoencoderOptions | None, weights: ImportedWeights) -> int:
@@ -163,11 +174,12 @@ def _config(root: Path, found: Pipeline) -> ConfigDict:
         factor = 2 ** (len(coder.options["multipliers"]) - 1)
         _set_data(config, (net.size[0] * factor, net.size[1] * factor), coder.channels)
         config.latent = str(root / "autoencoder")
+    config.spatial = found.told.spatial
     if found.text_config is not None:
         config.text = text_spec(found, root / "text_encoder")
-        config.spatial = () if found.second_text is None else ("size_and_crop",)
+        config.spatial = found.told.spatial if found.second_text is None else ("size_and_crop",)
         config.sample.guidance = found.guidance
-        config.sample.steps = STEPS["text"]
+        config.sample.steps = found.told.steps
     return config
 
 
@@ -181,11 +193,12 @@ def _check_channels(found: Pipeline, config: ConfigDict, autoencoder: experiment
     assert found.scheduler is not None
     shape = experiment.shape(config)
     channels = (autoencoder.latent_shape(shape) if autoencoder else shape)[-1]
-    wanted = channels * (2 if found.scheduler.learned_variance else 1)
-    if (found.unet.in_channels, found.unet.out_channels) != (channels, wanted):
+    told = sum(sum(condition.channels(channels).values()) for condition in spatial(config.spatial))
+    wanted = channels + told, channels * (2 if found.scheduler.learned_variance else 1)
+    if (found.unet.in_channels, found.unet.out_channels) != wanted:
         raise UserError(
             f"{found.file or f'{found.unet_folder}/config.json'}: in_channels={found.unet.in_channels} and "
-            f"out_channels={found.unet.out_channels} have no twin here; they are {channels} and {wanted}"
+            f"out_channels={found.unet.out_channels} have no twin here; they are {wanted[0]} and {wanted[1]}"
         )
 
 
@@ -203,12 +216,12 @@ def _on_host(a: np.ndarray | np.int32) -> jax.Array:
     return jax.device_put(a, jax.local_devices(backend="cpu")[0])
 
 
-def _write_record(file: Path, found: Pipeline, weights: ImportedWeights) -> None:
+def _write_record(file: Path, origin: str, found: Pipeline, weights: ImportedWeights) -> None:
     """Writes the origin of the workdir, with the SHA-256 of every file that was read."""
     read = {*weights.files(), *_described(found)}
     snapshot = found.root.resolve()
     record = {
-        "source": str(found.file or found.root),
+        "source": origin,
         "format": "original" if found.file else "diffusers",
         "model": found.name,
         "written_by": f"diffusers {found.version}" if found.version else None,
@@ -233,7 +246,7 @@ def _described(found: Pipeline) -> Iterable[Path]:
     folders = [found.unet_folder, found.autoencoder_folder, found.text_folder, found.tokenizer_folder]
     if found.second_text is not None:
         folders += [found.second_text.folder, found.second_text.tokenizer_folder]
-    own = () if found.file else (found.root, found.root / "scheduler")
+    own = () if found.file else (found.root, found.root / "scheduler", found.root / "low_res_scheduler")
     for folder in {*own, *filter(None, folders)}:
         for name in ("model_index.json", "config.json", "scheduler_config.json", *TOKENIZER_FILES):
             if (folder / name).is_file():

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import config as configs
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop import diffusers_xl
+from diffusion_jax.interop.diffusers_told import INPAINTING, UPSCALING
 from diffusion_jax.interop.json_file import read_json
 from diffusion_jax.runs.interchange.diffusers_folder import PIXEL_PIPELINES, DiffusersFolder
 from diffusion_jax.runs.interchange.exported_run import ExportRecord, ProgramRecord
@@ -98,10 +99,16 @@ def model_card(subject: Subject, out: Path, record: ExportRecord, theirs: Diffus
 def _header(subject: Subject, theirs: DiffusersFolder | None) -> str:
     lines = ["---", f"library_name: {'diffusers' if theirs else 'diffusion_jax'}"]
     if subject.config.task == "diffusion":
-        lines.append(f"pipeline_tag: {'text-to-image' if subject.config.text else 'unconditional-image-generation'}")
+        lines.append(f"pipeline_tag: {_tag(subject.config)}")
     if subject.licence:
         lines += ["license: other", f"license_link: {subject.licence}"]
     return "\n".join([*lines, "---"])
+
+
+def _tag(config: ConfigDict) -> str:
+    if config.spatial:
+        return "image-to-image"
+    return "text-to-image" if config.text else "unconditional-image-generation"
 
 
 def _origin(subject: Subject) -> str:
@@ -124,9 +131,20 @@ def _use(subject: Subject, out: Path, theirs: DiffusersFolder | None, guidance: 
     if theirs.name in PIXEL_PIPELINES.values() and subject.config.model.num_classes:
         return _loop(subject, folder, theirs, guidance)
     prompt = repr(SAMPLED_PROMPT)
-    asked = {"StableDiffusionPipeline": prompt, diffusers_xl.NAME: prompt, "DiTPipeline": "class_labels=[0, 1]"}
+    asked = {
+        "StableDiffusionPipeline": prompt,
+        diffusers_xl.NAME: prompt,
+        INPAINTING: f"{prompt}, image=image, mask_image=mask",
+        UPSCALING: f"{prompt}, image=image",
+        "DiTPipeline": "class_labels=[0, 1]",
+    }
+    opened = ""
+    if theirs.name == INPAINTING:
+        opened = "from PIL import Image\n\nimage, mask = (Image.open(file) for file in ('image.png', 'mask.png'))\n"
+    elif theirs.name == UPSCALING:
+        opened = "from PIL import Image\n\nimage = Image.open('small.png')\n"
     return (
-        f"from diffusers import DiffusionPipeline\n\npipe = DiffusionPipeline.from_pretrained({folder!r})\n"
+        f"from diffusers import DiffusionPipeline\n{opened}\npipe = DiffusionPipeline.from_pretrained({folder!r})\n"
         f"images = pipe({asked.get(theirs.name, 'batch_size=4')}, {call}).images\n"
     )
 

@@ -17,6 +17,7 @@ from diffusion_jax.report import pictures
 from diffusion_jax.report.progress import progress
 from diffusion_jax.runs.sample.conditioning import SampleRequest, conditions
 from diffusion_jax.runs.sample.drawing import batch_size, check_memory, draw
+from diffusion_jax.runs.sample.size import Size, of_size
 from diffusion_jax.runs.workdir.restored import Trained, restore, seeds_from
 from diffusion_jax.train.state import Params
 
@@ -32,7 +33,7 @@ class Loaded:
 
     def __init__(self, trained: Trained):
         self._trained = trained
-        self._programs: dict[experiment.Sampling, Callable[..., Array]] = {}
+        self._programs: dict[tuple[experiment.Sampling, tuple[int, ...]], Callable[..., Array]] = {}
 
     @property
     def config(self) -> ConfigDict:
@@ -72,6 +73,7 @@ class Loaded:
         map: str | Path | None = None,
         seed: int = 0,
         batch: int = 64,
+        size: Size | None = None,
         show_progress: bool = False,
         **sampling: object,
     ) -> np.ndarray:
@@ -79,15 +81,15 @@ class Loaded:
 
         Sample i has seed `seed` + i and depends on it alone. Samples take several labels or prompts in turn; without
         labels the class of a sample is drawn from its seed. low_res and map are files, as the command's. batch samples
-        are drawn at once. Further keywords replace keys of config.sample: sampler, grid, steps, guidance,
-        guidance_rescale, guidance_interval, threshold, decode_tile. The first call with a choice of these compiles a
-        program, which later calls use.
+        are drawn at once. size is (width, height) of images, where a model draws any size. Further keywords replace
+        keys of config.sample: sampler, grid, steps, guidance, guidance_rescale, guidance_interval, threshold,
+        decode_tile. The first call with a choice of these and of size compiles a program, which later calls use.
 
         Raises UserError where an argument is out of range or the model lacks the condition or the sampling.
         """
         numbers = {"num": num, "seed": seed, "batch": batch, "augment": augment}
         with naming_arguments():
-            trained = self._sampled_by(sampling, numbers)
+            trained = of_size(self._sampled_by(sampling, numbers), size)
             request = SampleRequest(
                 labels=_texts(labels),
                 prompts=[prompts] if isinstance(prompts, str) else list(prompts),
@@ -97,12 +99,12 @@ class Loaded:
                 map=_path(map),
             )
             seeds = seeds_from(seed, num)
-            size = batch_size(trained, batch, num)
-            check_memory(trained, size, self.model.shape[:-1])
+            share = batch_size(trained, batch, num)
+            check_memory(trained, share, trained.model.shape[:-1])
             cond = conditions(request, trained, seeds)
-            program = self._program(trained.how)
+            program = self._program(trained)
             with progress(num, description="sample", unit="samples", show=show_progress) as bar:
-                drawn = np.concatenate(list(draw(program, trained, seeds, cond, size, bar)))
+                drawn = np.concatenate(list(draw(program, trained, seeds, cond, share, bar)))
             pictures.check_finite(drawn)
             return drawn
 
@@ -125,11 +127,11 @@ class Loaded:
         chosen = checked_sampling(sampling, numbers)
         return dataclasses.replace(self._trained, how=experiment.sampling(self.config, chosen))
 
-    def _program(self, sampling: experiment.Sampling) -> Callable[..., Array]:
-        if sampling not in self._programs:
-            trained = self._trained
-            self._programs[sampling] = experiment.sample_program(trained.model, sampling, trained.mesh, trained.guides)
-        return self._programs[sampling]
+    def _program(self, trained: Trained) -> Callable[..., Array]:
+        key = trained.how, trained.model.shape
+        if key not in self._programs:
+            self._programs[key] = experiment.sample_program(trained.model, trained.how, trained.mesh, trained.guides)
+        return self._programs[key]
 
 
 def load(workdir: str | Path, step: int | None = None, ema: bool | float = True) -> Loaded:

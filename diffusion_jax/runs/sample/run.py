@@ -13,13 +13,16 @@ import numpy as np
 from diffusion_jax import experiment
 from diffusion_jax.errors import UserError
 from diffusion_jax.modalities import Modality
+from diffusion_jax.models.editing import starts_from_noise
 from diffusion_jax.models.sampling import START
+from diffusion_jax.models.sizing import of_sides
 from diffusion_jax.report import pictures
 from diffusion_jax.report.progress import progress
 from diffusion_jax.runs.sample.conditioning import SampleRequest, conditions, cut_prompts, record, told_pictures
 from diffusion_jax.runs.sample.drawing import batch_size, check_memory, draw
 from diffusion_jax.runs.sample.edit import EditRequest, PreparedEdit, prepare
 from diffusion_jax.runs.sample.noise_request import DRAWN, FILE, NoiseRequest, starting_noise
+from diffusion_jax.runs.sample.size import Size, of_size
 from diffusion_jax.runs.workdir.output_folder import OutputFolder
 from diffusion_jax.runs.workdir.restored import NO_GUIDES, GuideRequest, Trained, restore, seeds_from
 from diffusion_jax.train.provenance import versions
@@ -47,6 +50,7 @@ class Request:
     edit_request: EditRequest | None = None  # of an example to edit; None: samples are new
     guided_by: GuideRequest = NO_GUIDES
     noise: NoiseRequest = DRAWN
+    size: Size | None = None  # of images; None: that of the model
     overrides: Mapping[str, object] = dataclasses.field(default_factory=dict)
     """They replace fields of the config's `Sampling` where not None."""
 
@@ -101,6 +105,7 @@ def _prepared(request: Request, folder: OutputFolder) -> _Prepared:
         overrides=request.overrides,
         guided_by=request.guided_by,
     )
+    trained = of_size(trained, request.size)
     kind = experiment.modality(trained.config)
     edit = None if request.edit_request is None else prepare(request.edit_request, trained.model.shape, kind)
     size = batch_size(trained, request.batch, request.num)
@@ -110,9 +115,10 @@ def _prepared(request: Request, folder: OutputFolder) -> _Prepared:
     cond = conditions(request.sample_request, trained, seeds, painted=edit is not None and edit.edit.inpaint)
     noise = None
     if request.noise != DRAWN:
-        if edit is not None:
+        if edit is not None and not starts_from_noise(trained.model, edit.edit):
             raise UserError("an edit starts from its image; leave out --noise and --save_noise, or --init_image")
-        noise = cond[START] = starting_noise(request.noise, seeds, trained.model.x_shape)
+        x_shape = of_sides(trained.model, sides).x_shape
+        noise = cond[START] = starting_noise(request.noise, seeds, x_shape)
     return _Prepared(request, trained, kind, seeds, cond, size, edit, noise if request.noise.keep else None)
 
 
@@ -130,6 +136,7 @@ def _manifest(prepared: _Prepared, shape: tuple[int, ...], labels: list[str] | N
         "cut": [cut._asdict() for cut in cut_prompts(request.sample_request, trained)],
         "guided_by": record(request.guided_by),
         "shape": list(shape),
+        "size": request.size and "{}x{}".format(*request.size),
         "modality": trained.config.data.modality,
         "edit": _edit_record(request.edit_request, prepared.edit, trained),
         "noise": request.noise.file and str(request.noise.file),
