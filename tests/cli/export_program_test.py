@@ -1,11 +1,13 @@
 """`export --format=stablehlo`: a program that draws what `sample` draws, in a process without this package."""
 
 import ast
+import dataclasses
 import importlib.util
 import json
 import runpy
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from export_command_test import coder, digits, export, refused, save
 from PIL import Image
 
 import diffusion_jax
+from diffusion_jax.errors import UserError
 from diffusion_jax.interop import diffusers_weights
+from diffusion_jax.models.text import transformer
 from diffusion_jax.runs.interchange import exported_sampler
 
 
@@ -116,6 +120,15 @@ def test_what_is_not_exported_is_refused_by_name(workdir, tmp_path, capsys, monk
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "flatbuffers" else found(name))
     assert "pip install 'diffusion-jax[export]'" in refused(capsys, workdir, out, flag)
+
+
+@pytest.mark.parametrize("option", [{"second_tokenizer": "words"}, {"zero_null": True}])
+def test_text_encoders_of_stable_diffusion_xl_are_refused(option):
+    text = dataclasses.replace(transformer(), **option)
+    model = types.SimpleNamespace(conditions=(), text=text)
+    run = types.SimpleNamespace(trained=types.SimpleNamespace(model=model))
+    with pytest.raises(UserError, match="captions of one text encoder"):
+        exported_sampler.check_exportable(run)
 
 
 def test_what_does_not_fit_half_the_bytes_leaves_nothing_behind(workdir, tmp_path, capsys, monkeypatch):

@@ -49,6 +49,11 @@ def check_exportable(run: ExportedRun) -> Trained:
             f"--format=stablehlo takes seeds, classes and captions, and this model is told {', '.join(others)}; give "
             "--format=safetensors"
         )
+    if (text := trained.model.text) is not None and (text.second_tokenizer or text.zero_null):
+        raise UserError(
+            "--format=stablehlo takes captions of one text encoder whose empty caption is none; this model has "
+            "Stable Diffusion XL's; give --format=safetensors"
+        )
     if importlib.util.find_spec("flatbuffers") is None:
         raise UserError(
             "--format=stablehlo writes the program with flatbuffers, which is not installed; "
