@@ -126,7 +126,9 @@ def to_diffusers(params: Mapping[str, Any], *, linear_projection: bool = False) 
 
 def _names(flat: Mapping[Path, Any]) -> dict[Path, str]:
     """Their name of every path; the two matrices of a GEGLU share one."""
-    embedded = sorted({path[0].removesuffix("_0").removesuffix("_1") for path in flat if path[0].startswith(("label", "level_"))})
+    embedded = sorted(
+        {path[0].removesuffix("_0").removesuffix("_1") for path in flat if path[0].startswith(("label", "level_"))}
+    )
     if len(embedded) > 1:
         raise UserError(f"diffusers' U-Net embeds one label or level beside t; this net embeds {embedded}")
     levels = len({path[0] for path in flat if path[0].startswith("down_")})
