@@ -276,7 +276,7 @@ def test_values_of_a_condition_are_taken_in_turn():
     ("spatial", "said"),
     [
         (("map(classes=3)", "map(classes=2)"), "each spatial condition is given once"),
-        (("nothing()",), "unknown condition .* choose from inpaint, low_resolution, map, small_image"),
+        (("nothing()",), "unknown condition .* choose from inpaint, low_resolution, map, size_and_crop, small_image"),
         (("diffusion_jax.data.readers.Field(name='x')",), "gives no diffusion_jax.models.conditions.Condition"),
     ],
 )
@@ -295,4 +295,15 @@ def test_conditions_of_one_entry_are_refused(monkeypatch):
     config = tiny.get_config()
     config.spatial = ("other()",)
     with pytest.raises(UserError, match="condition 'label' has the name 'label', which is label's; rename it"):
+        experiment.model(config)
+
+
+@pytest.mark.parametrize(
+    ("spatial", "said"),
+    [("low_resolution(noise=0.2)", "has any number of levels between 0 and 1"), ("small_image()", "has 1000; give")],
+)
+def test_levels_that_are_no_rows_of_the_table_are_refused(spatial, said):
+    config = tiny.get_config()
+    config.data.shape, config.spatial, config.model.level_rows = (8, 8, 3), (spatial,), 350
+    with pytest.raises(UserError, match=said):
         experiment.model(config)

@@ -11,7 +11,7 @@ from diffusion_jax.core.schedules import MODIFIERS, SCHEDULES, Learned, Schedule
 from diffusion_jax.errors import UserError
 from diffusion_jax.experiment import data
 from diffusion_jax.experiment.objectives import objective
-from diffusion_jax.models.conditions import Caption, Label, check_names, spatial
+from diffusion_jax.models.conditions import Caption, Label, check_levels, check_names, spatial
 from diffusion_jax.models.latent import Autoencoder
 from diffusion_jax.models.model import Model
 from diffusion_jax.models.text import DTYPES, text_encoder
@@ -57,6 +57,8 @@ def model(config: ConfigDict, autoencoder: Autoencoder | None = None, text_folde
     conditions = spatial(config.spatial) + ((Label(num_classes),) if num_classes else ())
     conditions += (Caption(encoder),) if encoder else ()
     check_names(conditions, shape)
+    if rows := options.get("level_rows", 0):
+        check_levels(conditions, rows)
     network = make(
         out_channels=x_channels * (2 if parameterization.learned_variance else 1),
         num_classes=max((each.num_classes for each in conditions), default=0) or None,

@@ -26,6 +26,7 @@ __all__ = [
     "Label",
     "RequestSetting",
     "SampleRequest",
+    "check_levels",
     "check_names",
     "default_numbers",
     "requested",
@@ -55,6 +56,17 @@ def spatial(specs: Sequence[str]) -> tuple[Condition, ...]:
 
 
 _TAKEN = {"unet", "schedule", "objective", "autoencoder", "classifier", "weak", "x", "index", "mean", "logvar"}
+
+
+def check_levels(conditions: Sequence[Condition], rows: int) -> None:
+    """Raises UserError unless the levels of all conditions are numbers of the rows of a table."""
+    for condition in conditions:
+        if condition.levels and (condition.level_count is None or condition.level_count > rows):
+            levels = condition.level_count or "any number of levels between 0 and 1"
+            raise UserError(
+                f"model.level_rows={rows} is a table of levels 0 to {rows - 1}, and {condition.name!r} has {levels}; "
+                "give model.level_rows=0 for sinusoids, or another condition"
+            )
 
 
 def check_names(conditions: Sequence[Condition], shape: tuple[int, ...]) -> None:

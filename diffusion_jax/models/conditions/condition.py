@@ -81,6 +81,11 @@ class Condition(abc.ABC):
         return ()
 
     @property
+    def level_count(self) -> int | None:
+        """The number of values, 0, 1, ..., that its levels have; None for levels between 0 and 1."""
+        return None
+
+    @property
     def numbers(self) -> tuple[str, ...]:
         """Entries [B, K] whose numbers are embedded together, and with the text's vector where the network takes it."""
         return ()

@@ -55,6 +55,11 @@ class SmallImage(Condition):
             )
 
     @property
+    def level_count(self) -> int | None:
+        """As `Condition`: the steps of the chain."""
+        return self.chain.steps
+
+    @property
     def chain(self) -> Schedule:
         """The schedule of the noise."""
         return from_spec(self.schedule, SCHEDULES, "schedule")
