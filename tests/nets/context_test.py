@@ -69,7 +69,7 @@ def value_and_gradients(net, mesh, side=4):
     [
         ("dit", {"context": 4}),
         ("remat", {"data": 2, "context": 2}),
-        ("unet, flash", {"tensor": 2, "context": 2}),
+        pytest.param("unet, flash", {"tensor": 2, "context": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_the_result_does_not_depend_on_the_axis(name, sizes):
