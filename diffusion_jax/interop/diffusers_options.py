@@ -60,7 +60,7 @@ _LAYOUT = ("use_linear_projection", "upcast_attention", "force_upcast", "only_cr
 
 @dataclasses.dataclass(frozen=True)
 class UNetOptions:
-    """What a U-Net's config.json says."""
+    """What the config.json of a U-Net says, or of another network that takes its place."""
 
     options: dict[str, Any]  # keys of config.model
     in_channels: int
@@ -69,6 +69,7 @@ class UNetOptions:
     text_features: int | None  # of what it attends to; None: it is told no text
     pooled: int  # width of the text's vector that it embeds with sizes and crop (XL); 0: it is told neither
     layout: dict[str, Any]  # their options that change nothing here and are theirs again in an export
+    family: str = "unet"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.interop import diffusers_xl
+from diffusion_jax.interop import diffusers_dit_options, diffusers_xl
 from diffusion_jax.interop.diffusers_options import AutoencoderOptions, UNetOptions, autoencoder, unet
 from diffusion_jax.interop.diffusers_scheduler import SchedulerTwin, scheduler
 from diffusion_jax.interop.diffusers_told import (
@@ -29,7 +29,7 @@ TEXT_TO_IMAGE = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", IN
 
 UNCONDITIONAL = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline")
 
-MODELS = ("UNet2DModel", "UNet2DConditionModel", "AutoencoderKL")
+MODELS = ("UNet2DModel", "UNet2DConditionModel", "AutoencoderKL", *diffusers_dit_options.MODELS)
 
 LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "LICENCE.md", "LICENCE.txt")
 
@@ -55,6 +55,7 @@ class Pipeline:
     text_config: Mapping[str, Any] | None = None  # config.json of the text encoder
     second_text: diffusers_xl.SecondText | None = None  # of Stable Diffusion XL
     told: Told = NOTHING  # what the U-Net is told beside text
+    labels: tuple[str, ...] = ()  # names of the classes in the order of their numbers; (): not known
     file: Path | None = None  # the one that holds all weights, in a layout other than diffusers'
 
     @property
@@ -64,7 +65,9 @@ class Pipeline:
 
     @property
     def guidance(self) -> float:
-        """guidance_scale of its call, where it has text."""
+        """guidance_scale of its call, where it has one."""
+        if self.name == diffusers_dit_options.PIPELINE:
+            return diffusers_dit_options.GUIDANCE
         return self.told.guidance if self.second_text is None else diffusers_xl.GUIDANCE
 
     @property
@@ -95,7 +98,9 @@ def read(root: Path, part: str = "") -> Pipeline:
             raise UserError(f"{index} lists no AutoencoderKL as vae; it has {', '.join(sorted(parts)) or 'no parts'}")
         coder, coder_folder = _autoencoder(root, "vae")
         return Pipeline(root, name, version, autoencoder=coder, autoencoder_folder=coder_folder)
-    known = (*TEXT_TO_IMAGE, diffusers_xl.NAME, *UNCONDITIONAL)
+    known = (*TEXT_TO_IMAGE, diffusers_xl.NAME, *UNCONDITIONAL, diffusers_dit_options.PIPELINE)
+    if name == diffusers_dit_options.PIPELINE:
+        return _dit_pipeline(root, said, parts)
     if name not in known:
         raise UserError(
             f"{index} is of a {name}, which is not imported; those that are: "
@@ -144,6 +149,37 @@ def read(root: Path, part: str = "") -> Pipeline:
     )
 
 
+def _dit_pipeline(root: Path, index: Mapping[str, Any], parts: Mapping[str, str]) -> Pipeline:
+    """The folder of a `DiTPipeline`, whose model_index.json is index; parts are {part: its class}."""
+    if parts.get("transformer") not in diffusers_dit_options.MODELS or parts.get("vae") != "AutoencoderKL":
+        raise UserError(
+            f"{root}/model_index.json has {parts.get('transformer', 'nothing')} as transformer and "
+            f"{parts.get('vae', 'nothing')} as vae; {diffusers_dit_options.MODELS[0]} and AutoencoderKL are needed"
+        )
+    name, version = str(index["_class_name"]), str(index.get("_diffusers_version", ""))
+    found = _dit(root, "transformer", _scheduler(root, name), name, version)
+    assert found.unet is not None
+    coder, coder_folder = _autoencoder(root, "vae")
+    return dataclasses.replace(
+        found,
+        autoencoder=coder,
+        autoencoder_folder=coder_folder,
+        left_out=tuple(sorted(set(parts) - {"transformer", "vae", "scheduler"})),
+        labels=diffusers_dit_options.class_names(index, found.unet.options["num_classes"]),
+    )
+
+
+def _dit(root: Path, part: str, twin: SchedulerTwin, name: str, version: str) -> Pipeline:
+    """A DiT in the folder of a pipeline's part or, with part "", alone, drawn from as its scheduler's twin says."""
+    folder = _folder(root, part, "config.json")
+    net = _read(diffusers_dit_options.dit, folder / "config.json")
+    more = diffusers_dit_options.notes(read_json(folder / "config.json"))
+    threshold = "static(low=-1.0, high=1.0)" if twin.threshold == "static" and part else twin.threshold
+    learned = net.out_channels == 2 * net.in_channels
+    twin = dataclasses.replace(twin, learned_variance=learned, threshold=threshold, notes=(*twin.notes, *more))
+    return Pipeline(root, name, version, net, folder, scheduler=twin)
+
+
 def _told(root: Path, index: Mapping[str, Any], net: UNetOptions, coder: AutoencoderOptions) -> Told:
     """What the U-Net of a text-to-image pipeline is told beside text; index is its model_index.json."""
     name, factor = index["_class_name"], 2 ** (len(coder.options["multipliers"]) - 1)
@@ -190,9 +226,11 @@ def _model(root: Path) -> Pipeline:
     if name == "AutoencoderKL":
         options, folder = _autoencoder(root, "")
         return Pipeline(root, name, version, autoencoder=options, autoencoder_folder=folder)
-    net, folder = _unet(root, "")
     twin = scheduler(NO_SCHEDULER, str(root), latent=False)
     twin = dataclasses.replace(twin, notes=("the folder has no scheduler: DDPM's own chain is taken", *twin.notes))
+    if name in diffusers_dit_options.MODELS:
+        return _dit(root, "", twin, name, version)
+    net, folder = _unet(root, "")
     return Pipeline(root, name, version, net, folder, scheduler=twin)
 
 

@@ -110,6 +110,33 @@ def test_variants_and_shards_are_the_same_weights(pipelines, imported, tmp_path,
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=close, atol=close), ours, theirs)
 
 
+def given_noise(monkeypatch, module, like):
+    """Has a scheduler of diffusers draw the noise of our steps, for x like [N, H, W, C] and the seeds 0, 1, ..."""
+    import torch
+
+    keys = jax.vmap(jax.random.split, out_axes=1)(jax.vmap(jax.random.key)(jnp.arange(len(like))))[1]
+    ours = (np.array(standard_normal(keys, step, 0, like)) for step in range(STEPS))
+    draws = (torch.from_numpy(np.moveaxis(a, -1, 1).copy()) for a in ours)
+    monkeypatch.setattr(module, "randn_tensor", lambda *args, **kwargs: next(draws))
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_euler_ancestral_with_its_noise(pipelines, tmp_path, monkeypatch, prediction):
+    """Every draw of the scheduler is ours."""
+    from diffusers.schedulers import scheduling_euler_ancestral_discrete
+
+    found = scheduler("EulerAncestralDiscreteScheduler", prediction, timestep_spacing="leading")
+    pipe = with_scheduler(pipelines[prediction], found)
+    given_noise(monkeypatch, scheduling_euler_ancestral_discrete, NOISE)
+    theirs = folders.draw(pipe, NOISE, steps=STEPS, guidance=GUIDANCE)
+    pipelines[prediction].scheduler = found
+    pipelines[prediction].save_pretrained(tmp_path / "pipe")
+    assert import_(tmp_path / "pipe", tmp_path / "w") == 0
+    ours = drawn(tmp_path / "w", NOISE, folders.PROMPT)
+    print(prediction, np.abs(ours - theirs).max())
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-3)
+
+
 def test_ddpm_pipeline_with_its_noise(tmp_path, monkeypatch):
     """Every draw of the scheduler is ours; clipped to [-1, 1] as DDPM is."""
     import diffusers
@@ -118,15 +145,10 @@ def test_ddpm_pipeline_with_its_noise(tmp_path, monkeypatch):
 
     pipe = folders.unconditional(tmp_path / "pipe", "DDPMPipeline", diffusers.DDPMScheduler())
     assert import_(tmp_path / "pipe", tmp_path / "w") == 0
-    seeds = jnp.arange(NUM)
-    noise = np.asarray(start_noise(seeds, (8, 8, 3)))
-    keys = jax.vmap(jax.random.split, out_axes=1)(jax.vmap(jax.random.key)(seeds))[1]
-    first = lambda a: torch.from_numpy(np.moveaxis(np.array(a), -1, 1).copy())  # noqa: E731
-    steps = [first(standard_normal(keys, step, 0, noise)) for step in range(STEPS)]
-    draws = iter(steps)
-    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *args, **kwargs: next(draws))
+    noise = np.asarray(start_noise(jnp.arange(NUM), (8, 8, 3)))
+    given_noise(monkeypatch, scheduling_ddpm, noise)
     pipe.scheduler.set_timesteps(STEPS)
-    x = first(noise)
+    x = torch.from_numpy(np.moveaxis(noise, -1, 1).copy())
     with torch.no_grad():
         for t in pipe.scheduler.timesteps:
             x = pipe.scheduler.step(pipe.unet(x, t).sample, t, x).prev_sample

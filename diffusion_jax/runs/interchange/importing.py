@@ -18,12 +18,14 @@ from diffusion_jax.data import classes as names
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop import (
     diffusers_autoencoder,
+    diffusers_dit,
+    diffusers_dit_options,
     diffusers_pipeline,
     diffusers_unet,
     original_file,
     original_xl,
 )
-from diffusion_jax.interop.diffusers_options import AutoencoderOptions
+from diffusion_jax.interop.diffusers_options import AutoencoderOptions, UNetOptions
 from diffusion_jax.interop.diffusers_pipeline import Pipeline
 from diffusion_jax.models.conditions import spatial
 from diffusion_jax.runs.interchange import hub
@@ -143,7 +145,7 @@ def _write_model(new: Path, root: Path, found: Pipeline, weights: ImportedWeight
         copy_text(found, weights, workdir.text_encoder)
     model = experiment.model(config, autoencoder, str(workdir.text_encoder) if found.text_config else "")
     with weights.opened("unet") as state:
-        params = diffusers_unet.from_diffusers(state, model.abstract, _on_host)
+        params = _network_params(found.unet, state, model.abstract)
     _save(workdir, config, params, {})
     count = _count(params)
     del params
@@ -153,8 +155,15 @@ def _write_model(new: Path, root: Path, found: Pipeline, weights: ImportedWeight
         workdir.tokenizer.write_text(model.text.learn_tokenizer([]).to_json(), encoding="utf-8")
         count += _count(model.text.params)
     if model.num_classes:
-        classes.keep(workdir, names.known(None, model.num_classes))
+        classes.keep(workdir, names.known(found.labels or None, model.num_classes))
     return count
+
+
+def _network_params(net: UNetOptions, state: Mapping[str, np.ndarray], like: Params) -> Params:
+    """The network's parameters on the host, with the shapes of like."""
+    if net.family == "unet":
+        return diffusers_unet.from_diffusers(state, like, _on_host)
+    return jax.tree.map(_on_host, diffusers_dit.from_diffusers(state, like, sinusoids=net.options["sinusoids"]))
 
 
 def _config(root: Path, found: Pipeline) -> ConfigDict:
@@ -162,7 +171,7 @@ def _config(root: Path, found: Pipeline) -> ConfigDict:
     net, twin, coder = found.unet, found.scheduler, found.autoencoder
     assert net is not None
     assert twin is not None
-    config = configs.base()
+    config = configs.base(net.family)
     config.model.update(net.options)
     config.schedule = twin.schedule
     config.prediction = f"{twin.prediction}(learned_variance=True)" if twin.learned_variance else twin.prediction
@@ -175,6 +184,8 @@ def _config(root: Path, found: Pipeline) -> ConfigDict:
         _set_data(config, (net.size[0] * factor, net.size[1] * factor), coder.channels)
         config.latent = str(root / "autoencoder")
     config.spatial = found.told.spatial
+    if found.name == diffusers_dit_options.PIPELINE:
+        config.sample.guidance = found.guidance
     if found.text_config is not None:
         config.text = text_spec(found, root / "text_encoder")
         config.spatial = found.told.spatial if found.second_text is None else ("size_and_crop",)
