@@ -1,20 +1,22 @@
 """Docstrings of this project are plain text, with `code` in backticks: made into reStructuredText for autodoc."""
 
 import re
+from typing import TYPE_CHECKING
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 _CODE = re.compile(r"(``.+?``|`[^`]+`)", re.DOTALL)
 _SPECIAL = re.compile(r"([\\*|_])")
 
 
-def setup(app: Sphinx) -> dict[str, bool]:
+def setup(app: "Sphinx") -> dict[str, bool]:
     """Sphinx calls this."""
     app.connect("autodoc-process-docstring", _process)
     return {"parallel_read_safe": True}
 
 
-def _process(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+def _process(app: "Sphinx", what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
     lines[:] = as_rst("\n".join(lines)).split("\n")
 
 

@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import published_pipeline
+import pytest
 from export_command_test import digits, save
 from PIL import Image
 
 from diffusion_jax.cli.main import main
 
 
+@pytest.mark.slow
 def test_an_import_is_measured_against_the_images_of_a_folder(tmp_path, capsys):
     pipeline = published_pipeline.write(tmp_path / "pipe")
     assert main(["import", f"--from={pipeline}", f"--workdir={tmp_path}/w"]) == 0

@@ -81,6 +81,7 @@ def test_the_config_file_on_the_page_makes_the_same_config(workdir, tmp_path):
     assert made.to_dict() == Workdir(workdir).read_config().to_dict()
 
 
+@pytest.mark.slow
 def test_a_run_of_sound_and_one_without_previews(tmp_path):
     (tmp_path / "sounds").mkdir()
     for i in range(8):
