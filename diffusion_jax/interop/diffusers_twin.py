@@ -69,7 +69,8 @@ def sample(pipe: Any, network: Any, request: dict[str, Any], inputs: Arrays) -> 
     if "prompts" in request:
         if "known_image" in inputs:
             images = {"image": _first(inputs["known_image"]), "mask_image": _first(inputs["unknown"])}
-            vae.DiagonalGaussianDistribution.sample = lambda latents, *_: latents.mode()  # type: ignore[method-assign]
+            distribution: Any = vae.DiagonalGaussianDistribution
+            distribution.sample = lambda latents, *_: latents.mode()
             return pipe(request["prompts"], latents=noise, **images, **(call | steps)).images
         if "small_image" in inputs:
             small_noise = _first(inputs["small_noise"])
