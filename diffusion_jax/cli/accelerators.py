@@ -28,7 +28,7 @@ GPU_FLAGS = {
 """XLA's flags for NVIDIA GPUs that are off by default. Command buffers (CUDA graphs), of which a sampler's loop has
 most, are on by default."""
 
-_JAXLIB = ("0.10.",)
+_JAXLIB = ("0.10.", "0.12.")
 """Versions whose parser takes all of `GPU_FLAGS`, as a test shows of the one that is installed: XLA ends a process at a
 flag that it does not know."""
 

@@ -13,10 +13,11 @@ ALL = [f"--{name}={value}" for name, value in accelerators.GPU_FLAGS.items()]
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A function that makes the files of a machine's drivers, with the package that jax needs for each."""
+    """A function that makes the files of a machine's drivers, with the packages that jax needs and a known jaxlib."""
     found = importlib.util.find_spec
     plugins = {"jax_cuda13_plugin", "libtpu"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in plugins else found(name))
+    monkeypatch.setattr(accelerators.importlib.metadata, "version", lambda name: "0.10.2")
 
     def make(*paths):
         for path in paths:
