@@ -260,5 +260,7 @@ def _read(options: Callable[[Mapping[str, Any], str], T], file: Path) -> T:
     """What options makes of a JSON file; raises UserError too for a value of a type that diffusers does not write."""
     try:
         return options(read_json(file), str(file))
+    except UserError:
+        raise
     except (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
         raise UserError(f"{file} has a value that diffusers does not write ({error}); fetch it anew") from None

@@ -245,8 +245,10 @@ def test_other_folders_are_no_checkpoint(tmp_path, capsys):
     empty = tmp_path / "source" / "empty"
     empty.mkdir(parents=True)
     assert "neither model_index.json, of a pipeline, nor config.json" in refused(capsys, empty)
+    (empty / "config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
+    assert "FluxTransformer2DModel, which is not imported" in refused(capsys, empty)
     (empty / "config.json").write_text('{"_class_name": "Transformer2DModel"}')
-    assert "Transformer2DModel, which is not imported" in refused(capsys, empty)
+    assert f"diffusion-jax: {empty}/config.json does not say num_embeds_ada_norm; add it\n" == refused(capsys, empty)
     (empty / "config.json").write_text("{")
     assert "is not JSON" in refused(capsys, empty)
     assert import_(tmp_path / "absent", tmp_path / "w") == 2
