@@ -17,10 +17,11 @@ ROOMS = {
     "schema": set(),
     "config": {"ranges", "nets", "earlier_keys", "schema"},
     "config_file": set(),
+    "cache_folder": set(),
     "shipped_configs": set(),
     "core": set(),
     "nets": {"core", "spec", "ranges"},
-    "data": {"spec", "extensions"},
+    "data": {"spec", "extensions", "cache_folder"},
     "report": set(),
     "modalities": {"spec", "data", "report"},
     "sweeps": {"spec"},
@@ -32,6 +33,7 @@ ROOMS = {
     "testing": {"core", "nets", "ranges", "data", "models", "modalities"},
     "launching": set(),
     "runs": {
+        "cache_folder",
         "config",
         "schema",
         "extensions",
@@ -46,7 +48,7 @@ ROOMS = {
     }
     | {"report", "sweeps", "launching", "nets", "modalities"},
     "cli": {"runs", "train", "config", "config_file", "ranges", "launching", "extensions", "__version__"}
-    | {"shipped_configs", "schema"},
+    | {"shipped_configs", "schema", "cache_folder"},
     "functions": {"runs"},
     "__init__": {"functions", "core", "config", "extensions", "train", "report"},
     "__main__": {"cli"},

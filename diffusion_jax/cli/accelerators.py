@@ -11,6 +11,8 @@ import sys
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
+from diffusion_jax.cache_folder import cache_folder
+
 COMMANDS = ("train", "sample", "figures", "evaluate", "precompute", "import", "export", "plan", "sweep", "doctor")
 """Those that run or compile programs here, or tell of it."""
 
@@ -60,14 +62,9 @@ def set_for_devices(environment: MutableMapping[str, str], root: Path = ROOT) ->
         environment["XLA_FLAGS"] = " ".join([environment.get("XLA_FLAGS", ""), *flags]).strip()
         said.append(f"for the GPU, XLA_FLAGS has {' '.join(flags)} ({SWITCH}=none leaves it alone)")
     if (gpu or has_tpu(environment, root)) and CACHE not in environment:
-        environment[CACHE] = str(cache_folder(environment))
+        environment[CACHE] = str(cache_folder("compiled", environment))
         said.append(f"compiled programs are kept in {environment[CACHE]} ({CACHE}= keeps none)")
     return "; ".join(said)
-
-
-def cache_folder(environment: MutableMapping[str, str]) -> Path:
-    """The default folder of compiled programs: diffusion_jax/compiled in XDG_CACHE_HOME, or in ~/.cache."""
-    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion_jax" / "compiled"
 
 
 def has_gpu(environment: MutableMapping[str, str], root: Path = ROOT) -> bool:

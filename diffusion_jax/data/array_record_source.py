@@ -21,9 +21,10 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from diffusion_jax.data.cache_folder import CACHE, JsonCache, cache_folder, key_of, write_whole
+from diffusion_jax.cache_folder import CACHE, cache_folder
 from diffusion_jax.data.classes import shown
 from diffusion_jax.data.example import Example
+from diffusion_jax.data.json_cache import JsonCache, key_of, write_whole
 from diffusion_jax.data.storage import Shards, all_files, file_system, find_shards, splits_of
 from diffusion_jax.data.tfds_source import TfdsSource, tfds_folder
 from diffusion_jax.errors import UserError
@@ -202,7 +203,7 @@ def _copied(shards: Shards) -> list[str]:
     """The paths of files on this machine: their own or, of files in a bucket, those of copies in the cache folder."""
     if shards.local:
         return [shard.path for shard in shards.shards]
-    folder = cache_folder() / "shards" / key_of(shards.address, [shard.version for shard in shards.shards])
+    folder = cache_folder("shards") / key_of(shards.address, [shard.version for shard in shards.shards])
     paths = [folder / shard.name for shard in shards.shards]
     missing = [i for i, path in enumerate(paths) if not path.exists()]
     if missing:

@@ -15,6 +15,7 @@ import jax
 from jax.sharding import Mesh
 from jax.stages import Lowered
 
+from diffusion_jax.cache_folder import cache_folder
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.runs.plan import compiled
 from diffusion_jax.train.interruptible import interruptible
@@ -25,8 +26,8 @@ _EFFORTS = ("jax_exec_time_optimization_effort", "jax_memory_fitting_effort", "j
 
 
 def folder() -> Path:
-    """The default folder of results: diffusion_jax/plans in XDG_CACHE_HOME, or in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion_jax" / "plans"
+    """The default folder of results."""
+    return cache_folder("plans")
 
 
 def compiled_once(what: str, lowered: Lowered, mesh: Mesh, kept: Path | None) -> compiled.Program:

@@ -1,4 +1,4 @@
-"""A folder of what was computed of a user's files once: indexes of tar shards, copies of shards from buckets."""
+"""What was read of a user's files once, such as indexes of tar shards, as JSON in the cache folder."""
 
 import hashlib
 import json
@@ -9,15 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-CACHE = "DIFFUSION_JAX_CACHE"
-"""The environment variable with the folder; otherwise it is diffusion_jax in XDG_CACHE_HOME, or in ~/.cache."""
-
-
-def cache_folder() -> Path:
-    """The folder, which may not exist yet."""
-    if chosen := os.environ.get(CACHE):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion_jax"
+from diffusion_jax.cache_folder import CACHE, cache_folder
 
 
 def key_of(*parts: object) -> str:
@@ -29,7 +21,7 @@ class JsonCache:
     """JSON values by key, a file each, below a sub-folder of the cache."""
 
     def __init__(self, name: str):
-        self._folder = cache_folder() / name
+        self._folder = cache_folder(name)
         self._told = False
 
     def get(self, key: str) -> Any:
