@@ -6,15 +6,13 @@ either net.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from diffusion_jax.errors import UserError
-
-Path = tuple[str, ...]
+from diffusion_jax.interop.arrays_by_name import Naming, Path, Place, arrays
 
 PARTS = {
     "quant": "quant_conv",
@@ -45,26 +43,16 @@ POINTWISE = ("quant", "post_quant", "shortcut")
 def from_diffusers(
     state: Mapping[str, np.ndarray],
     like: Mapping[str, Any],
-    place: Callable[[np.ndarray], np.ndarray | jax.Array] = np.ascontiguousarray,
+    place: Place = np.ascontiguousarray,
 ) -> dict[str, Any]:
     """The tree of `like`, a net's params or their shapes, with the values of an `AutoencoderKL` state dict as float32.
 
-    Each array is looked up when its turn comes, and is at once what place makes of it: of a state that reads from files
-    one array is in memory.
-    Raises UserError, naming all of them, where arrays are missing, left over or of another shape.
+    place and errors are those of `arrays_by_name.arrays`.
     """
-    stored = {_renamed(name): name for name in state}
     leaves, tree = jax.tree_util.tree_flatten_with_path(like)
     shapes = {tuple(entry.key for entry in path): leaf.shape for path, leaf in leaves}
     names = {path: _name(path, _levels(shapes)) for path in shapes}
-    missing = sorted(set(names.values()) - set(stored))
-    extra = sorted(set(stored) - set(names.values()))
-    if missing or extra:
-        raise UserError(f"the weights are of another autoencoder: missing {missing}; left over {extra}")
-    params = {path: place(_ours(path, state[stored[name]])) for path, name in names.items()}
-    wrong = [f"{names[p]} {params[p].shape}, not {shapes[p]}" for p in shapes if params[p].shape != shapes[p]]
-    if wrong:
-        raise UserError(f"the weights are of an autoencoder of other sizes (shapes channels last): {'; '.join(wrong)}")
+    params = arrays(state, names, shapes, Naming("autoencoder", _renamed, _ours), place)
     return jax.tree_util.tree_unflatten(tree, list(params.values()))
 
 

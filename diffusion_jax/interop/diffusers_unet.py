@@ -23,15 +23,14 @@ does where the configs say the same:
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from diffusion_jax.errors import UserError
-
-Path = tuple[str, ...]
+from diffusion_jax.interop.arrays_by_name import Naming, Path, Place, arrays
 
 PARTS = {
     "conv_in": "conv_in",
@@ -86,26 +85,15 @@ BEFORE_0_12 = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to
 def from_diffusers(
     state: Mapping[str, np.ndarray],
     like: Mapping[str, Any],
-    place: Callable[[np.ndarray], np.ndarray | jax.Array] = np.ascontiguousarray,
+    place: Place = np.ascontiguousarray,
 ) -> dict[str, Any]:
     """The tree of `like`, a net's params or their shapes, with the values of their state dict as float32.
 
-    Each array is looked up when its turn comes, and is at once what place makes of it: of a state that reads from files
-    one array is in memory.
-    Raises UserError, naming all of them, where arrays are missing, left over or of another shape.
+    place and errors are those of `arrays_by_name.arrays`.
     """
-    stored = {_renamed(name): name for name in state}
     flat = _flatten(like)
-    names = _names(flat)
-    missing = sorted(set(names.values()) - set(stored))
-    extra = sorted(set(stored) - set(names.values()))
-    if missing or extra:
-        raise UserError(f"the weights are of another network: missing {missing}; left over {extra}")
-    params = {path: place(_ours(path, state[stored[name]])) for path, name in names.items()}
-    wrong = [f"{names[p]} {params[p].shape}, not {flat[p].shape}" for p in flat if params[p].shape != flat[p].shape]
-    if wrong:
-        raise UserError(f"the weights are of a network of other sizes (shapes channels last): {'; '.join(wrong)}")
-    return _unflatten(params)
+    shapes = {path: leaf.shape for path, leaf in flat.items()}
+    return _unflatten(arrays(state, _names(flat), shapes, Naming("network", _renamed, _ours), place))
 
 
 def to_diffusers(params: Mapping[str, Any], *, linear_projection: bool = False) -> dict[str, np.ndarray]:

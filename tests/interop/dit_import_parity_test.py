@@ -1,6 +1,8 @@
 """A `DiTPipeline` that diffusers saved: imported, it draws diffusers' images; exported again, it is the same arrays."""
 
+import fnmatch
 import json
+import shutil
 
 import diffusers_folders as folders
 import jax.numpy as jnp
@@ -88,6 +90,26 @@ def test_it_comes_back_bit_for_bit(tmp_path):
         assert set(before) == set(after)
         assert all(torch.equal(before[key], after[key]) for key in before)
     assert back.labels["crane 134"] == 134
+
+
+def test_all_that_it_is_read_from_is_fetched_from_the_hub(tmp_path, monkeypatch):
+    """A hub that gives the files of the patterns that it is asked for, and no others."""
+    import huggingface_hub
+
+    served = tmp_path / "served"
+    pipeline(served, learned=False)
+    names = [str(file.relative_to(served)) for file in served.rglob("*") if file.is_file()]
+
+    def download(name, revision=None, allow_patterns=()):
+        for each in names:
+            if any(fnmatch.fnmatch(each, pattern) for pattern in allow_patterns):
+                (tmp_path / "abc" / each).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(served / each, tmp_path / "abc" / each)
+        return str(tmp_path / "abc")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *args, **options: names)
+    assert import_("hf://owner/dit", tmp_path / "w") == 0
 
 
 def test_a_transformer_alone_is_of_pixels(tmp_path, capsys):

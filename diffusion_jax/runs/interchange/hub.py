@@ -20,7 +20,10 @@ SCHEME = "hf://"
 _DESCRIBED = ("config.json", "scheduler_config.json", *TOKENIZER_FILES)
 """Files beside the weights that say what a model is."""
 
-_PARTS = ("unet", "vae", "scheduler", "low_res_scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+_PARTS = (
+    *("unet", "transformer", "vae", "scheduler", "low_res_scheduler"),
+    *("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+)
 
 
 class HubAddress(NamedTuple):
