@@ -83,6 +83,17 @@ class Classes:
         return str(number) if names is None else names[number]
 
 
+def counted(names: Sequence[str] | None, labels: Iterable[int] | None) -> int | None:
+    """The number of classes of a source: of their names or, without names, one more than the largest label.
+
+    None for a source without labels.
+    """
+    if names is not None:
+        return len(names)
+    largest = max(labels or (), default=None)
+    return None if largest is None else largest + 1
+
+
 def known(names: Sequence[str] | None, count: int) -> Classes:
     """The classes with these names, in the order of their labels; None for count classes without names."""
     return Classes(count, True, lambda: None if names is None else tuple(names))

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import ClassVar, TypeVar
 
 from diffusion_jax.data import metadata
-from diffusion_jax.data.classes import natural_order
+from diffusion_jax.data.classes import counted, natural_order
 from diffusion_jax.data.example import Example
 from diffusion_jax.data.files import Files, open_files
 from diffusion_jax.data.text_file import decode_text
@@ -40,9 +40,7 @@ class LabelledFiles:
     @functools.cached_property
     def num_classes(self) -> int | None:
         """The number of class names, or one more than the largest label."""
-        if self.class_names is not None:
-            return len(self.class_names)
-        return None if self.labels is None else max(self.labels) + 1
+        return counted(self.class_names, self.labels)
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from diffusion_jax.data.block_cache import BlockCache
-from diffusion_jax.data.classes import natural_order
+from diffusion_jax.data.classes import counted, natural_order
 from diffusion_jax.data.example import Blocks, BytesRead, Example
 from diffusion_jax.data.parquet_columns import CAPTION, Columns, columns_of
 from diffusion_jax.data.storage import Shards, StorageError, find_shards
@@ -75,10 +75,9 @@ class ParquetImages:
     @functools.cached_property
     def num_classes(self) -> int | None:
         """The number of class names, or one more than the largest label."""
-        if self.class_names is not None:
+        if self.class_names is not None:  # the labels of all files need not be read
             return len(self.class_names)
-        labels = [each for each in self._labels() if isinstance(each, int)]
-        return max(labels) + 1 if labels else None
+        return counted(None, [each for each in self._labels() if isinstance(each, int)])
 
     @functools.cached_property
     def fingerprint(self) -> str:

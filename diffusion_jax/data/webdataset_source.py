@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.data.cache_folder import JsonCache, key_of
-from diffusion_jax.data.classes import natural_order
+from diffusion_jax.data.classes import counted, natural_order
 from diffusion_jax.data.example import BytesRead, Example
+from diffusion_jax.data.json_cache import JsonCache, key_of
 from diffusion_jax.data.storage import Shards, find_shards
 from diffusion_jax.data.text_file import decode_text
 from diffusion_jax.data.transforms import SUFFIXES
@@ -59,9 +59,7 @@ class WebDataset:
     @functools.cached_property
     def num_classes(self) -> int | None:
         """The number of class names, or one more than the largest label."""
-        if self.class_names is not None:
-            return len(self.class_names)
-        return None if self.labels is None else max(self.labels) + 1
+        return counted(self.class_names, self.labels)
 
     @functools.cached_property
     def fingerprint(self) -> str:

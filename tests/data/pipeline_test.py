@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image as Picture
+from taken_batches import assert_same, take, together
 
 from diffusion_jax.data import masks
 from diffusion_jax.data.order import example_indices
@@ -85,26 +86,6 @@ def stream(source=None, **options):
     order = Order(**{name: chosen.pop(name) for name in ORDER if name in chosen})
     reading = Reading(**{name: chosen.pop(name) for name in READING if name in chosen})
     return train_batches(source, Image(), shape, order, reading=reading, **chosen)
-
-
-def take(batches, count):
-    """The next count batches; closes the stream."""
-    taken = list(itertools.islice(batches, count))
-    batches.close()
-    return taken
-
-
-def assert_same(some, others):
-    assert len(some) == len(others)
-    for a, b in zip(some, others, strict=True):
-        assert a.keys() == b.keys()
-        for key in a:
-            np.testing.assert_array_equal(a[key], b[key])
-
-
-def together(batches):
-    """Batches one after another, or the shares of one batch, as one."""
-    return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
 
 
 def flips(batch):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import shard_files as files
 from shard_files import KINDS, WRITE
+from taken_batches import assert_same, take, together
 
 from diffusion_jax.data.example import Blocks
 from diffusion_jax.data.order import example_indices
@@ -41,24 +42,6 @@ def stream(root, kind, *, window=WINDOW, batch_size=6, process_index=0, process_
     order = Order(3, batch_size, flip=True, process_index=process_index, process_count=process_count)
     reading = Reading(**{"threads": 2} | options)
     return train_batches(source, Image(), (4, 6, 1), order, readers=(Labels(), Captions(lengths)), reading=reading)
-
-
-def take(batches, count):
-    taken = list(itertools.islice(batches, count))
-    batches.close()
-    return taken
-
-
-def assert_same(some, others):
-    assert len(some) == len(others)
-    for a, b in zip(some, others, strict=True):
-        assert a.keys() == b.keys()
-        for key in a:
-            np.testing.assert_array_equal(a[key], b[key])
-
-
-def together(batches):
-    return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
 
 
 @each

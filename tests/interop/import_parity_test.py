@@ -10,8 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from imported_pipelines import GUIDANCE, NOISE, NUM, SD, STEPS, drawn, import_, scheduler, with_scheduler
-from PIL import Image
+from imported_pipelines import (
+    GUIDANCE,
+    NOISE,
+    NUM,
+    SD,
+    STEPS,
+    captioned_images,
+    drawn,
+    import_,
+    scheduler,
+    tuning_config,
+    with_scheduler,
+)
 
 from diffusion_jax.cli.main import main
 from diffusion_jax.core.samplers import start_noise
@@ -195,27 +206,8 @@ def test_an_autoencoder_is_imported_as_a_run_of_its_own(pipelines, imported, tmp
 
 def test_an_import_is_edited_planned_and_trained_from(imported, tmp_path, capsys):
     _, workdir = imported["eps"]
-    rng = np.random.default_rng(0)
-    images = tmp_path / "images"
-    images.mkdir()
-    for i in range(4):
-        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(images / f"{i}.png")
-    lines = [json.dumps({"file_name": f"{i}.png", "text": f"picture {i}"}) for i in range(4)]
-    (images / "metadata.jsonl").write_text("\n".join(lines))
-    (tmp_path / "tuned.py").write_text(
-        f"""
-from pathlib import Path
-from diffusion_jax.config import from_json
-
-def get_config():
-    config = from_json(Path({str(workdir / "config.json")!r}).read_text())
-    config.init_from = {str(workdir)!r}
-    config.data.source = {f"folder:{images}"!r}
-    config.train.update(steps=2, batch_size=8)
-    config.sample.every = 0
-    return config
-"""
-    )
+    images = captioned_images(tmp_path / "images", 4 * [(16, 16)])
+    tuning_config(tmp_path / "tuned.py", workdir, images, train__steps=2, train__batch_size=8, sample__every=0)
     edit = [f"--workdir={workdir}", f"--out={tmp_path}/edited", "--num=1", "--prompt=cat", "--steps=5"]
     assert main(["sample", *edit, f"--init_image={images}/0.png"]) == 0
     tuned = [f"--config={tmp_path}/tuned.py"]

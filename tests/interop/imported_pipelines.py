@@ -1,8 +1,11 @@
 """Schedulers whose pipelines are imported, and the images that are drawn with an import."""
 
+import json
+
 import diffusers_folders as folders
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
@@ -55,3 +58,32 @@ SD = [  # scheduler, its options, predictions
     ("UniPCMultistepScheduler", {}, ("eps", "v")),
     ("UniPCMultistepScheduler", {"timestep_spacing": "trailing", "solver_order": 3}, ("v",)),
 ]
+
+
+def captioned_images(folder, sizes):
+    """A new folder of random images of these sizes (H, W), each with a caption."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for i, size in enumerate(sizes):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{i}.png")
+    lines = [json.dumps({"file_name": f"{i}.png", "text": f"picture {i}!"}) for i in range(len(sizes))]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def tuning_config(file, workdir, images, **changes):
+    """Writes a config file for training on from an import, on a folder of images, with {section.key: value} changed."""
+    lines = "".join(f"    config.{key.replace('__', '.')} = {value!r}\n" for key, value in changes.items())
+    file.write_text(
+        f"""
+from pathlib import Path
+from diffusion_jax.config import from_json
+
+def get_config():
+    config = from_json(Path({str(workdir / "config.json")!r}).read_text())
+    config.init_from = {str(workdir)!r}
+    config.data.source = {f"folder:{images}"!r}
+{lines}    return config
+"""
+    )
+    return file

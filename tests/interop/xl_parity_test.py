@@ -9,8 +9,7 @@ import numpy as np
 import original_layout
 import pytest
 import xl_pipelines as xl
-from imported_pipelines import import_
-from PIL import Image
+from imported_pipelines import captioned_images, import_, tuning_config
 
 from diffusion_jax.cli.main import main
 from diffusion_jax.interop import diffusers_options
@@ -166,26 +165,9 @@ def test_one_file_is_the_pipeline_that_it_was_written_of(tmp_path):
 def test_an_import_is_sampled_and_trained_from(saved, tmp_path, capsys):
     """One step, of pictures of other sizes than the model's, with a preview."""
     _, _, workdir = saved
-    rng, images = np.random.default_rng(0), tmp_path / "images"
-    images.mkdir()
-    for i in range(4):
-        Image.fromarray(rng.integers(0, 256, (16 + 4 * i, 24, 3), np.uint8)).save(images / f"{i}.png")
-    lines = [json.dumps({"file_name": f"{i}.png", "text": f"picture {i}!"}) for i in range(4)]
-    (images / "metadata.jsonl").write_text("\n".join(lines))
-    (tmp_path / "tuned.py").write_text(
-        f"""
-from pathlib import Path
-from diffusion_jax.config import from_json
-
-def get_config():
-    config = from_json(Path({str(workdir / "config.json")!r}).read_text())
-    config.init_from = {str(workdir)!r}
-    config.data.source = {f"folder:{images}"!r}
-    config.train.update(steps=1, batch_size=8)
-    config.sample.update(every=1, num=2, steps=2)
-    return config
-"""
-    )
+    images = captioned_images(tmp_path / "images", [(16 + 4 * i, 24) for i in range(4)])
+    changes = {"train__steps": 1, "train__batch_size": 8, "sample__every": 1, "sample__num": 2, "sample__steps": 2}
+    tuning_config(tmp_path / "tuned.py", workdir, images, **changes)
     flags = ["--num=1", "--steps=2", "--prompt=cat"]
     crop = "--condition=size_and_crop=64,64,0,8,16,16"
     assert main(["sample", f"--workdir={workdir}", f"--out={tmp_path}/a", *flags, crop]) == 0
