@@ -6,6 +6,8 @@ arXiv:2309.14509). The functions here state these layouts, and the compiler send
 batch, N tokens, H heads, D features.
 """
 
+import math
+
 import jax
 from jax import Array
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
@@ -49,8 +51,7 @@ def split_heads(x: Array) -> Array:
         return x
     axes = tuple(axis for axis in ("tensor", AXIS) if mesh.shape.get(axis, 1) > 1)
     sizes, heads = [mesh.shape[axis] for axis in axes], x.shape[2]
-    places = sizes[0] * sizes[-1] if len(sizes) == 2 else sizes[0]
-    if heads % places:
+    if heads % math.prod(sizes):
         said = " x ".join(f"mesh.{axis}={size}" for axis, size in zip(axes, sizes, strict=True))
         raise UserError(f"{said} does not divide the {heads} heads of an attention; choose sizes that do")
     return _laid_out(x, mesh, 2, axes)

@@ -76,7 +76,7 @@ def test_a_run_that_goes_on_takes_no_other_teacher(teacher, tmp_path):
         ({"teacher": ""}, "give teacher=ITS_WORKDIR"),
         ({"schedule": "cosine(steps=30)"}, "another schedule"),
         ({"model": {"num_classes": 0}}, "the teacher is told label of 10 classes, and this model nothing"),
-        ({"teacher": "nowhere"}, "not a workdir"),
+        ({"teacher": "nowhere"}, "nowhere is not a workdir: it has no config.json; check the path"),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(teacher, tmp_path, changes, message):

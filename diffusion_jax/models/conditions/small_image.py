@@ -27,9 +27,9 @@ _LEVEL = "small_image_level"
 class SmallImage(Condition):
     """The image `factor` times smaller, as noisy as at a step of a schedule's chain, and the number of that step.
 
-    As the x4 upscaler of Stable Diffusion 2 is told it, beside latents that are `factor` times smaller than the image:
-    each of its pixels is repeated, factor x factor, of which the latents' size leaves one. In training the step is
-    uniform in [0, steps). Entries "small_image" [B, H, W, colors] and "small_image_level" [B], a whole number.
+    It is what the x4 upscaler of Stable Diffusion 2 is told. In training the step is uniform in [0, steps). Entries
+    "small_image" [B, H, W, colors], in which each pixel is repeated to the image's size, and "small_image_level" [B],
+    the step as a whole number. The model shrinks an entry to the size of its latents, which takes the repetition back.
     """
 
     factor: int = 4

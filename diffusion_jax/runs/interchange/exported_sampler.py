@@ -143,7 +143,7 @@ def _named(tree: Params) -> tuple[list[str], list[Array]]:
 
 
 def _kept(leaf: Array, stored: np.dtype) -> jax.ShapeDtypeStruct:
-    """What is kept of a parameter: floats as stored."""
+    """The shape of a parameter in the file, with the type `stored` where it holds floats."""
     floats = jnp.issubdtype(leaf.dtype, jnp.floating)
     return jax.ShapeDtypeStruct(leaf.shape, stored if floats else leaf.dtype)
 

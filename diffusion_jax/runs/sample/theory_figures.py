@@ -50,9 +50,8 @@ def bound_terms(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
     levels = schedule.level(jnp.asarray(times))
     t, s = (jax.tree.map(lambda a, part=part: a[part], levels) for part in (slice(None, -2), slice(1, -1)))
     _, of_x0, variance = process.posterior(s, t)
-    gap = (
-        of_x0 * t.sigma / t.alpha * math.sqrt(_ERROR)
-    )  # of the means: an error e of eps is one of sigma / alpha e of x0
+    # An error e of eps is one of sigma / alpha e of x0; gap is that of the means.
+    gap = of_x0 * t.sigma / t.alpha * math.sqrt(_ERROR)
     nats = bound.normal_kl(jnp.zeros_like(gap), jnp.log(variance), gap, jnp.log(variance))
     return times[:-2], np.asarray(nats) / math.log(2)
 

@@ -31,7 +31,7 @@ def fit(run: Run, state: TrainState, resumed: int | None) -> TrainState:
     """Trains from state, of the checkpoint at step resumed (None: a new run), to the last step or a stop."""
     config, task, workdir = run.config, run.task, run.workdir
     text = configs.to_json(config)
-    state_size = sum(a.size for a in jax.tree.leaves(state.params))
+    parameters = sum(a.size for a in jax.tree.leaves(state.params))
     seed = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(run.mesh))()
     writer = MetricWriter(workdir.root, resumed, run.trackers) if run.first else NullWriter()
     bar = progress(config.train.steps, start=resumed or 0, units_per_step=config.train.batch_size, show=run.first)
@@ -83,7 +83,7 @@ def fit(run: Run, state: TrainState, resumed: int | None) -> TrainState:
             stop=run.stop,
             watch=(
                 log.watch,
-                lambda step, metrics, position: _begun(run, state_size, resumed or 0),
+                lambda step, metrics, position: _begun(run, parameters, resumed or 0),
                 lambda step, metrics, position: shown.update(step, loss=log.latest["loss"]),
                 guard.watch,
             ),

@@ -136,7 +136,7 @@ class Workdir:
         Keys that an earlier version did not have are added. Unless quiet, stderr names them.
         """
         if not self.config.is_file():
-            raise UserError(f"{self.root} is not a workdir: it has no {self.config.name}; check --workdir")
+            raise UserError(f"{self.root} is not a workdir: it has no {self.config.name}; check the path")
         read_json(self.config)  # raises where the file is damaged
         text = self.config.read_text(encoding="utf-8")
         try:
