@@ -102,7 +102,7 @@ def test_orbax_does_not_explain_its_defaults(root, caplog):
 
 def test_what_cannot_be_loaded_trained_or_measured_says_the_argument_too(root, tmp_path):
     for call, message in (
-        (lambda: dj.load(tmp_path / "none"), "check workdir"),
+        (lambda: dj.load(tmp_path / "none"), "none is not a workdir: it has no config.json; check the path"),
         (lambda: dj.load(root, step=3), "no checkpoint of step 3 .*there are 7"),
         (lambda: dj.load(root, ema=0.1), "profiles"),
         (lambda: dj.evaluate(root, "fid"), "give metrics=fd features=inception"),
