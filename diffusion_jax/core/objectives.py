@@ -260,9 +260,9 @@ def uncertainty(channels: int = 128) -> MakeObjective:
 def progressive(steps: int) -> MakeObjective:
     """Progressive distillation: one DDIM step does what two of a teacher do; algorithm 2 of arXiv:2202.00512.
 
-    The trained model is for `steps` steps of DDIM from t = 1 to 0 on the grid "uniform". The target of a step is the
-    x0 with which DDIM gets where two half steps of the teacher lead (`one_step_for_two`); weighting and distance are
-    as in `simple`. Times are rounded up to the grid. Raises UserError unless steps >= 1, and for learned variances.
+    The model learns to sample in `steps` steps of DDIM on the grid "uniform", to which times are rounded up. The target
+    of a step is the x0 with which it ends where two half steps of the teacher do (`one_step_for_two`); weighting and
+    distance are as in `simple`. Raises UserError unless steps >= 1, and for learned variances.
     """
     if steps < 1:
         raise UserError(f"objective 'progressive' needs steps >= 1; got {steps}")

@@ -69,7 +69,7 @@ def dit(config: Mapping[str, Any], where: str) -> UNetOptions:
 
 
 def notes(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What is another here than there, a sentence each."""
+    """The differences between the DiT here and in diffusers, a sentence each."""
     found = [
         "the time has the frequencies that diffusers computes; the published DiTs were trained with those of "
         "model.sinusoids='adm'"

@@ -10,17 +10,17 @@ from typing import Any, TypeVar
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop import diffusers_dit_options, diffusers_xl
-from diffusion_jax.interop.diffusers_options import AutoencoderOptions, UNetOptions, autoencoder, unet
-from diffusion_jax.interop.diffusers_scheduler import SchedulerTwin, scheduler
-from diffusion_jax.interop.diffusers_told import (
+from diffusion_jax.interop.diffusers_image_inputs import (
     INPAINTING,
     NOTHING,
     UPSCALING,
-    Told,
+    ImageInputs,
     inpainted,
-    told_scheduler,
+    scheduler_with_images,
     upscaled,
 )
+from diffusion_jax.interop.diffusers_options import AutoencoderOptions, UNetOptions, autoencoder, unet
+from diffusion_jax.interop.diffusers_scheduler import SchedulerTwin, scheduler
 from diffusion_jax.interop.json_file import read_json
 
 T = TypeVar("T")
@@ -54,21 +54,21 @@ class Pipeline:
     left_out: tuple[str, ...] = ()  # parts that are not imported, such as a safety checker
     text_config: Mapping[str, Any] | None = None  # config.json of the text encoder
     second_text: diffusers_xl.SecondText | None = None  # of Stable Diffusion XL
-    told: Told = NOTHING  # what the U-Net is told beside text
+    image_inputs: ImageInputs = NOTHING  # of the U-Net, beside text
     labels: tuple[str, ...] = ()  # names of the classes in the order of their numbers; (): not known
     file: Path | None = None  # the one that holds all weights, in a layout other than diffusers'
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is another here than there, a sentence each."""
-        return (self.scheduler.notes if self.scheduler else ()) + self.told.notes
+        """The differences between the pipeline here and in diffusers, a sentence each."""
+        return (self.scheduler.notes if self.scheduler else ()) + self.image_inputs.notes
 
     @property
     def guidance(self) -> float:
         """guidance_scale of its call, where it has one."""
         if self.name == diffusers_dit_options.PIPELINE:
             return diffusers_dit_options.GUIDANCE
-        return self.told.guidance if self.second_text is None else diffusers_xl.GUIDANCE
+        return self.image_inputs.guidance if self.second_text is None else diffusers_xl.GUIDANCE
 
     @property
     def licence(self) -> Path | None:
@@ -145,7 +145,7 @@ def read(root: Path, part: str = "") -> Pipeline:
         left_out,
         text,
         second,
-        _told(root, said, options, coder),
+        _image_inputs(root, said, options, coder),
     )
 
 
@@ -180,8 +180,8 @@ def _dit(root: Path, part: str, twin: SchedulerTwin, name: str, version: str) ->
     return Pipeline(root, name, version, net, folder, scheduler=twin)
 
 
-def _told(root: Path, index: Mapping[str, Any], net: UNetOptions, coder: AutoencoderOptions) -> Told:
-    """What the U-Net of a text-to-image pipeline is told beside text; index is its model_index.json."""
+def _image_inputs(root: Path, index: Mapping[str, Any], net: UNetOptions, coder: AutoencoderOptions) -> ImageInputs:
+    """The images that a text-to-image pipeline gives its U-Net; index is its model_index.json."""
     name, factor = index["_class_name"], 2 ** (len(coder.options["multipliers"]) - 1)
     if bool(net.options.get("level_rows")) != (name == UPSCALING):
         raise UserError(f"{root}: num_class_embeds of the U-Net of a {name} has no twin here; it is an upscaler's")
@@ -252,7 +252,7 @@ def _autoencoder(root: Path, name: str) -> tuple[AutoencoderOptions, Path]:
 def _scheduler(root: Path, pipeline: str) -> SchedulerTwin:
     file = _folder(root, "scheduler", "scheduler_config.json") / "scheduler_config.json"
     if pipeline in (INPAINTING, UPSCALING):
-        return _read(lambda config, where: told_scheduler(config, where, pipeline), file)
+        return _read(lambda config, where: scheduler_with_images(config, where, pipeline), file)
     return _read(lambda config, where: scheduler(config, where, latent=pipeline in TEXT_TO_IMAGE), file)
 
 

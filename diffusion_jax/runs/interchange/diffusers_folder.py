@@ -15,6 +15,7 @@ from diffusion_jax.interop import (
     diffusers_xl,
 )
 from diffusion_jax.interop.diffusers_config import VERSION, autoencoder_config, dit_config, unet_config
+from diffusion_jax.interop.diffusers_image_inputs import UPSCALING
 from diffusion_jax.interop.diffusers_scheduler_config import (
     DIT,
     PIXELS,
@@ -26,7 +27,6 @@ from diffusion_jax.interop.diffusers_scheduler_config import (
     no_twin,
     scheduler_config,
 )
-from diffusion_jax.interop.diffusers_told import UPSCALING
 from diffusion_jax.interop.huggingface_text_pair import FIRST, SECOND, TOKENIZERS
 from diffusion_jax.interop.json_file import write_json
 from diffusion_jax.models.text import Text
@@ -36,8 +36,8 @@ from diffusion_jax.nets.network import options
 from diffusion_jax.nets.text import ClipText
 from diffusion_jax.nets.text_pair import ClipPair
 from diffusion_jax.nets.unet import UNet
+from diffusion_jax.runs.interchange.exported_image_inputs import NOTHING, ExportedImageInputs, exported_image_inputs
 from diffusion_jax.runs.interchange.exported_text import TextFolder, write_text
-from diffusion_jax.runs.interchange.exported_told import NOTHING, ExportedTold, exported_told
 from diffusion_jax.runs.workdir.restored import Trained
 from diffusion_jax.train.state import Params
 
@@ -74,7 +74,7 @@ class DiffusersFolder:
     call: Mapping[str, float] = dataclasses.field(default_factory=dict)  # arguments of the pipeline's call
     labels: tuple[str, ...] = ()  # names of a DiT's classes
     notes: tuple[str, ...] = ()  # a sentence for each difference between diffusers and this package
-    told: ExportedTold = NOTHING  # what its U-Net is told beside text
+    image_inputs: ExportedImageInputs = NOTHING  # of its U-Net, beside text
 
     @property
     def is_pipeline(self) -> bool:
@@ -97,7 +97,7 @@ class DiffusersFolder:
             write_json(root / "model_index.json", self._index())
 
     def _schedulers(self) -> dict[str, SchedulerConfig]:
-        found = {"scheduler": self.scheduler, "low_res_scheduler": self.told.low_res_scheduler}
+        found = {"scheduler": self.scheduler, "low_res_scheduler": self.image_inputs.low_res_scheduler}
         return {name: scheduler for name, scheduler in found.items() if scheduler is not None}
 
     def _index(self) -> dict[str, object]:
@@ -116,7 +116,7 @@ class DiffusersFolder:
                 index |= {} if self.name == UPSCALING else {"requires_safety_checker": False}
             else:
                 index[diffusers_xl.ZEROS] = self.zero_null
-        index |= dict(self.told.settings)
+        index |= dict(self.image_inputs.settings)
         if self.labels:
             index["id2label"] = {str(i): name for i, name in enumerate(self.labels)}
         return index
@@ -142,7 +142,7 @@ def of_diffusion(trained: Trained, text_folder: Path, layout: Mapping[str, Mappi
     model = trained.model
     if len(model.shape) != 3:
         raise no_twin(f"a model of arrays of shape {model.shape}, which are no images,")
-    told = exported_told(model)
+    images = exported_image_inputs(model)
     size, channels = model.x_shape[:2], model.x_shape[-1]
     parts = {}
     if model.autoencoder is not None:
@@ -158,9 +158,9 @@ def of_diffusion(trained: Trained, text_folder: Path, layout: Mapping[str, Mappi
     config = unet_config(
         *_described(model.network),
         size=size,
-        in_channels=channels + told.channels,
+        in_channels=channels + images.channels,
         pooled=pooled,
-        told=told.entries,
+        told=images.entries,
     )
     linear = bool(layout.get("unet", {}).get("use_linear_projection"))
     params = network_params(trained)
@@ -171,9 +171,11 @@ def of_diffusion(trained: Trained, text_folder: Path, layout: Mapping[str, Mappi
     if model.text is None:
         return _pixels(trained, parts)
     folder = _stable_diffusion(trained, parts, model.text, text_folder)
-    if told == NOTHING:
+    if images == NOTHING:
         return folder
-    return dataclasses.replace(folder, name=told.pipeline, call=dict(folder.call) | dict(told.call), told=told)
+    return dataclasses.replace(
+        folder, name=images.pipeline, call=dict(folder.call) | dict(images.call), image_inputs=images
+    )
 
 
 def network_params(trained: Trained) -> Params:

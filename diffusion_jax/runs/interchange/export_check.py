@@ -24,7 +24,7 @@ from diffusion_jax.models.sampling import START
 from diffusion_jax.nets.autoencoder import AutoencoderKL
 from diffusion_jax.runs.interchange.diffusers_folder import DiffusersFolder, network_params
 from diffusion_jax.runs.interchange.exported_run import ExportedRun, image_shape
-from diffusion_jax.runs.interchange.told_check import told_sample
+from diffusion_jax.runs.interchange.image_inputs_check import random_image_inputs
 from diffusion_jax.runs.workdir.restored import Trained
 from diffusion_jax.train.state import Params
 
@@ -243,7 +243,7 @@ def _sample(trained: Trained, theirs: DiffusersFolder) -> tuple[dict[str, object
         encoded: Any = model.text.network.apply(weights, cond["tokens"])
         outputs["text"] = np.asarray(encoded.hidden)
     cond |= default_numbers(model.conditions, RequestSetting(np.asarray(seeds, np.int32), model.shape))
-    told_inputs, told_cond = told_sample(model, count)
+    told_inputs, told_cond = random_image_inputs(model, count)
     inputs, cond = inputs | told_inputs, cond | told_cond
     program = experiment.sample_program(model, how, trained.mesh)
     images = program(trained.params, trained.pretrained, np.asarray(seeds, np.int32), cond)

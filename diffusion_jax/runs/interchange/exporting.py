@@ -157,6 +157,6 @@ def _record(run: ExportedRun, request: ExportRequest, theirs: DiffusersFolder | 
         "dtype": request.dtype,
         "sampling": dataclasses.asdict(run.trained.how) if run.trained else None,
         "call": theirs.call if theirs else None,
-        "notes": [*theirs.notes, *theirs.told.notes] if theirs else [],
+        "notes": [*theirs.notes, *theirs.image_inputs.notes] if theirs else [],
         "versions": versions(),
     }

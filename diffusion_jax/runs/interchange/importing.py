@@ -183,14 +183,14 @@ def _config(root: Path, found: Pipeline) -> ConfigDict:
         factor = 2 ** (len(coder.options["multipliers"]) - 1)
         _set_data(config, (net.size[0] * factor, net.size[1] * factor), coder.channels)
         config.latent = str(root / "autoencoder")
-    config.spatial = found.told.spatial
+    config.spatial = found.image_inputs.spatial
     if found.name == diffusers_dit_options.PIPELINE:
         config.sample.guidance = found.guidance
     if found.text_config is not None:
         config.text = text_spec(found, root / "text_encoder")
-        config.spatial = found.told.spatial if found.second_text is None else ("size_and_crop",)
+        config.spatial = found.image_inputs.spatial if found.second_text is None else ("size_and_crop",)
         config.sample.guidance = found.guidance
-        config.sample.steps = found.told.steps
+        config.sample.steps = found.image_inputs.steps
     return config
 
 
@@ -204,8 +204,8 @@ def _check_channels(found: Pipeline, config: ConfigDict, autoencoder: experiment
     assert found.scheduler is not None
     shape = experiment.shape(config)
     channels = (autoencoder.latent_shape(shape) if autoencoder else shape)[-1]
-    told = sum(sum(condition.channels(channels).values()) for condition in spatial(config.spatial))
-    wanted = channels + told, channels * (2 if found.scheduler.learned_variance else 1)
+    beside = sum(sum(condition.channels(channels).values()) for condition in spatial(config.spatial))
+    wanted = channels + beside, channels * (2 if found.scheduler.learned_variance else 1)
     if (found.unet.in_channels, found.unet.out_channels) != wanted:
         raise UserError(
             f"{found.file or f'{found.unet_folder}/config.json'}: in_channels={found.unet.in_channels} and "

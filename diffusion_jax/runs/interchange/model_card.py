@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import config as configs
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop import diffusers_xl
-from diffusion_jax.interop.diffusers_told import INPAINTING, UPSCALING
+from diffusion_jax.interop.diffusers_image_inputs import INPAINTING, UPSCALING
 from diffusion_jax.interop.json_file import read_json
 from diffusion_jax.runs.interchange.diffusers_folder import PIXEL_PIPELINES, DiffusersFolder
 from diffusion_jax.runs.interchange.exported_run import ExportRecord, ProgramRecord

@@ -25,11 +25,11 @@ def with_teacher(
     model: experiment.Model,
     tokenizer: Tokenizer | None,
 ) -> experiment.Model:
-    """model with the teacher of config, of its newest checkpoint with averaged parameters; without one, model itself.
+    """model with the teacher that config names, at its newest checkpoint with averaged parameters.
 
-    origin is that of the run in workdir (`pretrained.origin`); both are None in a plan. Raises UserError where the
-    teacher has another schedule, shape, classes, conditions, tokenizer or encoders than the model, and where a run that
-    goes on had another teacher.
+    Where config names none, it is model itself. origin is that of the run in workdir (`pretrained.origin`); both are
+    None in a plan. Raises UserError where the teacher has another schedule, shape, classes, conditions, tokenizer or
+    encoders than the model, and where a run that goes on had another teacher.
     """
     if not config.teacher:
         return model

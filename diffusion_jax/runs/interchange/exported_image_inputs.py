@@ -1,7 +1,8 @@
-"""What an exported U-Net is told of images beside text, and the pipeline of diffusers that tells it so."""
+"""The images that an exported U-Net takes beside text, and the pipeline of diffusers that gives them to it."""
 
 import dataclasses
 
+from diffusion_jax.interop.diffusers_image_inputs import INPAINT, INPAINTING, UPSCALE_NOTES, UPSCALING
 from diffusion_jax.interop.diffusers_scheduler_config import (
     PIXELS,
     SamplingSpecs,
@@ -9,7 +10,6 @@ from diffusion_jax.interop.diffusers_scheduler_config import (
     no_twin,
     scheduler_config,
 )
-from diffusion_jax.interop.diffusers_told import INPAINT, INPAINTING, UPSCALE_NOTES, UPSCALING
 from diffusion_jax.models.conditions import Condition
 from diffusion_jax.models.conditions.small_image import SmallImage
 from diffusion_jax.models.model import Model
@@ -26,10 +26,10 @@ UPSCALER_SCALE = 0.08333
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportedTold:
-    """What a U-Net is told."""
+class ExportedImageInputs:
+    """The images that a U-Net takes, and the pipeline that gives them."""
 
-    pipeline: str = ""  # that tells it so
+    pipeline: str = ""
     entries: tuple[str, ...] = ()  # of which the channels follow those of x, or which are embedded as a class
     channels: int = 0  # of these entries
     call: tuple[tuple[str, float], ...] = ()  # arguments of the pipeline's call
@@ -38,11 +38,11 @@ class ExportedTold:
     settings: tuple[tuple[str, int], ...] = ()  # of the pipeline, in its index
 
 
-NOTHING = ExportedTold()
+NOTHING = ExportedImageInputs()
 
 
-def exported_told(model: Model) -> ExportedTold:
-    """What the network of a model is told; raises UserError where no pipeline tells it so."""
+def exported_image_inputs(model: Model) -> ExportedImageInputs:
+    """The images that the network of a model takes; raises UserError where no pipeline gives them."""
     others = [each for each in model.conditions if each.name not in ELSEWHERE]
     if not others:
         return NOTHING
@@ -52,13 +52,13 @@ def exported_told(model: Model) -> ExportedTold:
         raise no_twin(f"a model that is told {', '.join(names)}")
     (condition,), (pipeline, notes) = others, PIPELINES[names]
     channels = condition.channels(model.x_shape[-1])
-    found = ExportedTold(pipeline, (*channels, *condition.levels), sum(channels.values()), notes=notes)
+    found = ExportedImageInputs(pipeline, (*channels, *condition.levels), sum(channels.values()), notes=notes)
     if isinstance(condition, SmallImage):
         return _upscaler(model, condition, found)
     return dataclasses.replace(found, call=(("strength", 1.0),))
 
 
-def _upscaler(model: Model, condition: SmallImage, found: ExportedTold) -> ExportedTold:
+def _upscaler(model: Model, condition: SmallImage, found: ExportedImageInputs) -> ExportedImageInputs:
     """found, with the scheduler of the small image's noise; UserError where an upscaling pipeline does other things."""
     coder = model.autoencoder
     assert coder is not None
@@ -72,6 +72,6 @@ def _upscaler(model: Model, condition: SmallImage, found: ExportedTold) -> Expor
     return dataclasses.replace(found, low_res_scheduler=noise, settings=(("max_noise_level", condition.steps),))
 
 
-def told_condition(model: Model) -> Condition | None:
-    """The condition of images that a pipeline tells the network of a model; None where there is none."""
+def image_condition(model: Model) -> Condition | None:
+    """The condition of a model that is an image; None where there is none."""
     return next((each for each in model.conditions if each.name not in ELSEWHERE), None)

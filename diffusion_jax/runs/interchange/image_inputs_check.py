@@ -1,4 +1,4 @@
-"""`export --check` of a pipeline that tells a U-Net of images: what both sides are told for a sample."""
+"""`export --check` of a pipeline that gives a U-Net images: random images for both sides."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 
 from diffusion_jax.models.conditions.small_image import SmallImage
 from diffusion_jax.models.model import Model
-from diffusion_jax.runs.interchange.exported_told import told_condition
+from diffusion_jax.runs.interchange.exported_image_inputs import image_condition
 
 Arrays = dict[str, np.ndarray]
 
@@ -14,9 +14,9 @@ LEVEL = 20
 """noise_level of an upscaling pipeline where none is given."""
 
 
-def told_sample(model: Model, count: int) -> tuple[Arrays, dict[str, jax.Array | np.ndarray]]:
-    """(inputs of `diffusers_twin`, entries of cond) for count samples of random images; both {} where none are told."""
-    condition = told_condition(model)
+def random_image_inputs(model: Model, count: int) -> tuple[Arrays, dict[str, jax.Array | np.ndarray]]:
+    """(inputs of `diffusers_twin`, entries of cond) for count samples of random images; both {} where it takes none."""
+    condition = image_condition(model)
     if condition is None:
         return {}, {}
     image = jax.random.uniform(jax.random.key(0), (count, *model.shape), minval=-1.0)

@@ -1,6 +1,6 @@
-"""What a U-Net of diffusers' pipelines is told beside text: entries whose channels follow those of the latents.
+"""The images that diffusers' pipelines give a U-Net beside text, in channels that follow those of the latents.
 
-| pipeline | told, in this order | condition of config.spatial |
+| pipeline | its images, in this order | condition of config.spatial |
 |---|---|---|
 | StableDiffusionInpaintPipeline | the mask, 1 channel; the latent of the image without what is masked | inpaint |
 | StableDiffusionUpscalePipeline | the small image with noise, 3 channels, and as a class its level | small_image |
@@ -18,18 +18,18 @@ UPSCALING = "StableDiffusionUpscalePipeline"
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
-    """What a U-Net is told."""
+class ImageInputs:
+    """The images that a pipeline gives its U-Net, and what else is its own."""
 
     spatial: tuple[str, ...] = ()  # conditions of config.spatial
-    notes: tuple[str, ...] = ()  # what is another here than in diffusers, a sentence each
+    notes: tuple[str, ...] = ()  # the differences from diffusers, a sentence each
     guidance: float = 7.5  # guidance_scale of the pipeline where none is given
     steps: int = 50  # num_inference_steps, likewise
 
 
-NOTHING = Told()
+NOTHING = ImageInputs()
 
-INPAINT = Told(
+INPAINT = ImageInputs(
     ("inpaint",),
     (
         "diffusers tells what is known of an image by a draw of its latent, diffusion_jax by the latent's mean",
@@ -40,12 +40,12 @@ INPAINT = Told(
 )
 
 
-def inpainted(in_channels: int, latent_channels: int) -> Told:
-    """What the U-Net of an inpainting pipeline is told; one of latents alone is told nothing more."""
+def inpainted(in_channels: int, latent_channels: int) -> ImageInputs:
+    """The images of an inpainting pipeline; a U-Net without channels for them gets none."""
     return INPAINT if in_channels == 2 * latent_channels + 1 else NOTHING
 
 
-def told_scheduler(config: Mapping[str, Any], where: str, pipeline: str) -> SchedulerTwin:
+def scheduler_with_images(config: Mapping[str, Any], where: str, pipeline: str) -> SchedulerTwin:
     """The twin of the scheduler of an inpainting pipeline or an upscaler, as `scheduler`.
 
     Both pipelines leave clip_sample as their file has it, and an upscaler steps_offset too. Latents are not clipped
@@ -58,8 +58,8 @@ def told_scheduler(config: Mapping[str, Any], where: str, pipeline: str) -> Sche
     return twin
 
 
-def upscaled(low_res: Mapping[str, Any], where: str, *, factor: int, colors: int, most: object) -> Told:
-    """What the U-Net of an upscaler is told.
+def upscaled(low_res: Mapping[str, Any], where: str, *, factor: int, colors: int, most: object) -> ImageInputs:
+    """The images of an upscaling pipeline.
 
     low_res is the config of low_res_scheduler, which where names in messages, and most is the pipeline's
     max_noise_level. Raises UserError where there is no such condition.
@@ -68,7 +68,7 @@ def upscaled(low_res: Mapping[str, Any], where: str, *, factor: int, colors: int
         raise UserError(f"{where}: max_noise_level={most!r} has no twin here; it is a whole number from 1")
     twin = scheduler(low_res, where, latent=False)
     spec = f"small_image(factor={factor}, colors={colors}, schedule={twin.schedule!r}, steps={most})"
-    return Told((spec,), UPSCALE_NOTES, guidance=9.0, steps=75)
+    return ImageInputs((spec,), UPSCALE_NOTES, guidance=9.0, steps=75)
 
 
 UPSCALE_NOTES = (
