@@ -22,14 +22,15 @@ from diffusion_jax.models.conditions import BatchEntry
 from diffusion_jax.models.latent import Autoencoder
 from diffusion_jax.models.model import Model
 from diffusion_jax.models.sampling import sample_program
-from diffusion_jax.nets import attention, conv
+from diffusion_jax.nets import attention, conv, own_gradient
 from diffusion_jax.nets.families import family
 from diffusion_jax.train import sharding
 from diffusion_jax.train.state import Params
 from diffusion_jax.train.step import AVERAGE, OPTIMIZER
 
-UNEXPANDED = {attention.TANGENT.name: attention.tangent}
-"""What primitives of our own compute, which no jaxpr shows before it is lowered: {name: function of the operands}."""
+UNEXPANDED = {own_gradient.TANGENT.name: own_gradient.tangent}
+"""What primitives of our own compute, which no jaxpr shows before it is lowered: {name: function of operands and,
+by name, parameters}."""
 
 ATTENTION, INPUT_GRADIENT, KERNEL_GRADIENT = attention.SCOPE, conv.INPUT_GRADIENT, conv.KERNEL_GRADIENT
 UPDATES = (OPTIMIZER, AVERAGE)

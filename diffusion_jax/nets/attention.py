@@ -13,15 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.nets import attention_kernels as kernels
-from diffusion_jax.nets import splash_attention
+from diffusion_jax.nets import own_gradient, packed_attention, splash_attention
 from diffusion_jax.nets.attention_kernels import Gradients, Kernel
-from diffusion_jax.nets.rematerialization import product, statistic
+from diffusion_jax.nets.rematerialization import product
 
 CHOICES = ("auto", "xla", "flash")
 """What `attention_kernel` may be; `attend` says what each does."""
@@ -30,8 +28,10 @@ SCOPE = "attention_core"
 """The name by which a profile, and a plan, knows what lies between the projections."""
 
 FLASH_FROM = 1024
-"""Queries, and keys, from which "auto" takes a flash kernel. On a TPU that divides the bytes of Stable Diffusion's
-U-Net by three."""
+"""Queries, and keys, from which "auto" takes a flash kernel."""
+
+PACKED_FROM = 256
+"""Queries from which "auto" takes the packed kernel on a TPU, however few the keys are."""
 
 
 def check_choice(choice: str) -> None:
@@ -65,9 +65,10 @@ def attend(
     such key in the mask gives 0.
 
     kernel "xla" is `jax.nn.dot_product_attention`, which holds all N x M logits. "flash" holds a block of them at a
-    time: splash attention on TPU, cuDNN's on NVIDIA GPUs for 16 bits, and a scan over chunks of keys elsewhere and for
-    what these do not take. "auto" is "flash" from `FLASH_FROM` queries and keys on, and "xla" below. Causal attention
-    and attention inside a `jax.shard_map` are "xla" always.
+    time: on TPU the packed kernel, or splash attention where an example's keys do not fit its vector memory; cuDNN's on
+    NVIDIA GPUs for 16 bits; and a scan over chunks of keys elsewhere and for what these do not take. "auto" is "flash"
+    from `FLASH_FROM` queries and keys on and, on TPU alone, the packed kernel from `PACKED_FROM` queries on; else
+    "xla". Causal attention and attention inside a `jax.shard_map` are "xla" always.
     """
     check_choice(kernel)
     return _attend(q, k, v, mask, kernel=kernel, causal=causal, anywhere=_PORTABLE.get())
@@ -76,26 +77,35 @@ def attend(
 @functools.partial(jax.jit, static_argnames=("kernel", "causal", "anywhere"), inline=True)
 @jax.named_scope(SCOPE)
 def _attend(q: Array, k: Array, v: Array, mask: Array | None, *, kernel: str, causal: bool, anywhere: bool) -> Array:
-    if not _is_flash((q.shape[1], k.shape[1]), kernel) or causal:
-        out = product(jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal))
-        return out if mask is None else jnp.where(jnp.moveaxis(mask.any(axis=-1, keepdims=True), 1, 2), out, 0)
     if mask is not None:
         mask = jnp.broadcast_to(mask, (q.shape[0], *mask.shape[1:]))
+    packed = kernel != "xla" and not anywhere and _is_packed(q, k, mask)
+    if not _is_flash((q.shape[1], k.shape[1]), kernel) or causal:
+        plain = functools.partial(_by_xla, causal=causal)
+        if packed and not causal and q.shape[1] >= PACKED_FROM:
+            by_kernel = functools.partial(attend_by, packed_attention.packed())
+            return product(lax.platform_dependent(q, k, v, mask, tpu=by_kernel, default=plain))
+        return product(plain(q, k, v, mask))
     if anywhere:
         return attend_by(kernels.CHUNKED, q, k, v, mask)
-    cudnn = kernels.cudnn_takes(q, mask)
-    return attend_by(_flash(cudnn, splash_attention.takes(q, mask) and _tpu_is_possible()), q, k, v, mask)
+    splash = splash_attention.takes(q, mask) and _tpu_is_possible()
+    tpu = packed_attention.packed() if packed else splash_attention.splash() if splash else None
+    return attend_by(_flash(kernels.cudnn_takes(q, mask), tpu), q, k, v, mask)
+
+
+def _by_xla(q: Array, k: Array, v: Array, mask: Array | None, causal: bool) -> Array:
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+    return out if mask is None else jnp.where(jnp.moveaxis(mask.any(axis=-1, keepdims=True), 1, 2), out, 0)
+
+
+def _is_packed(q: Array, k: Array, mask: Array | None) -> bool:
+    """Whether on a TPU the kernel for heads that lie side by side takes these, if a flash kernel is wanted."""
+    return packed_attention.takes(q, k, mask) and _tpu_is_possible() and not _inside_shard_map()
 
 
 def _is_flash(lengths: tuple[int, int], kernel: str) -> bool:
     """Whether attention between so many queries and keys takes a flash kernel."""
     return kernel != "xla" and (kernel == "flash" or min(lengths) >= FLASH_FROM) and not _inside_shard_map()
-
-
-def splash_is_possible(lengths: tuple[int, int], features: int, kernel: str) -> bool:
-    """Whether attention between so many queries and keys, masked by key or not, is splash attention on a TPU."""
-    fits = _is_flash(lengths, kernel) and features <= splash_attention.MOST_FEATURES
-    return fits and _tpu_is_possible() and not _PORTABLE.get()
 
 
 def _inside_shard_map() -> bool:
@@ -108,9 +118,9 @@ def _tpu_is_possible() -> bool:
 
 
 @functools.cache
-def _flash(cudnn: bool, splash: bool) -> Kernel:
+def _flash(cudnn: bool, tpu: Kernel | None) -> Kernel:
     """The flash kernel of the platform that is compiled for, which lowering knows and tracing does not."""
-    known = ({"cuda": kernels.CUDNN} if cudnn else {}) | ({"tpu": splash_attention.splash()} if splash else {})
+    known = ({"cuda": kernels.CUDNN} if cudnn else {}) | ({"tpu": tpu} if tpu else {})
     if not known:
         return kernels.CHUNKED
 
@@ -121,105 +131,29 @@ def _flash(cudnn: bool, splash: bool) -> Kernel:
     return Kernel(by_platform("output"), by_platform("forward"), by_platform("backward"))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def attend_by(kernel: Kernel, q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
     """`attend` by one kernel; mask [B, H or 1, N or 1, M]."""
-    return kernel.output(q, k, v, mask)
+    return own_gradient.apply(_rule(kernel), q, k, v, *(() if mask is None else (mask,)))
 
 
-@attend_by.defjvp
-def _attend_jvp(kernel: Kernel, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
-    (out, _), (tangent, _) = jax.jvp(lambda q, k, v: _forward(kernel, q, k, v, primals[3]), primals[:3], tangents[:3])
-    return out, tangent
+@functools.cache
+def _rule(kernel: Kernel) -> own_gradient.Rule:
+    """A kernel as a function of q, k, v and the mask, if any."""
 
+    def forward(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[Array, tuple[Array]]:
+        out, logsumexp = kernel.forward(q, k, v, mask)
+        return out, (logsumexp,)
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _forward(kernel: Kernel, q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:
-    return kernel.forward(q, k, v, mask)
+    def backward(arrays: Sequence[Array], read: Sequence[Array], g: Array) -> Gradients:
+        (q, k, v, *mask), (out, logsumexp) = arrays, read
+        return kernel.backward(q, k, v, mask[0] if mask else None, out, logsumexp, g)
 
-
-@_forward.defjvp
-def _forward_jvp(kernel: Kernel, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    """The tangent of the logsumexp is left at 0: nothing but the backward pass reads it."""
-    q, k, v, mask = primals
-    out, logsumexp = _forward(kernel, *primals)
-    out, logsumexp = product(out), statistic(logsumexp)
-    held = (q, k, v, out, logsumexp) if mask is None else (q, k, v, out, logsumexp, mask)
-    tangent = TANGENT.bind(*tangents[:3], *held, kernel=kernel)
-    return (out, logsumexp), (tangent, jnp.zeros_like(logsumexp))
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-@functools.partial(jax.jit, static_argnums=0, inline=True)
-def _backward(
-    kernel: Kernel, q: Array, k: Array, v: Array, mask: Array | None, out: Array, logsumexp: Array, g: Array
-) -> Gradients:
-    return kernel.backward(q, k, v, mask, out, logsumexp, g)
-
-
-@_backward.defjvp
-def _backward_jvp(kernel: Kernel, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    q, k, v, mask, _, _, g = primals
-
-    moved = (*tangents[:3], tangents[-1])
-    by_xla = jax.jvp(lambda q, k, v, g: kernels.gradients(q, k, v, mask, g), (q, k, v, g), moved)[1]
-    return _backward(kernel, *primals), by_xla
-
-
-TANGENT = Primitive("attention_tangent")
-"""The output's tangent, linear in those of q, k and v: (their tangents, q, k, v, output, logsumexp, mask if any).
-
-A primitive, for nothing else in JAX gives a function both a forward mode and a transpose of its own: evaluated it is
-XLA's tangent, transposed the kernel's backward pass.
-"""
-
-
-def tangent(*args: Array) -> Array:
-    """What `TANGENT` computes, of its arguments."""
-    to_q, to_k, to_v, q, k, v, _, _, *mask = args
-    return kernels.derivative(q, k, v, mask[0] if mask else None, (to_q, to_k, to_v))
-
-
-def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, kernel: Kernel) -> tuple[Any, Any]:
-    """Linear in the first three; of q, k and v XLA's derivative. Output and logsumexp follow from those."""
-
-    def moved(start: int) -> list[Any] | None:
-        part = tangents[start : start + 3]
-        return None if all(type(t) is ad.Zero for t in part) else [ad.instantiate_zeros(t) for t in part]
-
-    total: Any = ad.Zero(jax.typeof(primals[6]))
-    if (linear := moved(0)) is not None:
-        total = TANGENT.bind(*linear, *primals[3:], kernel=kernel)
-    if (through := moved(3)) is not None:
-        bend = jax.jvp(lambda *qkv: tangent(*primals[:3], *qkv, *primals[6:]), tuple(primals[3:6]), tuple(through))[1]
-        total = bend if type(total) is ad.Zero else total + bend
-    return TANGENT.bind(*primals, kernel=kernel), total
-
-
-def _transpose(g: Any, *args: Any, kernel: Kernel) -> list[Any]:
-    wanted = [ad.is_undefined_primal(a) for a in args]
-    if type(g) is ad.Zero or not any(wanted):
-        return [None] * len(args)
-    q, k, v, out, logsumexp, *mask = args[3:]
-    gradients = _backward(kernel, q, k, v, mask[0] if mask else None, out, logsumexp, g)
-    # A tangent that is not asked for is one that is known to be 0.
-    return [to if asked else None for to, asked in zip(gradients, wanted, strict=False)] + [None] * (len(args) - 3)
-
-
-def _batched(args: Sequence[Array], axes: Sequence[Any], *, kernel: Kernel) -> tuple[Array, int]:
-    """The axis that is mapped over joins the batch."""
-    size = next(a.shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None)
-    joined = []
-    for a, axis in zip(args, axes, strict=True):
-        front = jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
-        joined.append(front.reshape(-1, *front.shape[2:]))
-    out = TANGENT.bind(*joined, kernel=kernel)
-    return out.reshape(size, -1, *out.shape[1:]), 0
-
-
-TANGENT.def_impl(lambda *args, kernel: jax.jit(tangent)(*args))
-TANGENT.def_abstract_eval(lambda *args, kernel: args[6])
-ad.primitive_jvps[TANGENT] = _jvp
-ad.primitive_transposes[TANGENT] = _transpose
-batching.primitive_batchers[TANGENT] = _batched
-mlir.register_lowering(TANGENT, mlir.lower_fun(lambda *args, kernel: tangent(*args), multiple_results=False))
+    return own_gradient.Rule(
+        output=lambda q, k, v, mask=None: kernel.output(q, k, v, mask),
+        forward=forward,
+        backward=backward,
+        reference=lambda q, k, v, mask=None: kernels.chunked_forward(q, k, v, mask)[0],
+        moving=3,
+        reads_output=True,
+        by_example=True,
+    )

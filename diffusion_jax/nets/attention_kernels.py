@@ -31,7 +31,8 @@ class Kernel(NamedTuple):
 CHUNK = 256
 """Keys that the chunked kernel attends to at once: of 128, 256 and 512 the best of both sizes tried on CPU."""
 
-_FAR = -0.7 * float(jnp.finfo(jnp.float32).max)  # a logit whose exponential is 0, and whose differences are finite
+FAR = -0.7 * float(jnp.finfo(jnp.float32).max)
+"""A logit whose exponential is 0, and whose differences are finite."""
 
 
 def _chunks(a: Array, axis: int) -> Array:
@@ -56,7 +57,7 @@ def _chunked_keys(k: Array, v: Array, mask: Array | None) -> tuple[Array, Array,
 def _logits(q: Array, k: Array, mask: Array | None) -> Array:
     """q [B, H, N, D], k [B, H, M, D] -> [B, H, N, M], float32."""
     x = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
-    return x if mask is None else jnp.where(mask, x, _FAR)
+    return x if mask is None else jnp.where(mask, x, FAR)
 
 
 def _exponentials(x: Array, subtracted: Array, mask: Array | None) -> Array:
@@ -80,21 +81,11 @@ def chunked_forward(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[A
         return (total * shrink[..., None] + attended, denominator * shrink + p.sum(axis=-1), higher), None
 
     zero = jnp.zeros((batch, heads, queries), jnp.float32)
-    start = (jnp.zeros((batch, heads, queries, features), jnp.float32), zero, zero + _FAR)
+    start = (jnp.zeros((batch, heads, queries, features), jnp.float32), zero, zero + FAR)
     (total, denominator, most), _ = lax.scan(step, start, _chunked_keys(k, v, mask))
     denominator = jnp.where(denominator > 0, denominator, 1)  # of a query without a key
     out = jnp.swapaxes(total / denominator[..., None], 1, 2).astype(q.dtype)
     return out, most + jnp.log(denominator)
-
-
-def derivative(q: Array, k: Array, v: Array, mask: Array | None, tangents: tuple[Array, Array, Array]) -> Array:
-    """The output's tangent for the tangents of q, k and v, by XLA; differentiable in both modes."""
-    return jax.jvp(lambda q, k, v: chunked_forward(q, k, v, mask)[0], (q, k, v), tangents)[1]
-
-
-def gradients(q: Array, k: Array, v: Array, mask: Array | None, g: Array) -> Gradients:
-    """The cotangents of q, k and v for the output's, by XLA; differentiable in both modes."""
-    return jax.vjp(lambda q, k, v: chunked_forward(q, k, v, mask)[0], q, k, v)[1](g)
 
 
 def _chunked_backward(

@@ -50,9 +50,9 @@ def splash(*, interpret: bool = False) -> Kernel:
     forward = functools.partial(_splash_forward, interpret)
     backward = functools.partial(_splash_backward, interpret)
     return Kernel(
-        lambda q, k, v, mask: _over_mesh(output, "qqqm", "q")(q, k, v, _of_keys(mask))[0],
-        lambda q, k, v, mask: _over_mesh(forward, "qqqm", "ql")(q, k, v, _of_keys(mask)),
-        lambda q, k, v, mask, out, lse, g: _over_mesh(backward, "qqqmqlq", "qqq")(q, k, v, _of_keys(mask), out, lse, g),
+        lambda q, k, v, mask: over_mesh(output, "qqqm", "q")(q, k, v, _of_keys(mask))[0],
+        lambda q, k, v, mask: over_mesh(forward, "qqqm", "ql")(q, k, v, _of_keys(mask)),
+        lambda q, k, v, mask, out, lse, g: over_mesh(backward, "qqqmqlq", "qqq")(q, k, v, _of_keys(mask), out, lse, g),
     )
 
 
@@ -60,7 +60,7 @@ def _of_keys(mask: Array | None) -> Array | None:
     return None if mask is None else mask[:, 0, 0]  # [B, M]
 
 
-def _over_mesh(f: Callable[..., Any], arguments: str, results: str) -> Callable[..., Any]:
+def over_mesh(f: Callable[..., Any], arguments: str, results: str) -> Callable[..., Any]:
     """f on each device's part; q: an array [B, N, H, D], l: [B, H, N], m: a mask [B, M] or None."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:

@@ -10,7 +10,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.nets import (
     attention,
     attention_kernels,
-    multi_head,
+    packed_attention,
     rematerialization,
     splash_attention,
     transformer,
@@ -19,8 +19,11 @@ from diffusion_jax.nets.transformer import TransformerLayer
 from diffusion_jax.nets.unet import UNet
 from diffusion_jax.train import sharding
 
-SPLASH = splash_attention.splash(interpret=True)
-KERNELS = {"chunked": attention_kernels.CHUNKED, "splash": SPLASH}
+KERNELS = {
+    "chunked": attention_kernels.CHUNKED,
+    "splash": splash_attention.splash(interpret=True),
+    "packed": packed_attention.packed(interpret=True),
+}
 
 
 def qkv(dtype=jnp.float32, queries=130, keys=300, heads=2):
@@ -206,43 +209,57 @@ def test_a_portable_program_has_no_kernel_of_one_platform():
     assert "tpu_custom_call" in lowered()
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_heads_padded_in_the_projections_give_the_same(bias):
-    """Values and gradients, also of the parameters; by splash attention, which takes 128 features."""
-    x, context, g = (jax.random.normal(jax.random.key(i), (2, n, 24)) for i, n in enumerate((130, 140, 130)))
-    mask = jnp.arange(140) < jnp.array([[140], [70]])
-    keys = iter(jax.random.split(jax.random.key(5), 8))
-    draw = lambda bias: (  # noqa: E731
-        jax.random.normal(next(keys), (24, 24)) / 5,
-        jax.random.normal(next(keys), (24,)) if bias else None,
-    )
-    weights = multi_head.Projections(draw(bias), draw(bias), draw(bias), draw(True))
+class TestPacked:
+    """Heads side by side in lanes."""
 
-    def run(f, x, context, weights):
-        out, pull = jax.vjp(lambda *a: f(*a[:2], mask, a[2], 3, "flash", jnp.float32), x, context, weights)
-        return out, pull(g)
+    @pytest.mark.parametrize(("heads", "features"), [(8, 40), (3, 80), (2, 160), (1, 200)])
+    def test_heads_that_share_lanes_or_go_over_several(self, heads, features):
+        args, g = (
+            tuple(jax.random.normal(jax.random.key(i), (1, 128, heads, features)) for i in at)
+            for at in ([0, 1, 2], [3])
+        )
+        f = jax.jit(lambda args: both_ways(lambda *a: by("packed", *a), args, *g))
+        for mine, its in zip(f(args), both_ways(xla(), args, *g), strict=True):
+            np.testing.assert_allclose(mine, its, rtol=1e-5, atol=1e-5)
 
-    expected = run(multi_head._attended, x, context, weights)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "_flash", lambda *a: SPLASH)
-        got = run(multi_head._attended_padded, x, context, weights)
-    # Sums over 280 rows, and of the keys' bias 0 but for rounding.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=5e-5), got, expected)
+    def test_keys_in_several_blocks_and_queries_in_several_steps(self, monkeypatch):
+        monkeypatch.setattr(packed_attention, "BLOCK", 128)
+        monkeypatch.setattr(packed_attention, "_block", lambda size: 128)
+        args, g = qkv(queries=384, keys=256)
+        for mine, its in zip(both_ways(lambda *a: by("packed", *a), args, g), both_ways(xla(), args, g), strict=True):
+            np.testing.assert_allclose(mine, its, rtol=1e-5, atol=1e-5)
 
+    def test_what_it_takes(self):
+        """The self-attention of Stable Diffusion of 512 x 512 and 768 x 768; not of 1,024 x 1,024, which splash has."""
 
-def test_heads_are_padded_in_the_program_for_a_tpu_alone():
-    """40 features a head: on a TPU no array of them goes in or out of a kernel."""
-    layer = TransformerLayer(2, dtype=jnp.bfloat16)
-    x, text = (jax.ShapeDtypeStruct((1, n, 80), jnp.bfloat16) for n in (attention.FLASH_FROM, 4))
-    params = jax.eval_shape(layer.init, jax.random.key(0), x, text)
-    mesh = sharding.mesh(1, 1, 1, devices=jax.devices()[:1])
-    step = jax.grad(lambda *a: layer.apply(*a).astype(jnp.float32).sum())
-    traced = jax.jit(sharding.on_mesh(mesh, step)).trace(params, x, text)
-    for platform, wide in (("tpu", True), ("cpu", False)):
-        lines = traced.lower(lowering_platforms=(platform,)).as_text().splitlines()
-        assert any("stablehlo.dot_general" in line and "x2x128xbf16>" in line for line in lines) == wide
-        if platform == "tpu":
-            assert not any("stablehlo.pad" in line and "1024x40xbf16" in line for line in lines)
+        def takes(tokens, heads, features, mask=None):
+            a = jax.ShapeDtypeStruct((1, tokens, heads, features), jnp.bfloat16)
+            return packed_attention.takes(a, a, mask)
+
+        assert all(takes(*sizes) for sizes in ((4096, 8, 40), (9216, 5, 64), (4096, 12, 64)))
+        assert not takes(16384, 8, 40)
+        assert takes(256, 16, 72, jax.ShapeDtypeStruct((1, 1, 1, 256), bool))
+        assert not takes(256, 16, 72, jax.ShapeDtypeStruct((1, 1, 256, 256), bool))
+
+    @pytest.mark.parametrize("choice", ["auto", "xla"])
+    def test_it_is_in_the_program_for_a_tpu_alone(self, choice):
+        """Of self-attention and of attention to a few tokens of text; no head has an axis of its own there."""
+        layer = TransformerLayer(2, choice, dtype=jnp.bfloat16)
+        x, text = (jax.ShapeDtypeStruct((1, n, 80), jnp.bfloat16) for n in (attention.PACKED_FROM, 4))
+        params = jax.eval_shape(layer.init, jax.random.key(0), x, text)
+        mesh = sharding.mesh(1, 1, 1, devices=jax.devices()[:1])
+        step = jax.grad(lambda *a: layer.apply(*a).astype(jnp.float32).sum())
+        traced = jax.jit(sharding.on_mesh(mesh, step)).trace(params, x, text)
+        calls = [
+            [
+                line
+                for line in traced.lower(lowering_platforms=(platform,)).as_text().splitlines()
+                if "tpu_custom" in line
+            ]
+            for platform in ("tpu", "cpu")
+        ]
+        assert [len(of) for of in calls] == [4 if choice == "auto" else 0, 0]
+        assert all("1x256x80xbf16" in line and "x40xbf16" not in line for line in calls[0])
 
 
 class TestGatedGelu:

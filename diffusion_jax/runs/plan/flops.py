@@ -4,6 +4,7 @@ Matrix products and convolutions count, with a multiplication and an addition fo
 all but a few hundredths of a network's work. The gradient counts too, since it is in the jaxpr.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -49,7 +50,8 @@ def _of(equation: JaxprEqn, platform: str) -> Work:
     if name == "cond":
         return _branch(parameters["branches"], parameters.get("branches_platforms"), platform)
     if name in UNEXPANDED:
-        return count(jax.make_jaxpr(UNEXPANDED[name])(*(v.aval for v in equation.invars)), platform)
+        f = functools.partial(UNEXPANDED[name], **parameters)
+        return count(jax.make_jaxpr(f)(*(v.aval for v in equation.invars)), platform)
     inside = sum((count(jaxpr, platform) for jaxpr in _jaxprs(parameters)), _NOTHING)
     if name == "scan":
         length = parameters["length"]
