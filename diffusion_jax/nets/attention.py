@@ -22,7 +22,8 @@ from diffusion_jax.nets.attention_kernels import Gradients, Kernel
 from diffusion_jax.nets.rematerialization import product
 
 CHOICES = ("auto", "xla", "flash")
-"""What `attention_kernel` may be; `attend` says what each does."""
+"""What `attention_kernel` may be; `attend` says what each does. On TPU all but "xla" allow the gated feed-forward layer
+behind an attention its kernel too, `gated_kernel`."""
 
 SCOPE = "attention_core"
 """The name by which a profile, and a plan, knows what lies between the projections."""
@@ -79,7 +80,7 @@ def attend(
 def _attend(q: Array, k: Array, v: Array, mask: Array | None, *, kernel: str, causal: bool, anywhere: bool) -> Array:
     if mask is not None:
         mask = jnp.broadcast_to(mask, (q.shape[0], *mask.shape[1:]))
-    packed = kernel != "xla" and not anywhere and _is_packed(q, k, mask)
+    packed = not anywhere and tpu_kernel_is_possible(kernel) and packed_attention.takes(q, k, mask)
     if not _is_flash((q.shape[1], k.shape[1]), kernel) or causal:
         plain = functools.partial(_by_xla, causal=causal)
         if packed and not causal and q.shape[1] >= PACKED_FROM:
@@ -98,14 +99,14 @@ def _by_xla(q: Array, k: Array, v: Array, mask: Array | None, causal: bool) -> A
     return out if mask is None else jnp.where(jnp.moveaxis(mask.any(axis=-1, keepdims=True), 1, 2), out, 0)
 
 
-def _is_packed(q: Array, k: Array, mask: Array | None) -> bool:
-    """Whether on a TPU the kernel for heads that lie side by side takes these, if a flash kernel is wanted."""
-    return packed_attention.takes(q, k, mask) and _tpu_is_possible() and not _inside_shard_map()
-
-
 def _is_flash(lengths: tuple[int, int], kernel: str) -> bool:
     """Whether attention between so many queries and keys takes a flash kernel."""
     return kernel != "xla" and (kernel == "flash" or min(lengths) >= FLASH_FROM) and not _inside_shard_map()
+
+
+def tpu_kernel_is_possible(kernel: str) -> bool:
+    """Whether the choice allows a Pallas kernel in what is traced, should it be compiled for TPUs."""
+    return kernel != "xla" and not _PORTABLE.get() and _tpu_is_possible() and not _inside_shard_map()
 
 
 def _inside_shard_map() -> bool:

@@ -14,6 +14,20 @@ INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 ZERO = nn.initializers.zeros_init()
 
 
+class Parameters(nn.Module):
+    """Those of a `Dense`, for whoever applies them: the width C of its input -> kernel [C, features], bias or None."""
+
+    features: int
+    kernel_init: nn.initializers.Initializer = INIT
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, width: int) -> tuple[Array, Array | None]:
+        """C -> (kernel [C, features], bias [features]), float32."""
+        kernel = self.param("kernel", self.kernel_init, (width, self.features), jnp.float32)
+        return kernel, self.param("bias", ZERO, (self.features,), jnp.float32) if self.bias else None
+
+
 def linear(x: Array, kernel: Array, bias: Array | None, dtype: DTypeLike) -> Array:
     """x [..., C], kernel [C, D], bias [D] -> [..., D] of dtype."""
     # As a matrix: of a dot with more axes, XLA's CPU compiler transposes the gradient's operands first. But tokens that

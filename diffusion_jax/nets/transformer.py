@@ -5,17 +5,20 @@ Dimension key B *S C and N tokens of width D. Its parameters carry the names tha
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
+from diffusion_jax.nets import gated_kernel, own_gradient
+from diffusion_jax.nets.attention import PACKED_FROM, tpu_kernel_is_possible
 from diffusion_jax.nets.context import split_tokens
-from diffusion_jax.nets.dense import ZERO, Dense
+from diffusion_jax.nets.dense import ZERO, Dense, Parameters, linear
 from diffusion_jax.nets.layers import GroupNorm, attention_heads
 from diffusion_jax.nets.multi_head import multi_head
 from diffusion_jax.nets.rematerialization import product
@@ -74,16 +77,35 @@ def _geglu_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> t
 class FeedForward(nn.Module):
     """GEGLU (arXiv:2002.05202, eq. 6): (x V * GELU(x W)) W_2 with an inner width of 4 C and the exact GELU."""
 
+    kernel: str = "auto"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[B, N, C] -> [B, N, C]."""
-        channels = x.shape[-1]
-        linear = Dense(4 * channels, dtype=self.dtype, name="linear")(x)
-        gate = Dense(4 * channels, dtype=self.dtype, name="gate")(x)  # [B, N, 4 C]
-        gated = geglu_in_16_bits if jnp.dtype(self.dtype).itemsize == 2 else geglu
-        return Dense(channels, dtype=self.dtype, name="project")(gated(linear, gate))
+        channels, inner = x.shape[-1], 4 * x.shape[-1]
+        widths = {"linear": (channels, inner), "gate": (channels, inner), "project": (inner, channels)}
+        weights = [Parameters(features, name=name)(width) for name, (width, features) in widths.items()]
+        by_xla = partial(_feed_forward, dtype=self.dtype)
+        if self._is_for_the_kernel(x):
+            return product(lax.platform_dependent(x.astype(self.dtype), weights, tpu=_by_kernel, default=by_xla))
+        return by_xla(x, weights)
+
+    def _is_for_the_kernel(self, x: Array) -> bool:
+        fits = jnp.dtype(self.dtype).itemsize == 2 and gated_kernel.takes(x.shape[-1], 4 * x.shape[-1])
+        large = x.shape[1] >= PACKED_FROM and gated_kernel.splits(x.shape[0])
+        return fits and large and tpu_kernel_is_possible(self.kernel)
+
+
+def _feed_forward(x: Array, weights: Sequence[tuple[Array, Array | None]], dtype: DTypeLike) -> Array:
+    linear_, gate, project = weights
+    gated = geglu_in_16_bits if jnp.dtype(dtype).itemsize == 2 else geglu
+    return linear(gated(linear(x, *linear_, dtype), linear(x, *gate, dtype)), *project, dtype)  # by [B, N, 4 C]
+
+
+def _by_kernel(x: Array, weights: Sequence[tuple[Array, Array | None]]) -> Array:
+    flat = (a for kernel, bias in weights if bias is not None for a in (kernel, bias[None]))
+    return own_gradient.apply(gated_kernel.rule(), x, *flat)
 
 
 class TransformerLayer(nn.Module):
@@ -107,7 +129,7 @@ class TransformerLayer(nn.Module):
         first = attention(name="self_attention")
         x = product(x + (first(h, text, mask) if self.text_alone else first(h, h)))
         x = product(x + attention(name="cross_attention")(norm("norm_cross", x), text, mask))
-        return x + FeedForward(dtype=self.dtype, name="feed_forward")(norm("norm_feed", x))
+        return x + FeedForward(self.kernel, dtype=self.dtype, name="feed_forward")(norm("norm_feed", x))
 
 
 PLACE = 4.0
