@@ -181,26 +181,33 @@ def _dot(a: Array, b: Array, contracted: tuple[int, int]) -> Array:
     return lax.dot_general(a, b, over, preferred_element_type=jnp.float32)
 
 
-def _inner(x: Array, w: Weights, part: slice) -> tuple[Array, Array, Array]:
+def _inner(x: Array, w: Weights, part: Any) -> tuple[Array, Array, Array]:
     """(x linear + b, x gate + b', the normal distribution's CDF at the latter), float32, a part of the inner width."""
     linear = _dot(x, w.linear[:, part], (1, 0)) + w.linear_bias[:, part]
     gate = _dot(x, w.gate[:, part], (1, 0)) + w.gate_bias[:, part]
     return linear, gate, 0.5 * (1 + lax.erf(gate * math.sqrt(0.5)))
 
 
-def _parts(w: Weights, part: int) -> Iterator[slice]:
-    return (slice(start, start + part) for start in range(0, w.linear.shape[1], part))
+def _over_parts(w: Weights, part: int, body: Callable[[Any, Array], Array], total: Array) -> Array:
+    """total after body(lanes of a part of the inner width, total) for each part; a loop, for that compiles sooner."""
+
+    def step(i: Array, total: Array) -> Array:
+        return body(pl.ds(pl.multiple_of(i * part, part), part), total)
+
+    return lax.fori_loop(0, w.linear.shape[1] // part, step, total)
 
 
 def _apply(x_ref: Any, *refs: Any, part: int) -> None:
     """The layer of a block of tokens."""
     *weights, out_ref = refs
     x, w = x_ref[...], Weights(*weights)
-    total = jnp.zeros(x.shape, jnp.float32) + w.project_bias[...]
-    for columns in _parts(w, part):
+
+    def add(columns: Any, total: Array) -> Array:
         linear, gate, cdf = _inner(x, w, columns)
-        total += _dot((linear * gate * cdf).astype(x.dtype), w.project[columns, :], (1, 0))
-    out_ref[...] = total.astype(out_ref.dtype)
+        return total + _dot((linear * gate * cdf).astype(x.dtype), w.project[columns, :], (1, 0))
+
+    start = jnp.broadcast_to(w.project_bias[...], x.shape)
+    out_ref[...] = _over_parts(w, part, add, start).astype(out_ref.dtype)
 
 
 def _gradients(x_ref: Any, g_ref: Any, *refs: Any, part: int) -> None:
@@ -215,8 +222,8 @@ def _gradients(x_ref: Any, g_ref: Any, *refs: Any, part: int) -> None:
             ref[...] = jnp.zeros_like(ref)
 
     to.project_bias[...] += g.astype(jnp.float32).sum(axis=0, keepdims=True)
-    to_x = jnp.zeros(x.shape, jnp.float32)
-    for columns in _parts(w, part):
+
+    def add(columns: Any, to_x: Array) -> Array:
         linear, gate, cdf = _inner(x, w, columns)
         density = jnp.exp(-0.5 * gate * gate) / math.sqrt(2 * math.pi)
         to.project[columns, :] += _dot((linear * gate * cdf).astype(x.dtype), g, (0, 0))
@@ -227,5 +234,6 @@ def _gradients(x_ref: Any, g_ref: Any, *refs: Any, part: int) -> None:
         to_linear, to_gate = to_linear.astype(x.dtype), to_gate.astype(x.dtype)
         to.linear[:, columns] += _dot(x, to_linear, (0, 0))
         to.gate[:, columns] += _dot(x, to_gate, (0, 0))
-        to_x += _dot(to_linear, w.linear[:, columns], (1, 1)) + _dot(to_gate, w.gate[:, columns], (1, 1))
-    to_x_ref[...] = to_x.astype(to_x_ref.dtype)
+        return to_x + _dot(to_linear, w.linear[:, columns], (1, 1)) + _dot(to_gate, w.gate[:, columns], (1, 1))
+
+    to_x_ref[...] = _over_parts(w, part, add, jnp.zeros(x.shape, jnp.float32)).astype(to_x_ref.dtype)
