@@ -1,12 +1,14 @@
-"""Class-conditional ADM on ImageNet at 64 x 64, 296 M parameters: table 11 of Dhariwal and Nichol (arXiv:2105.05233).
+r"""Class-conditional ADM on ImageNet at 64 x 64, 296 M parameters: table 11 of Dhariwal and Nichol (arXiv:2105.05233).
 
-    diffusion-jax plan --config=configs/adm_imagenet64.py --topology=v5e:4x4
+    diffusion-jax plan --config=configs/adm_imagenet64.py --topology=v5e:4x4 --config.train.accumulate=8 \
+        --config.mesh.fsdp=16
     diffusion-jax train --config=configs/adm_imagenet64.py --workdir=runs/adm64 --config.data.source=folder:imagenet.zip
 
 Paper: FID 2.07 after 540,000 steps of batch 2,048, with 250 ancestral steps and no guidance; cosine schedule, learned
 variance in the hybrid loss, three residual blocks a level, heads of 64 channels at 32, 16 and 8 pixels, 16-bit
 arithmetic. Labels are dropped for a tenth of the examples, which the paper's network is not trained for: guidance can
-be had. Neither planned nor run: its parameters alone were counted, 295,905,222.
+be had. Never run; docs/plans.md has a plan for v5e:4x4, with train.accumulate=8 and mesh.fsdp=16.
+295,905,222 parameters.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,9 @@
 """Which peak bounds a program, and machines that are asked for and not to be had."""
 
 import importlib.util
+import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +53,36 @@ def test_a_topology_has_its_chips(name, count):
     devices = machines.topology(name)
     assert len(devices) == count
     assert machines.chip_of(devices[0]) is CHIPS[name.partition(":")[0]]
+
+
+OVERLAP = """
+import sys
+from diffusion_jax.launching import machines
+devices = machines.topology("v5e:2x2")
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+mesh = Mesh(np.array(devices), ("fsdp",))
+split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["fsdp"], []))
+shape = jax.ShapeDtypeStruct((2048, 2048), jnp.bfloat16, sharding=split)
+def layers(x, kernels):
+    kernels = [jax.lax.with_sharding_constraint(kernel, whole) for kernel in kernels]
+    for kernel in kernels:
+        x = jnp.sin(x @ kernel)
+    return x
+print(jax.jit(layers, out_shardings=split).lower(shape, [shape] * 3).compile().as_text())
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, of the tpu extra")
+def test_a_tpu_slice_gathers_a_kernel_while_it_multiplies_by_the_one_before():
+    """In a v5e's compiled schedule a gather begins before a product and ends behind it."""
+    run = subprocess.run([sys.executable, "-c", OVERLAP], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    lines = run.stdout[run.stdout.index("\nENTRY") :].splitlines()
+    named = {found[1]: i for i, line in enumerate(lines) if (found := re.match(r" *%([\w.-]+) = ", line))}
+    gathers = [name for name in named if name.startswith("async-collective-start")]
+    between = [lines[named[name] : named[name.replace("start", "done")]] for name in gathers]
+    assert any(" fusion(" in line and "/dot_general" in line for part in between for line in part)
 
 
 def test_more_virtual_devices_than_jax_started_with():
