@@ -75,6 +75,7 @@ SCHEMA: dict[str, Any] = {
         "b2": 0.999,  # decay of the mean of their squares
         "eps": 1e-8,  # added to the root of that mean
         "weight_decay": 0.0,  # adamw and muon
+        "mean_dtype": "float32",  # float32 | bfloat16: how the mean of gradients is kept; the latter has half the bytes
         "clip": 1.0,  # global norm of the gradient; 0 does not clip
     },
     "ema": {

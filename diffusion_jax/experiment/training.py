@@ -102,7 +102,7 @@ def _one_optimizer(
 ) -> optax.GradientTransformation:
     keys = config.optimizer
     rate = optimizers.learning_rate(keys.learning_rate, warmup=keys.warmup, decay=keys.decay, steps=config.train.steps)
-    options = optimizers.AdamOptions(rate, keys.b1, keys.b2, keys.eps, keys.weight_decay)
+    options = optimizers.AdamOptions(rate, keys.b1, keys.b2, keys.eps, keys.weight_decay, keys.mean_dtype)
     return optimizers.optimizer(keys.name, options, clip=keys.clip, layers=optimizers.LayerNames(outer, stacked))
 
 

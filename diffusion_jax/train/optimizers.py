@@ -35,18 +35,30 @@ class AdamOptions:
     b2: float
     eps: float
     weight_decay: float
+    mean_dtype: str = "float32"
+    """Type in which the mean of gradients is kept, one of `MEAN_DTYPES`. Updates are computed in float32."""
+
+
+MEAN_DTYPES = ("float32", "bfloat16")
 
 
 def adam(options: AdamOptions, layers: LayerNames) -> optax.GradientTransformation:
     """Adam (arXiv:1412.6980), which has no weight decay. Raises UserError where one is given."""
     if options.weight_decay:
         raise UserError("optimizer.weight_decay needs optimizer.name='adamw' or 'muon'; adam has none")
-    return optax.adam(options.learning_rate, options.b1, options.b2, options.eps)
+    return optax.adam(options.learning_rate, options.b1, options.b2, options.eps, mu_dtype=options.mean_dtype)
 
 
 def adamw(options: AdamOptions, layers: LayerNames) -> optax.GradientTransformation:
     """Adam with weight decay apart from the gradient: arXiv:1711.05101."""
-    return optax.adamw(options.learning_rate, options.b1, options.b2, options.eps, weight_decay=options.weight_decay)
+    return optax.adamw(
+        options.learning_rate,
+        options.b1,
+        options.b2,
+        options.eps,
+        mu_dtype=options.mean_dtype,
+        weight_decay=options.weight_decay,
+    )
 
 
 def muon(options: AdamOptions, layers: LayerNames) -> optax.GradientTransformation:
@@ -60,6 +72,7 @@ def muon(options: AdamOptions, layers: LayerNames) -> optax.GradientTransformati
         options.learning_rate,
         eps=options.eps,
         weight_decay=options.weight_decay,
+        mu_dtype=options.mean_dtype,
         adam_b1=options.b1,
         adam_b2=options.b2,
         muon_weight_dimension_numbers=partial(_matrices, layers),
@@ -105,6 +118,8 @@ def optimizer(
 
     Raises UserError for a name that is not in `OPTIMIZERS`, and for options that the optimizer does not have.
     """
+    if options.mean_dtype not in MEAN_DTYPES:
+        raise UserError(f"optimizer.mean_dtype is one of {', '.join(MEAN_DTYPES)}; got {options.mean_dtype!r}")
     if name not in OPTIMIZERS:
         raise UserError(f"unknown optimizer.name {name!r}; choose from {', '.join(OPTIMIZERS)}")
     update = OPTIMIZERS[name](options, layers)

@@ -77,13 +77,33 @@ def test_clipping_scales_the_global_norm():
     [
         ({"name": "sgd"}, "unknown optimizer.name 'sgd'; choose from adam, adamw, muon"),
         ({"weight_decay": 0.1}, "needs optimizer.name='adamw' or 'muon'"),
+        ({"mean_dtype": "float16"}, "optimizer.mean_dtype is one of float32, bfloat16; got 'float16'"),
     ],
 )
 def test_wrong_optimizers_are_named(wrong, message):
-    chosen = {"name": "adam", "weight_decay": 0.0} | wrong
-    options = AdamOptions(lambda _: 0.1, 0.9, 0.99, 1e-8, chosen["weight_decay"])
+    chosen = {"name": "adam", "weight_decay": 0.0, "mean_dtype": "float32"} | wrong
+    options = AdamOptions(lambda _: 0.1, 0.9, 0.99, 1e-8, chosen["weight_decay"], chosen["mean_dtype"])
     with pytest.raises(UserError, match=message):
         optimizer(chosen["name"], options, clip=0.0)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "muon"])
+def test_a_mean_in_16_bits_has_half_the_bytes_and_nearly_the_steps(name):
+    """Each step differs by the rounding of the mean, 2^-9 at most of what it was; squares stay in 32 bits."""
+
+    def steps(dtype):
+        tx = optimizer(name, AdamOptions(lambda _: 0.01, 0.9, 0.999, 1e-8, 0.0, dtype), clip=0)
+        params = {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8)}
+        state, moved = tx.init(params), params
+        for i in range(5):
+            grads = jax.tree.map(lambda p, i=i: jax.random.normal(jax.random.key(i), p.shape), params)
+            updates, state = tx.update(grads, state, moved)
+            moved = jax.tree.map(jnp.add, moved, updates)
+        return moved, {a.dtype for a in jax.tree.leaves(state) if jnp.issubdtype(a.dtype, jnp.floating) and a.ndim}
+
+    (exact, _), (got, types) = steps("float32"), steps("bfloat16")
+    assert types == ({jnp.dtype("bfloat16"), jnp.dtype("float32")})
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5 * 0.01 * 2**-6), got, exact)
 
 
 def test_average_is_the_weighted_sum_of_its_history():
