@@ -5,6 +5,7 @@ A text becomes bos, its tokens, eos, then pad to the length, CLIP's way and, as 
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,6 +79,20 @@ class Tokenizer:
             return ids, cut
         more, also = self.second.encode_and_cut(texts, length)
         return np.concatenate([ids, more], axis=1), cut or also
+
+    def words(self, text: str, length: int) -> list[tuple[str, list[int]]]:
+        """The words of a text, what stands between spaces, and where their tokens are in a row of `encode`.
+
+        A word that is cut has the tokens that are left; one of which none is left is not in the list.
+        """
+        offsets = self.model.encode(text, add_special_tokens=False).offsets[: length - 2]
+        found = []
+        for word in re.finditer(r"\S+", text):
+            # The last character says whose a token is: in some tokenizers the first is the space before the word.
+            places = [1 + i for i, (_, end) in enumerate(offsets) if word.start() < end <= word.end()]
+            if places:
+                found.append((word[0], places))
+        return found
 
     def mask(self, ids: np.ndarray) -> np.ndarray:
         """True up to the eos that ends the text, False on the padding after it: [B, N] -> bool [B, N].

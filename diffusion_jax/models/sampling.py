@@ -104,9 +104,9 @@ def drawing(model: Model, sampling: Sampling, guides: Guides = ALONE) -> Drawing
 def trajectory_program(model: Model, sampling: Sampling, mesh: Mesh, *, columns: int) -> tuple[Wrapped, np.ndarray]:
     """The compiled program (params, pretrained, seeds [B], cond) -> (x, x0), and its times [K], K at most `columns`.
 
-    x [K, B, H, W, C] is the sampler's state at K of its times, evenly spaced in steps, from noise to the samples. x0 is
-    the guided and thresholded prediction at these times, and at t = 0 the sample itself. Both are decoded where they
-    are latents. The device's memory holds all N + 1 states.
+    x [K, B, *x_shape] is the sampler's state at K of its times, evenly spaced in steps, from noise to the samples. x0
+    is the guided and thresholded prediction at these times, and at t = 0 the sample itself. Both are latents where the
+    model has an autoencoder. The device's memory holds all N + 1 states.
     """
     sampler = from_spec(sampling.sampler, SAMPLERS, "sampler")
     grid = from_spec(sampling.grid, GRIDS, "time grid")(model.schedule, sampling.steps)
@@ -125,8 +125,7 @@ def trajectory_program(model: Model, sampling: Sampling, mesh: Mesh, *, columns:
             return denoise(x, jnp.full(len(seeds), t)).x0
 
         x0 = jax.lax.map(predict, (x[:-1], jnp.asarray(times[:-1], x.dtype)))
-        decode = lambda x: model.decode(pretrained, x, sampling.decode_tile)  # noqa: E731
-        return jax.lax.map(decode, x), jax.lax.map(decode, jnp.concatenate([x0, x[-1:]]))
+        return x, jnp.concatenate([x0, x[-1:]])
 
     split = sharding.batch_sharding(mesh)
     return jax.jit(sharding.on_mesh(mesh, program), in_shardings=(None, None, split, split)), times

@@ -7,10 +7,8 @@ import numpy as np
 from diffusion_jax import experiment
 from diffusion_jax.core import process
 from diffusion_jax.core.times import AdaptiveTimes, uniform
-from diffusion_jax.data.prepared import is_prepared
-from diffusion_jax.errors import UserError
 from diffusion_jax.report import figures as drawings
-from diffusion_jax.runs.sample.examples import first_batch
+from diffusion_jax.runs.sample.examples import batch_at_hand
 from diffusion_jax.runs.workdir.restored import Trained
 
 _EXAMPLES, _EPOCHS = 10, 4
@@ -22,13 +20,12 @@ def draw_batch(trained: Trained) -> bytes | None:
     None where the data are not on this machine, and for a model of latents.
     """
     config, model = trained.config, trained.model
-    if model.autoencoder is not None or not is_prepared(config.data.source, config.data.data_dir or None):
+    if model.autoencoder is not None:
         return None
-    try:
-        source = experiment.source(config, model.classes)
-        x0 = jnp.asarray(first_batch(config, source, model, trained.tokenizer, _EXAMPLES)["x"])
-    except (UserError, OSError, ImportError):  # a folder that is elsewhere now: the other figures need no data
+    batch = batch_at_hand(config, model, trained.tokenizer, _EXAMPLES)
+    if batch is None:
         return None
+    x0 = jnp.asarray(batch["x"])
     times = experiment.time_sampling(config.times)
     draw_times = uniform() if isinstance(times, AdaptiveTimes) else times
     rows, at = [x0], [np.zeros(_EXAMPLES)]

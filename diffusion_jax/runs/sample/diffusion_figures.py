@@ -1,10 +1,9 @@
-"""`diffusion-jax figures`: schedules, the forward process, a checkpoint's reverse trajectory and its loss by time."""
+"""`diffusion-jax figures`: the theory and, of a checkpoint, the reverse path, loss by time, latents, attention maps."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -18,26 +17,31 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.modalities import Image
 from diffusion_jax.report import figures as drawings
 from diffusion_jax.report.metrics import read_metrics
-from diffusion_jax.runs.sample import batch_figure
+from diffusion_jax.runs.sample import attention_figure, batch_figure, latent_figures
 from diffusion_jax.runs.sample import theory_figures as theory
 from diffusion_jax.runs.sample.conditioning import SampleRequest, conditions
+from diffusion_jax.runs.sample.reverse_path import ReversePath, decoded, reverse_path
 from diffusion_jax.runs.workdir.output_folder import OutputFolder
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.runs.workdir.restored import Trained, restore, seeds_from
-from diffusion_jax.train.interruptible import interruptible
 from diffusion_jax.train.step import TIME_BINS
 
 THEORY = ("forward.png", "schedules.png", "kl.png", "time_embedding.png", "unet.png")
 """The figures that need no trained model."""
 
-NAMES = (*THEORY, "batch.png", "trajectory.png", "loss_by_time.png")
+LATENT = ("latents.png", "latent_diffusion.png")
+"""The figures of a model of latents."""
+
+NAMES = (*THEORY, "batch.png", "trajectory.png", "loss_by_time.png", *LATENT, "attention.png")
 
 _WITHOUT = {
-    "unet.png": "the network is no U-Net, so there is no unet.png",
-    "batch.png": "the data are not at hand as pixels, so there is no batch.png",
-    "loss_by_time.png": "no loss by time in metrics.jsonl, so there is no loss_by_time.png",
+    "the network is no U-Net": ("unet.png",),
+    "the data are not at hand as pixels": ("batch.png",),
+    "no loss by time in metrics.jsonl": ("loss_by_time.png",),
+    "no autoencoder of images": ("latents.png", "latent_diffusion.png"),
+    "no U-Net that draws images is told captions here": ("attention.png",),
 }
-"""{figure that a workdir may lack: what is said}."""
+"""{what a workdir may lack: the figures that there are not without it}."""
 
 DEFAULT_SCHEDULES = ("linear", "cosine")
 
@@ -66,7 +70,8 @@ class Request:
 
 
 def figures(request: Request, out: Path, *, overwrite: bool = False) -> None:
-    """Writes the figures of `THEORY` into the folder out and, if the request has a workdir, the others of `NAMES`.
+    """Writes the figures of `THEORY` into the folder out and, if the request has a workdir, those of `NAMES` that it
+    has.
 
     Raises UserError, before anything is written, where out has files and may not be overwritten, and where a schedule,
     the image, the workdir or the sampling does not fit.
@@ -74,7 +79,9 @@ def figures(request: Request, out: Path, *, overwrite: bool = False) -> None:
     folder = _checked(out, overwrite, request.size)
     seeds = seeds_from(request.seed, request.num)
     workdir = None if request.root is None else Workdir(request.root)
-    trained_on = [] if workdir is None else [workdir.read_config().schedule]
+    config = None if workdir is None else workdir.read_config()
+    diffusion = config is not None and config.task != "autoencoder"
+    trained_on = [config.schedule] if config is not None and diffusion else []
     schedules = {text: experiment.schedule(text) for text in request.schedules or [*trained_on, *DEFAULT_SCHEDULES]}
     x0 = _image(request.image or drawings.EXAMPLE_IMAGE, request.size)
 
@@ -84,20 +91,15 @@ def figures(request: Request, out: Path, *, overwrite: bool = False) -> None:
         "kl.png": theory.draw_kl(schedules),
         "time_embedding.png": theory.draw_time_embedding(),
     }
-    if workdir is None:
+    if workdir is not None and diffusion:
+        drawn |= _draw_trained(request, workdir, seeds)
+    else:
         network, shape = theory.default_unet()
         drawn["unet.png"] = theory.draw_unet(network, shape, {}, "DDPM's CIFAR-10 U-Net")
-    else:
-        trained = restore(workdir.root, step=request.step, average=request.average, overrides=request.overrides)
-        cond = conditions(request.sample_request, trained, seeds)
-        model = trained.model
-        drawn["unet.png"] = theory.draw_unet(model.network, model.x_shape, model.network_entries(), str(workdir.root))
-        drawn["batch.png"] = batch_figure.draw_batch(trained)
-        drawn["trajectory.png"] = _draw_trajectory(trained, seeds, cond)
-        drawn["loss_by_time.png"] = _draw_loss_by_time(workdir)
-    for name, picture in drawn.items():
-        if picture is None:
-            print(_WITHOUT[name])
+        drawn |= {} if workdir is None else {"latents.png": _draw_autoencoder(request, workdir.root)}
+    for why, names in _WITHOUT.items():
+        if missing := [name for name in names if name in drawn and drawn[name] is None]:
+            print(f"{why}, so there is no {' and no '.join(missing)}")
     written = {name: picture for name, picture in drawn.items() if picture is not None}
     with folder.written() as partial:
         for name, picture in written.items():
@@ -138,14 +140,10 @@ def _draw_schedules(schedules: dict[str, Schedule]) -> bytes:
     return drawings.schedules_png(t, curves)
 
 
-def _draw_trajectory(trained: Trained, seeds: np.ndarray, cond: Mapping[str, np.ndarray]) -> bytes:
-    """A PNG with two rows for each seed: x_t along the trajectory, and the x_0 that is predicted from it."""
-    model, sampling, num = trained.model, trained.how, len(seeds)
-    program, times = experiment.trajectory_program(model, sampling, trained.mesh, columns=_COLUMNS)
-    take = np.arange(-(-num // trained.share) * trained.share).clip(max=num - 1)
-    padded = {name: a[take] for name, a in cond.items()}
-    drawn = interruptible(lambda: jax.device_get(program(trained.params, trained.pretrained, seeds[take], padded)))
-    x, x0 = (part[:, :num].swapaxes(0, 1) for part in drawn)
+def _draw_trajectory(trained: Trained, seeds: np.ndarray, cond: Mapping[str, np.ndarray], path: ReversePath) -> bytes:
+    """A PNG with two rows for each seed: x_t along its path, and the x_0 that is predicted from it."""
+    model, sampling, num, times = trained.model, trained.how, len(seeds), path.times
+    x, x0 = (decoded(trained, part).swapaxes(0, 1) for part in (path.x, path.x0))
     scale = np.asarray(unit_scale(model.schedule.level(jnp.asarray(times, jnp.float32))))
     if model.autoencoder is not None:  # decoded pixels keep their scale
         scale = np.ones_like(scale)
@@ -165,6 +163,35 @@ def _draw_trajectory(trained: Trained, seeds: np.ndarray, cond: Mapping[str, np.
         f", guidance {sampling.guidance:g}" if sampling.guidance != 1 else ""
     )
     return drawings.strips_png(both, scales, list(times), rows, title)
+
+
+def _draw_trained(request: Request, workdir: Workdir, seeds: np.ndarray) -> dict[str, bytes | None]:
+    """The figures of the diffusion model of a workdir, None for those that it does not have."""
+    trained = restore(workdir.root, step=request.step, average=request.average, overrides=request.overrides)
+    cond = conditions(request.sample_request, trained, seeds)
+    model, prompts = trained.model, request.sample_request.prompts
+    path = reverse_path(trained, seeds, cond, _COLUMNS)
+    captions = [prompts[i % len(prompts)] for i in range(len(seeds))] if prompts else [""] * len(seeds)
+    image = request.image or drawings.EXAMPLE_IMAGE
+    return {
+        "unet.png": theory.draw_unet(model.network, model.x_shape, model.network_entries(), str(workdir.root)),
+        "batch.png": batch_figure.draw_batch(trained),
+        "trajectory.png": _draw_trajectory(trained, seeds, cond, path),
+        "loss_by_time.png": _draw_loss_by_time(workdir),
+        **dict(zip(LATENT, latent_figures.draw(trained, path, cond, captions, image), strict=True)),
+        "attention.png": attention_figure.draw_attention(trained, path, cond, captions),
+    }
+
+
+def _draw_autoencoder(request: Request, root: Path) -> bytes | None:
+    """The latents of the autoencoder in the workdir root. Raises UserError for a request that is of sampling."""
+    chosen = request.step is not None or request.average is not True or request.sample_request.anything
+    if chosen or any(value is not None for value in request.overrides.values()):
+        raise UserError(
+            f"{root} has a run of task autoencoder, whose newest averaged parameters are drawn; leave out the flags of "
+            "sampling but --num"
+        )
+    return latent_figures.draw_autoencoder(root, request.image or drawings.EXAMPLE_IMAGE, request.num)
 
 
 def _draw_loss_by_time(workdir: Workdir) -> bytes | None:

@@ -4,8 +4,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import experiment
+from diffusion_jax.data.prepared import is_prepared
 from diffusion_jax.data.sources import Source
 from diffusion_jax.data.tokens import Tokenizer
+from diffusion_jax.errors import UserError
 
 
 def first_batch(
@@ -20,3 +22,16 @@ def first_batch(
         return next(batches)
     finally:
         batches.close()
+
+
+def batch_at_hand(
+    config: ConfigDict, model: experiment.Model | None, tokenizer: Tokenizer | None, count: int
+) -> dict[str, np.ndarray] | None:
+    """`first_batch` of the config's source; None where the data are not on this machine."""
+    if not is_prepared(config.data.source, config.data.data_dir or None):
+        return None
+    try:
+        source = experiment.source(config, None if model is None else model.classes)
+        return first_batch(config, source, model, tokenizer, count)
+    except (UserError, OSError, ImportError):  # a folder that is elsewhere now
+        return None
