@@ -1,4 +1,4 @@
-"""Draws schedules and their forward processes and, for a workdir, trajectories of samples and the loss by time.
+"""Draws schedules and forward processes and, for a workdir, samples' reverse paths, latents and attention to words.
 
 diffusion-jax figures --out=figures --schedule=linear --schedule='cosine | zero_snr' --workdir=runs/digits --label=3
 """
@@ -22,9 +22,16 @@ def define(values: flags.FlagValues, arguments: Sequence[str]) -> None:
         "out.",
         flag_values=values,
     )
-    flags.DEFINE_string("image", None, "Picture for the forward process; a photograph if left out.", flag_values=values)
+    flags.DEFINE_string(
+        "image",
+        None,
+        "Picture for the forward process, and for latents where the data are elsewhere; a photograph if left out.",
+        flag_values=values,
+    )
     flags.DEFINE_integer("size", 64, "Pixels that the picture is cropped to, as high as wide.", flag_values=values)
-    flags.DEFINE_string("workdir", None, "Folder of the run to draw.", flag_values=values)
+    flags.DEFINE_string(
+        "workdir", None, "Folder of the run to draw: of a diffusion model, or of an autoencoder.", flag_values=values
+    )
     sampling.define(values, num=8)
     flags.DEFINE_bool("overwrite", False, "Replace the figures in --out.", flag_values=values)
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from diffusion_jax.report import lettering
 from diffusion_jax.report.figures import encode
 
-_SIDE, _GAP, _LEFT = 1.5, 1.0, 1.15  # inches: of a panel, between panels, of the names of rows
+_SIDE, _GAP, _LEFT = 1.5, 1.0, 1.4  # inches: of a panel, between panels, of the names of rows
 _HEIGHT = 2.2  # of a row: its panels, and the texts above and below
 
 
@@ -25,7 +25,7 @@ class Panel:
 
 
 def flow_png(rows: Sequence[tuple[str, Sequence[Panel]]], title: str) -> bytes:
-    """A PNG of named rows of panels."""
+    """A PNG of rows of panels, each under a name whose further lines are small."""
     most = max(len(panels) + bool(panels[-1].arrow) for _, panels in rows)
     width, height = _LEFT + most * (_SIDE + _GAP) - _GAP + 0.15, 0.4 + _HEIGHT * len(rows)
     figure = Figure(figsize=(width, height), dpi=100)
@@ -33,9 +33,10 @@ def flow_png(rows: Sequence[tuple[str, Sequence[Panel]]], title: str) -> bytes:
     for i, (name, panels) in enumerate(rows):
         bottom = height - 0.4 - _HEIGHT * (i + 1) + 0.42  # inches
         middle = (bottom + _SIDE / 2) / height
-        lines = [line for part in name.split("\n") for line in lettering.wrap(part, lettering.font(12), 95, 6)]
-        text = "\n".join(lines).replace("$", r"\$")
-        figure.text(0.1 / width, middle, text, ha="left", va="center", fontsize=9, fontweight="bold")
+        head, *more = name.split("\n")
+        lines = [line for part in more for line in lettering.wrap(part, lettering.font(12), 115, 6)]
+        figure.text(0.1 / width, middle, head + "\n" * len(lines), va="center", fontsize=9.5, fontweight="bold")
+        figure.text(0.1 / width, middle, "\n" + "\n".join(lines).replace("$", r"\$"), va="center", fontsize=9)
         for j, panel in enumerate(panels):
             left = _LEFT + j * (_SIDE + _GAP)
             _draw(figure, panel, (left / width, bottom / height, _SIDE / width, _SIDE / height))

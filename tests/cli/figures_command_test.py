@@ -61,7 +61,7 @@ def test_forward_and_schedules_need_no_workdir(tmp_path, capsys):
     assert str(out) in capsys.readouterr().out
 
 
-def test_a_workdir_adds_its_schedule_trajectory_and_loss(workdir, tmp_path, monkeypatch):
+def test_a_workdir_adds_its_schedule_trajectory_and_loss(workdir, tmp_path, monkeypatch, capsys):
     drawn = {}
     strips = runs.drawings.strips_png
 
@@ -72,7 +72,11 @@ def test_a_workdir_adds_its_schedule_trajectory_and_loss(workdir, tmp_path, monk
     monkeypatch.setattr(runs.drawings, "strips_png", spy)
     flags = ["--num=3", "--seed=5", "--label=3", "--label=none", "--guidance=2.0", "--steps=7"]
     assert figures(tmp_path / "out", f"--workdir={workdir}", *flags) == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(runs.NAMES)
+    others = {*runs.LATENT, "attention.png"}  # the model works in pixels, and is told no captions
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(runs.NAMES) - others
+    told = capsys.readouterr().out
+    assert "no autoencoder of images, so there is no latents.png and no latent_diffusion.png" in told
+    assert "so there is no attention.png" in told
     assert drawn["Forward"][3] == ["cosine(steps=100)", "linear", "cosine"]
 
     x, scale, times, rows, title = drawn["Reverse"]

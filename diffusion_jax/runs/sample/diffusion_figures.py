@@ -39,7 +39,7 @@ _WITHOUT = {
     "the data are not at hand as pixels": ("batch.png",),
     "no loss by time in metrics.jsonl": ("loss_by_time.png",),
     "no autoencoder of images": ("latents.png", "latent_diffusion.png"),
-    "no U-Net that draws images is told captions here": ("attention.png",),
+    "no caption, or no U-Net of images that is told one": ("attention.png",),
 }
 """{what a workdir may lack: the figures that there are not without it}."""
 

@@ -116,7 +116,8 @@ def draw_latent_diffusion(trained: Trained, example: Mapping[str, np.ndarray], p
     rows = [("Training", _training(trained, example))]
     if model.text is not None and trained.tokenizer is not None:
         rows.insert(0, ("Its caption", _caption(trained, trained.tokenizer, example["tokens"])))
-    rows.append((f"Sampling\n{prompt}", _sampling(trained, path)))
+    told = f"\n“{prompt}”" if prompt else ""
+    rows.append((f"Sampling\n{trained.how.sampler}, {trained.how.steps} steps{told}", _sampling(trained, path)))
     title = f"Latent diffusion, step {trained.step:,}: latents from {-SPAN:g}, black, to {SPAN:g}, white"
     return flow_figure.flow_png(rows, title)
 
@@ -184,14 +185,12 @@ def _sampling(trained: Trained, path: ReversePath) -> list[Panel]:
     """The states of one sample at four times, from noise to a latent, and its image."""
     shown = np.linspace(0, len(path.times) - 1, min(4, len(path.times))).round().astype(int)
     image = decoded(trained, path.x[-1:, :1])[0]
-    between = f"{trained.how.sampler},\n{trained.how.steps} steps\nin all"
     panels = []
     for i in shown:
         z, last = path.x[i, :1], i == shown[-1]
         name = "noise" if i == 0 else "latent z₀" if last else "zₜ"
-        arrow = "times 1 / scale,\ndecoder" if last else between
+        arrow = "times 1 / scale,\ndecoder" if last else "network,\nsteps"
         panels.append(Panel(f"{name}, t = {path.times[i]:.2g}", _array_text(z), picture=_mosaic(z[0]), arrow=arrow))
-        between = "network,\nmany times"
     return [*panels, Panel("image", _array_text(image), picture=_pixels(image[0]))]
 
 
