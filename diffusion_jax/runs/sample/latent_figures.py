@@ -1,5 +1,6 @@
 """An autoencoder's latents, and training and sampling in them with the arrays at every arrow."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -35,6 +36,17 @@ _TIME = 0.5  # of the training example that is drawn
 
 _IMAGES = 4  # whose latents are drawn, at most
 
+Arrays = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """An image, and what the model is told of it in training."""
+
+    x: np.ndarray  # [1, H, W, C]
+    cond: Mapping[str, Array]  # as the network takes it, but for encoders that are trained with it
+    tokens: np.ndarray | None  # of captions [B, N], the first of this image; None: the model is told none
+
 
 def draw(
     trained: Trained, path: ReversePath, cond: Mapping[str, np.ndarray], captions: Sequence[str], image: Path
@@ -49,9 +61,14 @@ def draw(
         return None, None
     batch = batch_at_hand(config, model, trained.tokenizer, min(_IMAGES, len(captions)))
     if batch is None:
-        batch = dict(cond) | {"x": _as_example(image, model.shape)}
-    example = {name: a[:1] for name, a in batch.items()}
-    return draw_latents(model.autoencoder, batch["x"]), draw_latent_diffusion(trained, example, path, captions[0])
+        x = _as_example(image, model.shape)
+        told = model.encode_images(trained.pretrained, {name: jnp.asarray(a[:1]) for name, a in cond.items()})
+        example = Example(x, told, cond.get("tokens"))
+    else:
+        x, first = batch["x"], {name: jnp.asarray(a[:1]) for name, a in batch.items()}
+        told = model.draw_cond(jax.random.key(0), first, trained.pretrained, 0.0)
+        example = Example(x[:1], told, batch.get("tokens"))
+    return draw_latents(model.autoencoder, x), draw_latent_diffusion(trained, example, path, captions[0])
 
 
 def draw_autoencoder(root: Path, image: Path, num: int) -> bytes | None:
@@ -106,16 +123,15 @@ def latents_and_reconstructions(autoencoder: experiment.Autoencoder, x: np.ndarr
     return np.asarray(z, np.float32), np.asarray(again, np.float32)
 
 
-def draw_latent_diffusion(trained: Trained, example: Mapping[str, np.ndarray], path: ReversePath, prompt: str) -> bytes:
+def draw_latent_diffusion(trained: Trained, example: Example, path: ReversePath, prompt: str) -> bytes:
     """A PNG of training a model of latents on one example and of sampling, with the array at every arrow.
 
-    example has "x" [1, H, W, C] and the entries of the model's conditions; prompt is the caption of the
-    path's first sample.
+    prompt is the caption of the path's first sample.
     """
     model = trained.model
     rows = [("Training", _training(trained, example))]
-    if model.text is not None and trained.tokenizer is not None:
-        rows.insert(0, ("Its caption", _caption(trained, trained.tokenizer, example["tokens"])))
+    if model.text is not None and trained.tokenizer is not None and example.tokens is not None:
+        rows.insert(0, ("Its caption", _caption(trained, trained.tokenizer, example.tokens[:1])))
     told = f"\n“{prompt}”" if prompt else ""
     rows.append((f"Sampling\n{trained.how.sampler}, {trained.how.steps} steps{told}", _sampling(trained, path)))
     title = f"Latent diffusion, step {trained.step:,}: latents from {-SPAN:g}, black, to {SPAN:g}, white"
@@ -135,9 +151,9 @@ def _caption(trained: Trained, tokenizer: Tokenizer, ids: np.ndarray) -> list[Pa
     ]
 
 
-def _training(trained: Trained, example: Mapping[str, np.ndarray]) -> list[Panel]:
+def _training(trained: Trained, example: Example) -> list[Panel]:
     """An image, its latent, that with noise, the network's output and what it is compared with."""
-    x = np.asarray(example["x"])
+    x = example.x
     arrays = training_arrays(trained.model, trained.params, trained.pretrained, example)
     loss = np.mean((arrays["output"] - arrays["target"]) ** 2)
     return [
@@ -155,29 +171,29 @@ def _training(trained: Trained, example: Mapping[str, np.ndarray]) -> list[Panel
 
 
 def training_arrays(
-    model: experiment.Model, params: Params, pretrained: Mapping[str, Params], example: Mapping[str, np.ndarray]
+    model: experiment.Model, params: Params, pretrained: Mapping[str, Params], example: Example
 ) -> dict[str, np.ndarray]:
     """The arrays of a training step at t = 1/2 by name, without dropout: z, z_t, output and target, each [1, h, w, z].
 
-    z is a sample of the latent's distribution, as a step takes it. example is as in `draw_latent_diffusion`.
+    z is a sample of the latent's distribution, as a step takes it.
     """
     autoencoder = model.autoencoder
     assert autoencoder is not None
 
     @jax.jit
-    def program(params: Params, pretrained: Mapping[str, Params], example: Mapping[str, Array]) -> dict[str, Array]:
+    def program(params: Params, pretrained: Mapping[str, Params], x: Array, cond: Mapping[str, Array]) -> Arrays:
         bound, of_latent, of_noise = model.bind(params), *jax.random.split(jax.random.key(0))
-        mean, logvar = autoencoder.encode(pretrained["autoencoder"], example["x"])
+        mean, logvar = autoencoder.encode(pretrained["autoencoder"], x)
         z = autoencoding.sample_posterior(mean, logvar, jax.random.normal(of_latent, mean.shape))
         eps, t = jax.random.normal(of_noise, mean.shape), jnp.full(len(mean), _TIME)
         level = bound.schedule.level(t)
         z_t = process.diffuse(z, eps, level)
-        cond = model.encode(params, pretrained, model.encode_images(pretrained, model.entries(example)))
+        cond = model.encode(params, pretrained, cond)
         given = model.parameterization.network_input(z_t, level)
         output = model.apply(params, given, bound.schedule.conditioning(t), cond)[..., : z.shape[-1]]
         return {"z": z, "z_t": z_t, "output": output, "target": model.parameterization.target(z, eps, level)}
 
-    found = program(params, pretrained, {name: jnp.asarray(a) for name, a in example.items()})
+    found = program(params, pretrained, jnp.asarray(example.x), example.cond)
     return {name: np.asarray(a, np.float32) for name, a in found.items()}
 
 
