@@ -16,7 +16,7 @@ for name in "$@"; do
   case $name in
   theory) draw theory ;;
   digits) draw digits --workdir=runs/digits --num=4 --label=2 --label=7 --seed=1 ;;
-  shapes_latent) draw shapes_latent --workdir=runs/shapes_latent --num=4 --seed=4 --prompt='a small red circle left of a blue square' ;;
+  shapes_latent) draw shapes_latent --workdir=runs/shapes_latent --num=4 --seed=4 --prompt='a large green triangle' ;;
   shapes_text)
     draw shapes_text --workdir=runs/shapes_text --num=3 --prompt='a small red circle left of a blue square' \
       --prompt='a large purple square above a yellow circle' --prompt='a large green triangle'
@@ -40,8 +40,8 @@ work, *folders = sys.argv[1:]
 for folder in folders:
     for name in FIGURES[folder]:
         picture = Image.open(Path(work, folder, f"{name}.png")).convert("RGB")
-        # The median cut has no colour for what is small, such as a sample beside its maps.
-        few = Image.Quantize.MEDIANCUT if folder in ("theory", "digits") else Image.Quantize.MAXCOVERAGE
-        picture = picture.quantize(128, few, dither=0)
+        # The plain median cut has no colour for what is small: a sample beside its maps, the edges of a difference.
+        method = Image.Quantize.MAXCOVERAGE if folder == "shapes_text" else Image.Quantize.MEDIANCUT
+        picture = picture.quantize(128, method, kmeans=8 if folder == "shapes_latent" else 0, dither=0)
         picture.save(f"docs/pictures/tour_{name}.png", optimize=True)
 PYTHON

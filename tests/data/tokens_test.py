@@ -134,6 +134,34 @@ def test_a_published_tokenizer_says_what_is_lost_in_the_words_of_the_text(kind, 
     assert tokenizer.encode_and_cut([text], int(words[1]))[1] == []
 
 
+@pytest.mark.parametrize("kind", ["bytes", "trained", "clip", "bert"])
+def test_the_tokens_of_a_word_are_those_that_spell_it(kind, trained, tmp_path):
+    """In "bytes" each byte is a token of its own; those of spaces are of no word."""
+    folders = {"clip": clip_folder, "bert": bert_folder}
+    tokenizer = (
+        from_folder(folders[kind](tmp_path)) if kind in folders else trained if kind == "trained" else train([], 300)
+    )
+    for text in (CAPTIONS[0], "  Small   circle, left!! ", "hexagon hexagon"):
+        ids = tokenizer.encode([text], 100)[0]
+        words = tokenizer.words(text, 100)
+        assert [word for word, _ in words] == text.split()
+        places = [place for _, each in words for place in each]
+        assert len(set(places)) == len(places)
+        assert not {tokenizer.bos, tokenizer.eos, tokenizer.pad} & set(ids[places].tolist())
+        for word, each in words:
+            row = np.asarray([[tokenizer.bos, *ids[each], tokenizer.eos]])
+            alone = tokenizer.decode(tokenizer.encode([word], 100))
+            assert [part.strip() for part in tokenizer.decode(row)] == alone
+
+
+def test_words_that_are_cut_have_no_tokens(trained):
+    words = trained.words(CAPTIONS[0], 5)
+    assert {place for _, each in words for place in each} <= {1, 2, 3}  # 0 is the start, 4 the end
+    assert [word for word, _ in words] == CAPTIONS[0].split()[: len(words)]
+    assert 0 < len(words) < len(CAPTIONS[0].split())
+    assert trained.words("", 5) == []
+
+
 def test_training_finds_the_words_and_only_their_counts_matter(trained):
     words = trained.mask(trained.encode(CAPTIONS, 64)).sum(axis=1) - 2
     assert words.sum() < sum(map(len, CAPTIONS)) / 3
