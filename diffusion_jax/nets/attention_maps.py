@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from diffusion_jax.nets.dense import Parameters, linear
+from diffusion_jax.nets.dense import Dense
 from diffusion_jax.nets.transformer import Attention
 
 
@@ -22,24 +22,21 @@ from diffusion_jax.nets.transformer import Attention
 def text_attention() -> Iterator[dict[str, Array]]:
     """The probabilities [B, H, N, M] of each attention to a text that is traced in the block, by its layer's path.
 
-    They are of the layer's own parameters and inputs, and fill the dict while a `UNet` is applied. Layers know nothing
+    They are of the layer's own queries and keys, and fill the dict while a `UNet` is applied. Layers know nothing
     of it: a network that is applied outside of the block has the program that it has anyway. Values do not come out of
     layers that are rematerialized, so the network is one of remat "none".
     """
     found: dict[str, Array] = {}
-    weights: dict[tuple[str, ...], tuple[Array, Array | None]] = {}
+    projected: dict[tuple[str, ...], Array] = {}
 
     def note(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         out, module = call(*args, **kwargs), context.module
-        if isinstance(module, Parameters):
-            weights[module.path] = out
+        if isinstance(module, Dense) and module.name in ("query", "key"):
+            projected[module.path] = out
         elif isinstance(module, Attention) and args[0] is not args[1]:  # else a self-attention
-            x, text, mask = args
-            q, k = (
-                linear(a, *weights[*module.path, name], module.dtype).reshape(*a.shape[:2], module.heads, -1)
-                for a, name in ((x, "query"), (text, "key"))
-            )
-            found["/".join(module.path)] = probabilities(q, k, mask)
+            q, k = (projected[*module.path, name] for name in ("query", "key"))
+            q, k = (a.reshape(*a.shape[:2], module.heads, -1) for a in (q, k))
+            found["/".join(module.path)] = probabilities(q, k, args[2])
         return out
 
     with nn.intercept_methods(note):
