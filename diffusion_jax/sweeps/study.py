@@ -54,10 +54,20 @@ class Study:
         self._study.set_user_attr("identity", identity)
 
     def unfinished(self) -> dict[int, Changes]:
-        """{number: changes} of the trials that were begun and have no result."""
+        """{number: changes} of the trials that were begun and have no result.
+
+        Another process may record the result of such a trial at any time.
+        """
         waiting = (self._optuna.trial.TrialState.RUNNING, self._optuna.trial.TrialState.WAITING)
-        trials = self._study.get_trials(deepcopy=False, states=waiting)
-        return {trial.number: self._changes(self._trial(trial.number)) for trial in trials}
+        found: dict[int, Changes] = {}
+        for number in [trial.number for trial in self._study.get_trials(deepcopy=False, states=waiting)]:
+            try:
+                found[number] = self._changes(self._trial(number))
+            except RuntimeError:  # Optuna's, where a trial that has a result would get a parameter
+                if number not in self.finished():
+                    raise
+        finished = self.finished()
+        return {number: changes for number, changes in found.items() if number not in finished}
 
     def finished(self) -> dict[int, tuple[str, Changes, float | None]]:
         """{number: (state, changes, value)} of the trials that have a result; the state is done, pruned or failed."""

@@ -96,6 +96,36 @@ def test_a_result_is_kept_and_a_failure_too(tmp_path):
     assert studied.unfinished() == {}
 
 
+@pytest.mark.parametrize("drawn", [True, False])
+def test_a_trial_that_another_process_finishes_meanwhile_is_not_unfinished(tmp_path, monkeypatch, drawn):
+    """Whether or not the process that began it has drawn its changes."""
+    mine, other = study(tmp_path), study(tmp_path)
+    first = mine.ask()[0] if drawn else mine._study.ask().number
+    second = mine.ask()[0]
+    trial = mine._trial
+
+    def once_the_other_has_told(number):
+        found = trial(number)
+        if number == first:
+            other.tell(number, 1.0)
+        return found
+
+    monkeypatch.setattr(mine, "_trial", once_the_other_has_told)
+    assert list(mine.unfinished()) == [second]
+
+
+def test_another_error_of_the_storage_is_raised(tmp_path, monkeypatch):
+    studied = study(tmp_path)
+    studied.ask()
+
+    def fail(number):
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(studied, "_trial", fail)
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        studied.unfinished()
+
+
 def test_a_database_does_as_well(tmp_path):
     pytest.importorskip("sqlalchemy")
     url = f"sqlite:///{tmp_path / 'study.db'}"

@@ -95,8 +95,8 @@ class _Studied(TrialSource):
             return trial, lock
 
     def trials(self) -> list[Trial]:
-        known = {number: changes for number, (_, changes, _) in self._study.finished().items()}
-        known |= self._study.unfinished()
+        known = self._study.unfinished()  # first: a trial that another process finishes in between is in one of the two
+        known |= {number: changes for number, (_, changes, _) in self._study.finished().items()}
         return [self._make(number, changes) for number, changes in sorted(known.items())]
 
     def seen(self, trial: Trial) -> int:
