@@ -9,6 +9,9 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
+ENDING = (signal.SIGINT, signal.SIGTERM)
+"""The signals that end a command."""
+
 _LATEST = 4.0  # seconds after a signal at which the process ends, whatever it does
 
 _INTERRUPTIBLE = (
@@ -18,6 +21,9 @@ _INTERRUPTIBLE = (
 
 _SWALLOWING = ("_xla_gc_callback", "__del__")
 """Functions whose exceptions Python prints and ignores. A signal that arrives in one of them is sent again."""
+
+_IMPORTING = "<frozen importlib._bootstrap>"
+"""The file of Python's import system in tracebacks."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -30,7 +36,8 @@ def ending_on_signal() -> Iterator[None]:
 
     Python delivers no signal while the main thread is in the code of other libraries. So 4 s after a signal that did
     not end the process, a thread ends it with status 128 + the number of the signal. It does not act on signals that
-    `train.faults.stop_on_signal` handles.
+    `train.faults.stop_on_signal` handles. During an import a signal ends the process at once. Signals that `memory`
+    has blocked are let through.
     """
     before: dict[signal.Signals, signal._HANDLER] = {signal.SIGTERM: signal.signal(signal.SIGTERM, _raise)}
     if (
@@ -43,7 +50,7 @@ def ending_on_signal() -> Iterator[None]:
 
     def watch() -> None:
         while number := os.read(read, 1)[0]:
-            if number in (signal.SIGINT, signal.SIGTERM):
+            if number in ENDING:
                 time.sleep(_LATEST)
                 while (work := sys.modules.get(_INTERRUPTIBLE)) and work.cannot_be_cut():
                     time.sleep(0.1)
@@ -52,6 +59,7 @@ def ending_on_signal() -> Iterator[None]:
 
     threading.Thread(target=watch, name="last resort", daemon=True).start()
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         yield
     finally:
         signal.set_wakeup_fd(wakeup)
@@ -61,12 +69,22 @@ def ending_on_signal() -> Iterator[None]:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
+    if _importing(frame):  # a module would turn the exception into another error, or its C code crash
+        say_stopped(signal.Signals(number))
+        leave(128 + number)
     if frame is not None and frame.f_code.co_name in _SWALLOWING:
         again = threading.Timer(0.05, os.kill, (os.getpid(), number))
         again.daemon = True
         again.start()
         return
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported in this frame or below."""
+    while frame is not None and frame.f_code.co_filename != _IMPORTING:
+        frame = frame.f_back
+    return frame is not None
 
 
 def stopped(interrupt: KeyboardInterrupt) -> int:

@@ -6,14 +6,11 @@ and JAX_COMPILATION_CACHE_DIR win, and DIFFUSION_JAX_XLA_FLAGS=none leaves XLA_F
 
 import contextlib
 import importlib
-import os
 import select
 import sys
-import traceback
 import urllib.request
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from absl import flags, logging
@@ -21,8 +18,6 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import __version__, config_file, extensions, ranges, shipped_configs
 from diffusion_jax import config as configs
-from diffusion_jax.cli import accelerators, interrupts
-from diffusion_jax.cli.memory import ask_for_huge_pages
 from diffusion_jax.errors import UserError, did_you_mean
 from diffusion_jax.runs.help import choices
 
@@ -60,30 +55,7 @@ MODULES = {
 CONFIG_FLAGS = ("config", "autoencoder")
 """Flags whose value is a config file, or the name of one that comes with the package."""
 
-DONE, BAD_INPUT, NON_FINITE, UNREAD = 0, 2, 3, 141
-
-
-def entry() -> None:
-    """The console script; a signal that no command notes itself ends it within 5 s, with status 128 + its number."""
-    ask_for_huge_pages()
-    accelerators.prepare(sys.argv[1:])
-    sys.excepthook = _print_uncaught
-    try:
-        with interrupts.ending_on_signal():
-            status = main(sys.argv[1:])
-            sys.stdout.flush()
-    except BrokenPipeError:
-        status = _unread()
-    except KeyboardInterrupt as interrupt:
-        status = interrupts.stopped(interrupt)
-    except Exception:
-        traceback.print_exc()
-        status = 1
-    except SystemExit as error:
-        status = error.code if isinstance(error.code, int) else 1
-    if status and (processes := sys.modules.get("diffusion_jax.train.processes")):
-        processes.leave(status)
-    interrupts.end(status)
+DONE, BAD_INPUT, NON_FINITE = 0, 2, 3
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -156,12 +128,6 @@ def main(arguments: Sequence[str]) -> int:
     return status or DONE
 
 
-def _print_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """As Python does it, but for what Orbax's threads throw once their event loop is closed, after a failed save."""
-    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
-
-
 def _lines(commands: Iterable[str]) -> list[str]:
     return [f"  {command:18} {COMMANDS[command]}" for command in commands]
 
@@ -179,15 +145,6 @@ def _output_is_closed() -> bool:
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or no file
             pipes.register(stream.fileno(), 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in pipes.poll(0))
-
-
-def _unread() -> int:
-    """The status where nothing reads the output any more: that of a program which SIGPIPE ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):  # Python writes what is left of them as it ends
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            os.dup2(nowhere, stream.fileno())
-    return UNREAD
 
 
 def parse(values: flags.FlagValues, name: str, arguments: Sequence[str]) -> list[str]:

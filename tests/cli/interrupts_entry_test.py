@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -48,3 +50,27 @@ def test_a_signal_that_finds_a_finalizer_running_comes_again():
             run()
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_finds_an_import_running_ends_the_process_at_once(tmp_path, number):
+    """Some modules turn every exception of their imports into one of their own, which would be told as the user's."""
+    (tmp_path / "module.py").write_text(
+        "import os, time\n"
+        "try:\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    time.sleep(5)\n"
+        "except BaseException:\n"
+        "    raise ImportError('a library is missing')\n"
+    )
+    code = "from diffusion_jax.cli import interrupts\nwith interrupts.ending_on_signal():\n    import module"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.getcwd()}"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=30)
+    assert run.returncode == 128 + number
+    assert run.stderr == f"diffusion-jax: stopped by {number.name}\n"
+
+
+def test_the_console_script_imports_no_command_before_it_is_ready_for_a_signal():
+    code = "import sys, diffusion_jax.cli.entry\nprint({'absl', 'ml_collections', 'numpy', 'jax'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert run.stdout == "set()\n"

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 
@@ -42,6 +43,23 @@ def test_a_users_own_setting_is_kept(tmp_path):
     for own in ("", "glibc.malloc.check=0"):
         pid, starts, line = show(tmp_path, GLIBC_TUNABLES=own)
         assert (starts, line) == (1, f"{pid} {own}")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such setting")
+def test_a_signal_between_the_two_starts_waits_for_the_handler(tmp_path):
+    """Sent as the second interpreter starts, which would answer it by a traceback."""
+    (tmp_path / "show.py").write_text(
+        "import os, signal\n"
+        "if 'GLIBC_TUNABLES' in os.environ: os.kill(os.getpid(), signal.SIGINT)\n"
+        "from diffusion_jax.cli import interrupts, memory\n"
+        "memory.ask_for_huge_pages()\n"
+        "try:\n"
+        "    with interrupts.ending_on_signal(): print('not stopped')\n"
+        "except KeyboardInterrupt as interrupt: raise SystemExit(interrupts.stopped(interrupt))\n"
+    )
+    kept = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    run = subprocess.run([sys.executable, str(tmp_path / "show.py")], env=kept, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "diffusion-jax: stopped by SIGINT\n")
 
 
 @pytest.fixture
@@ -98,5 +116,6 @@ def test_a_start_that_the_system_refuses_is_no_fault(started, monkeypatch, error
     monkeypatch.setattr(os, "execve", refuse)
     ask_for_huge_pages()
     assert len(refused) == 1
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
     monkeypatch.setattr(os, "execve", os.fspath)  # raises TypeError, as where Python does not know its own path
     ask_for_huge_pages()

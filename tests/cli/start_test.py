@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from diffusion_jax.cli.main import _print_uncaught, main
+from diffusion_jax.cli.entry import _print_uncaught
+from diffusion_jax.cli.main import main
 
 HEAD = "from diffusion_jax.config import base\n\n\ndef get_config():\n    config = base()\n"
 BODIES = {

@@ -21,7 +21,7 @@ import sys
 import warnings
 
 import diffusion_jax.runs.train  # all that training imports, which takes longest; it starts no device
-from diffusion_jax.cli.main import entry
+from diffusion_jax.cli.entry import entry
 
 assert diffusion_jax.runs.train
 warnings.filterwarnings("ignore", message="os.fork")

@@ -29,7 +29,7 @@ import time
 import jax
 import numpy as np
 from diffusion_jax import experiment
-from diffusion_jax.cli.main import entry
+from diffusion_jax.cli.entry import entry
 from diffusion_jax.report import pictures
 
 endless = jax.jit(lambda: jax.lax.while_loop(lambda x: x >= 0, lambda x: (x + 1.0) % 7.0, 0.0))
