@@ -50,8 +50,8 @@ class Weights(NamedTuple):
 
 
 def takes(channels: int, inner: int) -> bool:
-    """Whether the weights of a layer and their gradients fit in `HELD`, and its inner width falls into equal parts."""
-    return channels * inner * 3 * (2 + 4) <= HELD and _part(inner) is not None
+    """Whether the weights of a layer and their gradients fit in `HELD`, and its inner width is whole lanes."""
+    return channels * inner * 3 * (2 + 4) <= HELD and inner % LANES == 0
 
 
 def splits(batch: int) -> bool:
@@ -81,9 +81,9 @@ def backward(x: Array, dout: Array, *weights: Array, interpret: bool) -> tuple[A
     return dx, *(dw.reshape(w.shape) for dw, w in zip(dweights, weights, strict=True))
 
 
-def _part(inner: int) -> int | None:
-    """The largest part that divides the inner width, a multiple of a lane's 128."""
-    return next((part for part in range(PART, 0, -LANES) if inner % part == 0), None)
+def _part(inner: int) -> int:
+    """The largest part, a multiple of `LANES`, that divides the inner width, which `takes` wants to be one too."""
+    return next(part for part in range(PART, 0, -LANES) if inner % part == 0)
 
 
 def _batch_axes() -> tuple[str, ...]:

@@ -4,6 +4,7 @@ Dimension key B batch, N tokens, C channels, F inner width.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,10 @@ from diffusion_jax.nets.tpu_kernels import FEWEST_TOKENS
 
 
 class FeedForward(nn.Module):
-    """(x V * GELU(x W)) W_2 with an inner width F of 4 C and the exact GELU: [B, N, C] -> [B, N, C]."""
+    """(x V * GELU(x W)) W_2 with an inner width F = 4 C, biases and the exact GELU: [B, N, C] -> [B, N, C].
+
+    V, W and W_2 are the kernels of the parameters "linear", "gate" and "project".
+    """
 
     kernel: str = "auto"
     """One of `attention.CHOICES`: all but "xla" allow the kernel for TPUs."""
@@ -30,8 +34,13 @@ class FeedForward(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[B, N, C] -> [B, N, C] of `dtype`."""
         channels, inner = x.shape[-1], 4 * x.shape[-1]
-        widths = {"linear": (channels, inner), "gate": (channels, inner), "project": (inner, channels)}
-        weights = [a for name, (width, features) in widths.items() for a in Parameters(features, name=name)(width)]
+        weights: list[Any] = []  # in the order of `Weights`
+        for name, width, features in (
+            ("linear", channels, inner),
+            ("gate", channels, inner),
+            ("project", inner, channels),
+        ):
+            weights += Parameters(features, name=name)(width)
         x = x.astype(self.dtype)
         if self.kernel != "xla" and _suits_the_kernel(x, inner):
             return product(lax.platform_dependent(x, *weights, tpu=by_kernel(), default=feed_forward))

@@ -7,7 +7,7 @@ Dimension key B batch, N queries, M keys, H heads, D features of a head.
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ class GridCall:
 
     name: str
     grid: tuple[int, ...]
-    semantics: tuple[str, ...]
+    semantics: tuple[Literal["parallel", "arbitrary"], ...]
     """Of each axis of the grid: "parallel", or "arbitrary" where a step adds to what the steps before it left."""
     inputs: Sequence[Operand]
     outputs: Sequence[Operand]
