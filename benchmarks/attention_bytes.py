@@ -115,7 +115,8 @@ def main() -> None:
     parser.add_argument("--kernels", default=",".join(KERNELS))
     args = parser.parse_args()
     mesh = sharding.mesh(1, 1, 1, devices=machines.topology(args.topology)[:1])
-    print("| B, N, M, H, D | kernel | forward: bytes, temporaries | with gradients: bytes, temporaries |\n|---|---|---|---|")
+    print("| B, N, M, H, D | kernel | forward: bytes, temporaries | with gradients: bytes, temporaries |")
+    print("|---|---|---|---|")
     for sizes in args.sizes:
         for name in args.kernels.split(","):
             cells = measured(KERNELS[name](), tuple(map(int, sizes.split(","))), mesh)

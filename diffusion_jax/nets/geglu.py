@@ -34,12 +34,9 @@ class FeedForward(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[B, N, C] -> [B, N, C] of `dtype`."""
         channels, inner = x.shape[-1], 4 * x.shape[-1]
-        weights: list[Any] = []  # in the order of `Weights`
-        for name, width, features in (
-            ("linear", channels, inner),
-            ("gate", channels, inner),
-            ("project", inner, channels),
-        ):
+        widths = {"linear": (channels, inner), "gate": (channels, inner), "project": (inner, channels)}
+        weights: list[Any] = []  # of each a kernel and a bias, in the order of `Weights`
+        for name, (width, features) in widths.items():
             weights += Parameters(features, name=name)(width)
         x = x.astype(self.dtype)
         if self.kernel != "xla" and _suits_the_kernel(x, inner):

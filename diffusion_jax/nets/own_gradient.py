@@ -2,7 +2,7 @@
 
 A Pallas kernel comes with a backward pass, which JAX cannot derive. `jax.custom_vjp` would run it, but such a function
 has no forward mode: `jax.jvp`, `jax.linearize` and the gradient of a Jacobian-vector product, the loss of mean flow,
-all raise. `jax.custom_jvp` has a forward mode, but its gradient is the transpose of that, and no kernel.
+all raise. `jax.custom_jvp` has a forward mode, but its gradient is the transpose of that, and not the kernel's.
 
 Here a kernel is a `jax.custom_jvp` whose tangent is computed by a primitive, `TANGENT`, for which both are stated:
 
@@ -37,11 +37,11 @@ class DifferentiableKernel:
     forward: Callable[..., tuple[Array, Arrays]]
     """(*args) -> (output, residuals): small arrays that the backward pass reads beside the arguments."""
     backward: Callable[[Arrays, Arrays, Array], Arrays]
-    """(args, residuals, cotangent of the output) -> cotangents of the differentiable arguments."""
+    """(args, residuals, cotangent of the output) -> cotangents of the active arguments."""
     reference: Callable[..., Array]
     """(*args) -> output, by XLA's operations, differentiable in both modes to any order."""
     differentiable: int
-    """How many arguments, from the first on, have derivatives; the others are masks."""
+    """How many arguments, from the first on, are active, that is, have derivatives; the others are masks."""
     saves_output: bool
     """Whether the output is a residual too, which `backward` gets before the others."""
     batched: bool
@@ -55,18 +55,20 @@ class DifferentiableKernel:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _primal(kernel: DifferentiableKernel, *args: Array) -> Array:
+    """What runs without derivatives; with any, its rule puts `_forward` in its place, which saves the residuals."""
     return kernel.primal(*args)
 
 
 @_primal.defjvp
 def _primal_jvp(kernel: DifferentiableKernel, args: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
     n = kernel.differentiable
-    (out, _), (tangent, _) = jax.jvp(lambda *moving: _forward(kernel, *moving, *args[n:]), args[:n], tangents[:n])
-    return out, tangent
+    (out, _), (out_tangent, _) = jax.jvp(lambda *active: _forward(kernel, *active, *args[n:]), args[:n], tangents[:n])
+    return out, out_tangent
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _forward(kernel: DifferentiableKernel, *args: Array) -> tuple[Array, Arrays]:
+    """(output, residuals). It has a rule of its own, and `_backward` too, since higher orders differentiate them."""
     return kernel.forward(*args)
 
 
@@ -76,8 +78,8 @@ def _forward_jvp(kernel: DifferentiableKernel, args: tuple[Any, ...], tangents: 
     out, residuals = _forward(kernel, *args)
     out, residuals = product(out), tuple(map(statistic, residuals))
     saved = (out, *residuals) if kernel.saves_output else residuals
-    tangent = TANGENT.bind(*tangents[: kernel.differentiable], *args, *saved, kernel=kernel, arity=len(args))
-    return (out, residuals), (tangent, tuple(map(jnp.zeros_like, residuals)))
+    out_tangent = TANGENT.bind(*tangents[: kernel.differentiable], *args, *saved, kernel=kernel, arity=len(args))
+    return (out, residuals), (out_tangent, tuple(map(jnp.zeros_like, residuals)))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -92,15 +94,15 @@ def _backward_jvp(kernel: DifferentiableKernel, primals: tuple[Any, ...], tangen
     (args, _, cotangent), (arg_tangents, _, cotangent_tangent) = primals, tangents
     n = kernel.differentiable
 
-    def gradient(cotangent: Array, *moving: Array) -> Arrays:
-        return jax.vjp(lambda *moving: kernel.reference(*moving, *args[n:]), *moving)[1](cotangent)
+    def gradient(cotangent: Array, *active: Array) -> Arrays:
+        return jax.vjp(lambda *active: kernel.reference(*active, *args[n:]), *active)[1](cotangent)
 
     derivative = jax.jvp(gradient, (cotangent, *args[:n]), (cotangent_tangent, *arg_tangents[:n]))[1]
     return _backward(kernel, *primals), derivative
 
 
 TANGENT = Primitive("own_gradient_tangent")
-"""The tangent of a kernel's output, of (tangents of the differentiable arguments, arguments, residuals).
+"""The tangent of a kernel's output, of (tangents of the active arguments, arguments, residuals).
 
 It is linear in the tangents. Its parameters are the kernel and `arity`, the number of arguments. Only a primitive can
 have an evaluation and a transpose that are different programs.
@@ -111,7 +113,7 @@ def tangent(*operands: Array, kernel: DifferentiableKernel, arity: int) -> Array
     """What `TANGENT` computes of its operands: the Jacobian-vector product of the reference."""
     n = kernel.differentiable
     tangents, args = operands[:n], operands[n : n + arity]
-    return jax.jvp(lambda *moving: kernel.reference(*moving, *args[n:]), args[:n], tangents)[1]
+    return jax.jvp(lambda *active: kernel.reference(*active, *args[n:]), args[:n], tangents)[1]
 
 
 def _tangent_jvp(
@@ -125,8 +127,8 @@ def _tangent_jvp(
         total = TANGENT.bind(*of_tangents, *primals[n:], kernel=kernel, arity=arity)
     if of_args is not None:
 
-        def of(*moving: Array) -> Array:
-            return tangent(*primals[:n], *moving, *primals[2 * n :], kernel=kernel, arity=arity)
+        def of(*active: Array) -> Array:
+            return tangent(*primals[:n], *active, *primals[2 * n :], kernel=kernel, arity=arity)
 
         curvature = jax.jvp(of, tuple(primals[n : 2 * n]), tuple(of_args))[1]
         total = curvature if type(total) is ad.Zero else total + curvature
