@@ -52,11 +52,7 @@ def takes(q: Array, k: Array, mask: Array | None) -> bool:
 @functools.cache
 def packed(*, interpret: bool = False) -> Kernel:
     """The kernel, split over the mesh of the context."""
-    return kernel_over_mesh(
-        functools.partial(_primal, interpret),
-        functools.partial(_forward, interpret),
-        functools.partial(_backward, interpret),
-    )
+    return kernel_over_mesh(_primal, _forward, _backward, interpret)
 
 
 def _primal(interpret: bool, q: Array, k: Array, v: Array, mask: Array | None) -> Array:

@@ -35,11 +35,7 @@ def takes(q: Array, mask: Array | None) -> bool:
 @functools.cache
 def splash(*, interpret: bool = False) -> Kernel:
     """The kernel, split over the mesh of the context."""
-    return kernel_over_mesh(
-        functools.partial(_primal, interpret),
-        functools.partial(_forward, interpret),
-        functools.partial(_backward, interpret),
-    )
+    return kernel_over_mesh(_primal, _forward, _backward, interpret)
 
 
 def _held(k: Array) -> int:

@@ -5,6 +5,7 @@ Dimension key B batch, N queries, M keys, H heads, D features of a head.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Self
@@ -127,6 +128,12 @@ def over_mesh(f: Callable[..., Any], in_specs: tuple[Any, ...], out_specs: Any) 
     return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
+def _dividing(size: int, *names: str) -> tuple[str, ...] | None:
+    """The axes of `split_axes`, or None where there are none or they do not divide size."""
+    axes = split_axes(*names)
+    return axes if axes and divides(axes, size) else None
+
+
 class _AttentionSpecs(NamedTuple):
     """How the arrays of an attention are split: the batch over data x fsdp, the heads over tensor x context, each as
     far as these axes divide it.
@@ -139,13 +146,7 @@ class _AttentionSpecs(NamedTuple):
     @classmethod
     def of(cls, q: Array) -> Self:
         """Those of queries [B, N, H, D]."""
-        batch, head = (
-            axes if axes and divides(axes, size) else None
-            for axes, size in (
-                (split_axes("data", "fsdp"), q.shape[0]),
-                (split_axes("tensor", "context"), q.shape[2]),
-            )
-        )
+        batch, head = _dividing(q.shape[0], "data", "fsdp"), _dividing(q.shape[2], "tensor", "context")
         return cls(PartitionSpec(batch, None, head, None), PartitionSpec(batch, head, None), PartitionSpec(batch, None))
 
     def of_arguments(self, mask: Array | None) -> tuple[PartitionSpec | None, ...]:
@@ -157,23 +158,30 @@ def kernel_over_mesh(
     primal: Callable[..., Array],
     forward: Callable[..., tuple[Array, Array]],
     backward: Callable[..., Gradients],
+    interpret: bool,
 ) -> Kernel:
-    """The kernel of functions as `Kernel` has them, but that take a mask of keys [B, M], or None, on one device."""
+    """The kernel of functions for one device, split over the mesh of the context.
+
+    They are as `Kernel` has them, but take `interpret` before the other arguments, and a mask of keys [B, M] or None.
+    """
 
     def split_primal(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
         specs, keys = _AttentionSpecs.of(q), _of_keys(mask)
-        return over_mesh(primal, specs.of_arguments(keys), specs.heads)(q, k, v, keys)
+        run = over_mesh(functools.partial(primal, interpret), specs.of_arguments(keys), specs.heads)
+        return run(q, k, v, keys)
 
     def split_forward(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:
         specs, keys = _AttentionSpecs.of(q), _of_keys(mask)
-        return over_mesh(forward, specs.of_arguments(keys), (specs.heads, specs.logsumexp))(q, k, v, keys)
+        results = (specs.heads, specs.logsumexp)
+        return over_mesh(functools.partial(forward, interpret), specs.of_arguments(keys), results)(q, k, v, keys)
 
     def split_backward(
         q: Array, k: Array, v: Array, mask: Array | None, out: Array, logsumexp: Array, dout: Array
     ) -> Gradients:
         specs, keys = _AttentionSpecs.of(q), _of_keys(mask)
         given = (*specs.of_arguments(keys), specs.heads, specs.logsumexp, specs.heads)
-        return over_mesh(backward, given, (specs.heads,) * 3)(q, k, v, keys, out, logsumexp, dout)
+        run = over_mesh(functools.partial(backward, interpret), given, (specs.heads,) * 3)
+        return run(q, k, v, keys, out, logsumexp, dout)
 
     return Kernel(split_primal, split_forward, split_backward)
 
