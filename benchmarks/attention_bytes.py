@@ -60,10 +60,16 @@ def by_tokamax(large: bool) -> Attention:
     return attend
 
 
+def by_packed(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    if not packed_attention.takes(q, k, None):
+        raise ValueError("an example's keys do not fit in vector memory")
+    return attention.attend_by(packed_attention.packed(), q, k, v)
+
+
 KERNELS: dict[str, Callable[[], Attention]] = {
     "xla": lambda: lambda q, k, v: attention.attend(q, k, v, kernel="xla"),
     "splash": lambda: lambda q, k, v: attention.attend_by(splash_attention.splash(), q, k, v),
-    "packed": lambda: lambda q, k, v: attention.attend_by(packed_attention.packed(), q, k, v),
+    "packed": lambda: by_packed,
     "tokamax": lambda: by_tokamax(large=False),
     "tokamax-large": lambda: by_tokamax(large=True),
 }
