@@ -12,6 +12,7 @@ with those of our splash attention. What a kernel refuses is said in its row.
 
 import argparse
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ def by_tokamax(large: bool) -> Attention:
     from tokamax._src.ops.attention.pallas_mosaic_tpu_vjp import PallasMosaicTpuFlashAttentionVjp
     from tokamax._src.ops.experimental.tpu.splash_attention.splash_attention_kernel import QKVLayout
 
+    del sys.argv[1:]  # it reads flags of its own from there
     # They ask the host for its TPU, which is another than that which is compiled for.
     for op in (PallasMosaicTpuFlashAttention, PallasMosaicTpuFlashAttentionVjp):
         op.supported_on = lambda self, device: True

@@ -1,8 +1,7 @@
 """JAX's Pallas kernel of attention for TPUs, `splash_attention`, on arrays and meshes as they come.
 
-Dimension key B batch, N queries, M keys, H heads, D features of a head. Features, queries and keys are padded to
-multiples of 128. The package is imported where it is used: it takes time, and most programs have no attention long
-enough.
+Dimension key B batch, N queries, M keys, H heads, D features of a head. Queries and keys are padded to multiples of
+128. The package is imported where it is used: it takes time, and most programs have no attention long enough.
 """
 
 import functools
@@ -41,7 +40,7 @@ def splash(*, interpret: bool = False) -> Kernel:
 def _held(k: Array) -> int:
     """How many of the keys k [B, H, M, D] the backward pass holds at once: a multiple of a block that divides M."""
     keys, block = k.shape[2], block_size(k.shape[2])
-    most = max(HELD // (k.shape[3] * k.dtype.itemsize * block), 1)
+    most = max(HELD // (padded(k.shape[3]) * k.dtype.itemsize * block), 1)
     return block * next(n for n in range(most, 0, -1) if keys % (n * block) == 0)
 
 
@@ -74,19 +73,19 @@ def _kernel(q: Array, k: Array, interpret: bool, *, logsumexp: bool = True) -> A
 
 
 def _pack(a: Array) -> Array:
-    """[B, N, H, D] -> [B, H, N padded, D padded]."""
-    return pad(jnp.swapaxes(a, 1, 2), 2, 3)
+    """[B, N, H, D] -> [B, H, N padded, D]."""
+    # Features are left as they are: memory has them in 128 lanes anyway, and padding would write and read them twice.
+    return pad(jnp.swapaxes(a, 1, 2), 2)
 
 
 def _pack_all(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
     """Queries, scaled, keys and values, packed."""
-    # Scaled after the padding and not before: 40 features in 32 bits lie in 128 lanes all the same.
     return scaled(_pack(q), q.shape[-1]), _pack(k), _pack(v)
 
 
 def _unpack(a: Array, like: Array) -> Array:
-    """[B, H, N padded, D padded] -> like's [B, N, H, D] and type."""
-    return jnp.swapaxes(a[:, :, : like.shape[1], : like.shape[3]], 1, 2).astype(like.dtype)
+    """[B, H, N padded, D] -> like's [B, N, H, D] and type."""
+    return jnp.swapaxes(a[:, :, : like.shape[1]], 1, 2).astype(like.dtype)
 
 
 def _segments(q: Array, k: Array, mask: Array | None) -> Any:

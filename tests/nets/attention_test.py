@@ -94,6 +94,7 @@ def test_the_backward_pass_holds_as_many_keys_as_fit():
 
     assert [held(n) for n in (128, 1024, 4096, 8192, 9216)] == [128, 1024, 2048, 2048, 1536]
     assert held(4096, features=256) == held(4096, dtype=jnp.float32) == 1024
+    assert held(4096, features=40) == held(4096)  # vector memory has 40 features in 128 lanes too
 
 
 @pytest.mark.slow
