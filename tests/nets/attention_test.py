@@ -113,8 +113,9 @@ class TestForwardMode:
     args, direction = qkv(queries=12, keys=12)
 
     def nonlinear(self, choice):
+        """What attends depends on q nonlinearly, so that of a second derivative both parts count."""
         _, k, v = self.args
-        return lambda q: jnp.sin(attention.attend(q, k + q, v, kernel=choice))
+        return lambda q: jnp.sin(attention.attend(jnp.sin(q), k + q, v, kernel=choice))
 
     def check(self, derivative):
         got, expected = jax.jit(lambda: [derivative(self.nonlinear(choice)) for choice in ("flash", "xla")])()
