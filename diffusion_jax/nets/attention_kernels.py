@@ -1,7 +1,7 @@
-"""Attention without an array of N x M logits; dimension key B batch, N queries, M keys, H heads, D features.
+"""Attention without an array of N x M logits; dimension key B batch, N queries, M keys, H heads, D features of a head.
 
-A kernel is a pair of functions. Queries are [B, N, H, D], keys and values [B, M, H, D]; the mask, None or
-[B, 1 or H, 1 or N, M], is True where a query may attend to a key. Its backward pass computes the probabilities again,
+A kernel is three functions. Queries are [B, N, H, D], keys and values [B, M, H, D]; the mask, None or
+[B, 1 or H, 1 or N, M], is True where a query may attend to a key. The backward pass computes the probabilities again,
 from the logarithm of the softmax's denominator, as FlashAttention does (arXiv:2205.14135, algorithms 2 and 4).
 """
 
@@ -14,25 +14,40 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 Gradients = tuple[Array, Array, Array]
+"""Cotangents of queries, keys and values, each like what it is of."""
 
 
 class Kernel(NamedTuple):
     """One way to compute attention and its gradient; a query that may attend to no key gives 0."""
 
-    output: Callable[[Array, Array, Array, Array | None], Array]
-    """(q, k, v, mask) -> output, like q, where there is no gradient."""
+    primal: Callable[[Array, Array, Array, Array | None], Array]
+    """(q, k, v, mask) -> output, like q, where nothing is differentiated."""
     forward: Callable[[Array, Array, Array, Array | None], tuple[Array, Array]]
     """(q, k, v, mask) -> output, like q, and logsumexp of the logits [B, H, N] in float32, which need not be right
     where the kernel's own backward pass does not read it."""
     backward: Callable[[Array, Array, Array, Array | None, Array, Array, Array], Gradients]
-    """(q, k, v, mask, output, logsumexp, the output's cotangent) -> cotangents of q, k and v."""
+    """(q, k, v, mask, output, logsumexp, cotangent of the output) -> cotangents of q, k and v."""
 
 
 CHUNK = 256
 """Keys that the chunked kernel attends to at once: of 128, 256 and 512 the best of both sizes tried on CPU."""
 
-FAR = -0.7 * float(jnp.finfo(jnp.float32).max)
-"""A logit whose exponential is 0, and whose differences are finite."""
+MASKED_LOGIT = -0.7 * float(jnp.finfo(jnp.float32).max)
+"""The logit of a key that is not attended to: its exponential is 0, and its difference from any other is finite."""
+
+
+def exponentials(logits: Array, subtracted: Array, mask: Array | None) -> Array:
+    """exp(logits - subtracted), and 0 where the mask, if any, is False; all of shapes that broadcast.
+
+    Masked logits alone do not give 0 for a query without any key: all of its logits are equal, so exponentials are 1.
+    """
+    p = jnp.exp(logits - subtracted)
+    return p if mask is None else jnp.where(mask, p, 0)
+
+
+def denominator_or_one(denominator: Array) -> Array:
+    """The softmax's denominator, and 1 for a query without any key, whose output is then 0 and not 0 / 0."""
+    return jnp.where(denominator > 0, denominator, 1)
 
 
 def _chunks(a: Array, axis: int) -> Array:
@@ -56,13 +71,8 @@ def _chunked_keys(k: Array, v: Array, mask: Array | None) -> tuple[Array, Array,
 
 def _logits(q: Array, k: Array, mask: Array | None) -> Array:
     """q [B, H, N, D], k [B, H, M, D] -> [B, H, N, M], float32."""
-    x = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
-    return x if mask is None else jnp.where(mask, x, FAR)
-
-
-def _exponentials(x: Array, subtracted: Array, mask: Array | None) -> Array:
-    p = jnp.exp(x - subtracted[..., None])
-    return p if mask is None else jnp.where(mask, p, 0)
+    logits = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    return logits if mask is None else jnp.where(mask, logits, MASKED_LOGIT)
 
 
 def chunked_forward(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Array, Array]:
@@ -71,45 +81,46 @@ def chunked_forward(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[A
     rows = jnp.swapaxes(q, 1, 2)  # [B, H, N, D]
 
     def step(carry: tuple[Array, Array, Array], chunk: Any) -> tuple[tuple[Array, Array, Array], None]:
-        total, denominator, most = carry
+        numerator, denominator, maximum = carry
         k, v, mask = chunk
-        x = _logits(rows, k, mask)
+        logits = _logits(rows, k, mask)
         # The result does not depend on what is subtracted, so neither do its derivatives.
-        higher = lax.stop_gradient(jnp.maximum(most, x.max(axis=-1)))
-        p, shrink = _exponentials(x, higher, mask), jnp.exp(most - higher)
+        higher = lax.stop_gradient(jnp.maximum(maximum, logits.max(axis=-1)))
+        p, rescale = exponentials(logits, higher[..., None], mask), jnp.exp(maximum - higher)
         attended = jnp.einsum("bhnm,bhmd->bhnd", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        return (total * shrink[..., None] + attended, denominator * shrink + p.sum(axis=-1), higher), None
+        return (numerator * rescale[..., None] + attended, denominator * rescale + p.sum(axis=-1), higher), None
 
     zero = jnp.zeros((batch, heads, queries), jnp.float32)
-    start = (jnp.zeros((batch, heads, queries, features), jnp.float32), zero, zero + FAR)
-    (total, denominator, most), _ = lax.scan(step, start, _chunked_keys(k, v, mask))
-    denominator = jnp.where(denominator > 0, denominator, 1)  # of a query without a key
-    out = jnp.swapaxes(total / denominator[..., None], 1, 2).astype(q.dtype)
-    return out, most + jnp.log(denominator)
+    start = (jnp.zeros((batch, heads, queries, features), jnp.float32), zero, zero + MASKED_LOGIT)
+    (numerator, denominator, maximum), _ = lax.scan(step, start, _chunked_keys(k, v, mask))
+    denominator = denominator_or_one(denominator)
+    out = jnp.swapaxes(numerator / denominator[..., None], 1, 2).astype(q.dtype)
+    return out, maximum + jnp.log(denominator)
 
 
 def _chunked_backward(
-    q: Array, k: Array, v: Array, mask: Array | None, out: Array, logsumexp: Array, g: Array
+    q: Array, k: Array, v: Array, mask: Array | None, out: Array, logsumexp: Array, dout: Array
 ) -> Gradients:
-    rows, g_rows = jnp.swapaxes(q, 1, 2), jnp.swapaxes(g, 1, 2)  # [B, H, N, D]
-    mean = jnp.einsum("bnhd,bnhd->bhn", g.astype(jnp.float32), out.astype(jnp.float32))
+    """As `Kernel.backward`: algorithm 4, whose names dq, dk, dv and dp are cotangents and D_i is `delta`."""
+    rows, dout_rows = jnp.swapaxes(q, 1, 2), jnp.swapaxes(dout, 1, 2)  # [B, H, N, D]
+    delta = jnp.einsum("bnhd,bnhd->bhn", dout.astype(jnp.float32), out.astype(jnp.float32))
     scale = 1 / math.sqrt(q.shape[-1])
 
-    def step(total: Array, chunk: Any) -> tuple[Array, tuple[Array, Array]]:
+    def step(dq: Array, chunk: Any) -> tuple[Array, tuple[Array, Array]]:
         k, v, mask = chunk
-        p = _exponentials(_logits(rows, k, mask), logsumexp, mask)
-        to_v = jnp.einsum("bhnm,bhnd->bhmd", p.astype(g.dtype), g_rows)
-        to_p = jnp.einsum("bhnd,bhmd->bhnm", g_rows, v, preferred_element_type=jnp.float32)
-        to_logits = (p * (to_p - mean[..., None]) * scale).astype(q.dtype)
-        to_q = jnp.einsum("bhnm,bhmd->bhnd", to_logits, k, preferred_element_type=jnp.float32)
-        return total + to_q, (jnp.einsum("bhnm,bhnd->bhmd", to_logits, rows), to_v)
+        p = exponentials(_logits(rows, k, mask), logsumexp[..., None], mask)
+        dv = jnp.einsum("bhnm,bhnd->bhmd", p.astype(dout.dtype), dout_rows)
+        dp = jnp.einsum("bhnd,bhmd->bhnm", dout_rows, v, preferred_element_type=jnp.float32)
+        dlogits = (p * (dp - delta[..., None]) * scale).astype(q.dtype)
+        more = jnp.einsum("bhnm,bhmd->bhnd", dlogits, k, preferred_element_type=jnp.float32)
+        return dq + more, (jnp.einsum("bhnm,bhnd->bhmd", dlogits, rows), dv)
 
-    total, by_chunk = lax.scan(step, jnp.zeros(rows.shape, jnp.float32), _chunked_keys(k, v, mask))
-    to_k, to_v = (  # [chunks, B, H, chunk, D] -> [B, M, H, D]
+    dq, by_chunk = lax.scan(step, jnp.zeros(rows.shape, jnp.float32), _chunked_keys(k, v, mask))
+    dk, dv = (  # [chunks, B, H, chunk, D] -> [B, M, H, D]
         jnp.moveaxis(a, (0, 3), (1, 2)).reshape(a.shape[1], -1, a.shape[2], a.shape[4])[:, : k.shape[1]]
         for a in by_chunk
     )
-    return jnp.swapaxes(total, 1, 2).astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype)
+    return jnp.swapaxes(dq, 1, 2).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
 CHUNKED = Kernel(lambda *args: chunked_forward(*args)[0], chunked_forward, _chunked_backward)
@@ -125,14 +136,14 @@ def _cudnn_forward(q: Array, k: Array, v: Array, mask: Array | None) -> tuple[Ar
 
 
 def _cudnn_backward(
-    q: Array, k: Array, v: Array, mask: Array | None, out: Array, logsumexp: Array, g: Array
+    q: Array, k: Array, v: Array, mask: Array | None, out: Array, logsumexp: Array, dout: Array
 ) -> Gradients:
     # jax hands out cuDNN's logsumexp in 16 bits only, so its forward pass runs again here.
-    return jax.vjp(_cudnn, q, k, v)[1](g)
+    return jax.vjp(_cudnn, q, k, v)[1](dout)
 
 
 CUDNN = Kernel(lambda q, k, v, mask: _cudnn(q, k, v), _cudnn_forward, _cudnn_backward)
-"""cuDNN's, for NVIDIA GPUs: `cudnn_takes` says of what."""
+"""cuDNN's attention, for NVIDIA GPUs: `cudnn_takes` says of what."""
 
 
 def cudnn_takes(q: Array, mask: Array | None) -> bool:

@@ -21,11 +21,14 @@ def multi_head(
     kernel: str = "auto",
     dtype: DTypeLike = jnp.float32,
 ) -> Array:
-    """What x attends to in context, projected: x [B, N, C], context [B, M, E] -> [B, N, C].
+    """Attention of x to context, with its projections: x [B, N, C], context [B, M, E] -> [B, N, C].
 
-    The mask [B, M] is True where context may be attended to; bias says whether query, key and value have one; out is
-    how the projection of the result starts, None leaves that to the caller; the kernel is one of `attention.CHOICES`.
-    The layers "query", "key", "value" and "out" belong to the compact module that calls this.
+    - mask [B, M] is True where context may be attended to.
+    - bias: whether the layers "query", "key" and "value" have one.
+    - out: how the layer "out" behind the attention is initialized; None leaves that projection to the caller.
+    - kernel is one of `attention.CHOICES`.
+
+    These layers belong to the compact module that calls this.
     """
     channels = x.shape[-1]
     if context.shape == x.shape:  # self-attention, or as good as

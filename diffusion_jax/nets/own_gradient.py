@@ -1,13 +1,21 @@
-"""Functions with a backward pass of their own, which can still be differentiated in every other way.
+"""Kernels with a backward pass of their own that can still be differentiated in forward mode.
 
-`jax.custom_vjp` has no forward mode, and so no gradient of a Jacobian-vector product, as mean flow takes it. Here
-reverse mode runs the function's own backward pass, and forward mode and all higher orders are the derivatives of a
-reference made of XLA's operations.
+A Pallas kernel comes with a backward pass, which JAX cannot derive. `jax.custom_vjp` would run it, but such a function
+has no forward mode: `jax.jvp`, `jax.linearize` and the gradient of a Jacobian-vector product, the loss of mean flow,
+all raise. `jax.custom_jvp` has a forward mode, but its gradient is the transpose of that, and not the kernel's.
+
+Here a kernel is a `jax.custom_jvp` whose tangent is computed by a primitive, `TANGENT`, for which both are stated:
+
+- evaluated, in forward mode, it is the Jacobian-vector product of a reference made of XLA's operations;
+- transposed, in reverse mode, it is the kernel's backward pass.
+
+All derivatives of higher order are those of the reference.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,140 +25,154 @@ from jax.interpreters import ad, batching, mlir
 
 from diffusion_jax.nets.rematerialization import product, statistic
 
+Arrays = tuple[Array, ...]
 
-class Rule(NamedTuple):
-    """A function of arrays and its derivatives; the output has the shape and type of the first array."""
 
-    output: Callable[..., Array]
-    """(*arrays) -> output, where there is no gradient."""
-    forward: Callable[..., tuple[Array, tuple[Array, ...]]]
-    """(*arrays) -> (output, small arrays that the backward pass reads too)."""
-    backward: Callable[..., tuple[Array, ...]]
-    """(arrays, what it reads beside them, cotangent of the output) -> cotangents of the first `moving` arrays."""
+@dataclasses.dataclass(frozen=True)
+class DifferentiableKernel:
+    """A function of arrays and its derivatives; the output has the shape and type of the first argument."""
+
+    primal: Callable[..., Array]
+    """(*args) -> output, where nothing is differentiated."""
+    forward: Callable[..., tuple[Array, Arrays]]
+    """(*args) -> (output, residuals): small arrays that the backward pass reads beside the arguments."""
+    backward: Callable[[Arrays, Arrays, Array], Arrays]
+    """(args, residuals, cotangent of the output) -> cotangents of the active arguments."""
     reference: Callable[..., Array]
-    """(*arrays) -> output, by XLA's operations, differentiable in both modes to any order."""
-    moving: int
-    """How many of the arrays, from the first on, have derivatives; the others are masks."""
-    reads_output: bool
-    """Whether the backward pass reads the output, before the small arrays."""
-    by_example: bool
-    """Whether the first axis of every array is the batch, which an axis that is mapped over may join."""
+    """(*args) -> output, by XLA's operations, differentiable in both modes to any order."""
+    differentiable: int
+    """How many arguments, from the first on, are active, that is, have derivatives; the others are masks."""
+    saves_output: bool
+    """Whether the output is a residual too, which `backward` gets before the others."""
+    batched: bool
+    """Whether the first axis of every argument is the batch, which an axis of `jax.vmap` may be merged into."""
 
-
-def apply(rule: Rule, *arrays: Array) -> Array:
-    """The output of a rule."""
-    run: Callable[..., Array] = _output
-    return run(rule, *arrays)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _output(rule: Rule, *arrays: Array) -> Array:
-    return rule.output(*arrays)
-
-
-@_output.defjvp
-def _output_jvp(rule: Rule, arrays: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
-    moving, rest = arrays[: rule.moving], arrays[rule.moving :]
-    (out, _), (moved, _) = jax.jvp(lambda *moving: _forward(rule, *moving, *rest), moving, tangents[: rule.moving])
-    return out, moved
+    def __call__(self, *args: Array) -> Array:
+        """The output, with these derivatives."""
+        run: Callable[..., Array] = _primal
+        return run(self, *args)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _forward(rule: Rule, *arrays: Array) -> tuple[Array, tuple[Array, ...]]:
-    return rule.forward(*arrays)
+def _primal(kernel: DifferentiableKernel, *args: Array) -> Array:
+    """What runs without derivatives; with any, its rule puts `_forward` in its place, which saves the residuals."""
+    return kernel.primal(*args)
+
+
+@_primal.defjvp
+def _primal_jvp(kernel: DifferentiableKernel, args: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    n = kernel.differentiable
+    (out, _), (out_tangent, _) = jax.jvp(lambda *active: _forward(kernel, *active, *args[n:]), args[:n], tangents[:n])
+    return out, out_tangent
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _forward(kernel: DifferentiableKernel, *args: Array) -> tuple[Array, Arrays]:
+    """(output, residuals). It has a rule of its own, and `_backward` too, since higher orders differentiate them."""
+    return kernel.forward(*args)
 
 
 @_forward.defjvp
-def _forward_jvp(rule: Rule, arrays: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    """The tangents of the small arrays are left at 0: nothing but the backward pass reads these."""
-    out, small = _forward(rule, *arrays)
-    out, small = product(out), tuple(map(statistic, small))
-    read = (out, *small) if rule.reads_output else small
-    moved = TANGENT.bind(*tangents[: rule.moving], *arrays, *read, rule=rule, arrays=len(arrays))
-    return (out, small), (moved, tuple(map(jnp.zeros_like, small)))
+def _forward_jvp(kernel: DifferentiableKernel, args: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    """The tangents of the residuals are left at 0: nothing but the backward pass reads residuals."""
+    out, residuals = _forward(kernel, *args)
+    out, residuals = product(out), tuple(map(statistic, residuals))
+    saved = (out, *residuals) if kernel.saves_output else residuals
+    out_tangent = TANGENT.bind(*tangents[: kernel.differentiable], *args, *saved, kernel=kernel, arity=len(args))
+    return (out, residuals), (out_tangent, tuple(map(jnp.zeros_like, residuals)))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def _backward(rule: Rule, arrays: Sequence[Array], read: Sequence[Array], g: Array) -> tuple[Array, ...]:
-    return rule.backward(arrays, read, g)
+def _backward(kernel: DifferentiableKernel, args: Arrays, residuals: Arrays, cotangent: Array) -> Arrays:
+    return kernel.backward(args, residuals, cotangent)
 
 
 @_backward.defjvp
-def _backward_jvp(rule: Rule, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    (arrays, _, g), (moved, _, moved_g) = primals, tangents
-    n = rule.moving
+def _backward_jvp(kernel: DifferentiableKernel, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    """The derivative of the backward pass is that of the reference's gradient; it does not read the residuals."""
+    (args, _, cotangent), (arg_tangents, _, cotangent_tangent) = primals, tangents
+    n = kernel.differentiable
 
-    def by_xla(g: Array, *moving: Array) -> tuple[Array, ...]:
-        return jax.vjp(lambda *moving: rule.reference(*moving, *arrays[n:]), *moving)[1](g)
+    def gradient(cotangent: Array, *active: Array) -> Arrays:
+        return jax.vjp(lambda *active: kernel.reference(*active, *args[n:]), *active)[1](cotangent)
 
-    return _backward(rule, *primals), jax.jvp(by_xla, (g, *arrays[:n]), (moved_g, *moved[:n]))[1]
+    derivative = jax.jvp(gradient, (cotangent, *args[:n]), (cotangent_tangent, *arg_tangents[:n]))[1]
+    return _backward(kernel, *primals), derivative
 
 
 TANGENT = Primitive("own_gradient_tangent")
-"""The output's tangent, linear in those of the moving arrays: (their tangents, the arrays, what backward reads).
+"""The tangent of a kernel's output, of (tangents of the active arguments, arguments, residuals).
 
-A primitive, for nothing else in JAX gives a function both a forward mode and a transpose of its own: evaluated it is
-the reference's tangent, transposed the rule's backward pass.
+It is linear in the tangents. Its parameters are the kernel and `arity`, the number of arguments. Only a primitive can
+have an evaluation and a transpose that are different programs.
 """
 
 
-def tangent(*args: Array, rule: Rule, arrays: int) -> Array:
-    """What `TANGENT` computes, of its arguments."""
-    n = rule.moving
-    linear, moving, rest = args[:n], args[n : 2 * n], args[2 * n : n + arrays]
-    return jax.jvp(lambda *moving: rule.reference(*moving, *rest), moving, linear)[1]
+def tangent(*operands: Array, kernel: DifferentiableKernel, arity: int) -> Array:
+    """What `TANGENT` computes of its operands: the Jacobian-vector product of the reference."""
+    n = kernel.differentiable
+    tangents, args = operands[:n], operands[n : n + arity]
+    return jax.jvp(lambda *active: kernel.reference(*active, *args[n:]), args[:n], tangents)[1]
 
 
-def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, rule: Rule, arrays: int) -> tuple[Any, Any]:
-    """Linear in the tangents; of the moving arrays the reference's derivative. What backward reads follows."""
-    n = rule.moving
-
-    def moved(start: int) -> list[Any] | None:
-        part = tangents[start : start + n]
-        return None if all(type(t) is ad.Zero for t in part) else [ad.instantiate_zeros(t) for t in part]
-
+def _tangent_jvp(
+    primals: Sequence[Any], tangents: Sequence[Any], *, kernel: DifferentiableKernel, arity: int
+) -> tuple[Any, Any]:
+    """The sum of two parts: linear in the tangents, and the reference's second derivative in the arguments."""
+    n = kernel.differentiable
+    of_tangents, of_args = (_instantiated(tangents[start : start + n]) for start in (0, n))
     total: Any = ad.Zero(jax.typeof(primals[n]))
-    if (linear := moved(0)) is not None:
-        total = TANGENT.bind(*linear, *primals[n:], rule=rule, arrays=arrays)
-    if (through := moved(n)) is not None:
+    if of_tangents is not None:
+        total = TANGENT.bind(*of_tangents, *primals[n:], kernel=kernel, arity=arity)
+    if of_args is not None:
 
-        def of(*moving: Array) -> Array:
-            return tangent(*primals[:n], *moving, *primals[2 * n :], rule=rule, arrays=arrays)
+        def of(*active: Array) -> Array:
+            return tangent(*primals[:n], *active, *primals[2 * n :], kernel=kernel, arity=arity)
 
-        bend = jax.jvp(of, tuple(primals[n : 2 * n]), tuple(through))[1]
-        total = bend if type(total) is ad.Zero else total + bend
-    return TANGENT.bind(*primals, rule=rule, arrays=arrays), total
-
-
-def _transpose(g: Any, *args: Any, rule: Rule, arrays: int) -> list[Any]:
-    wanted = [ad.is_undefined_primal(a) for a in args]
-    if type(g) is ad.Zero or not any(wanted):
-        return [None] * len(args)
-    n = rule.moving
-    gradients = _backward(rule, tuple(args[n : n + arrays]), tuple(args[n + arrays :]), g)
-    # A tangent that is not asked for is one that is known to be 0.
-    asked = [to if each else None for to, each in zip(gradients, wanted, strict=False)]
-    return asked + [None] * (len(args) - n)
+        curvature = jax.jvp(of, tuple(primals[n : 2 * n]), tuple(of_args))[1]
+        total = curvature if type(total) is ad.Zero else total + curvature
+    return TANGENT.bind(*primals, kernel=kernel, arity=arity), total
 
 
-def _batched(args: Sequence[Array], axes: Sequence[Any], *, rule: Rule, arrays: int) -> tuple[Array, int]:
-    """The axis that is mapped over joins the batch; without one in every array, XLA's tangent is mapped."""
-    if not rule.by_example:
-        f = functools.partial(tangent, rule=rule, arrays=arrays)
-        return jax.vmap(f, in_axes=tuple(axes))(*args), 0
-    size = next(a.shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None)
-    joined = []
-    for a, axis in zip(args, axes, strict=True):
+def _instantiated(tangents: Sequence[Any]) -> list[Any] | None:
+    """Tangents as arrays, or None where all are known to be 0."""
+    return None if all(type(t) is ad.Zero for t in tangents) else [ad.instantiate_zeros(t) for t in tangents]
+
+
+def _tangent_transpose(cotangent: Any, *operands: Any, kernel: DifferentiableKernel, arity: int) -> list[Any]:
+    """The kernel's backward pass; of a tangent that is known to be 0 no cotangent is asked."""
+    linear = [ad.is_undefined_primal(a) for a in operands]
+    if type(cotangent) is ad.Zero or not any(linear):
+        return [None] * len(operands)
+    n = kernel.differentiable
+    gradients = _backward(kernel, tuple(operands[n : n + arity]), tuple(operands[n + arity :]), cotangent)
+    asked = [gradient if wanted else None for gradient, wanted in zip(gradients, linear, strict=False)]
+    return asked + [None] * (len(operands) - n)
+
+
+def _tangent_batched(
+    operands: Sequence[Array], axes: Sequence[Any], *, kernel: DifferentiableKernel, arity: int
+) -> tuple[Array, int]:
+    """The mapped axis is merged into the batch, so that the transpose is still the kernel's backward pass.
+
+    Where the kernel is not `batched`, the reference's tangent is mapped.
+    """
+    if not kernel.batched:
+        f = functools.partial(tangent, kernel=kernel, arity=arity)
+        return jax.vmap(f, in_axes=tuple(axes))(*operands), 0
+    size = next(a.shape[axis] for a, axis in zip(operands, axes, strict=True) if axis is not None)
+    merged = []
+    for a, axis in zip(operands, axes, strict=True):
         front = jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
-        joined.append(front.reshape(-1, *front.shape[2:]))
-    out = TANGENT.bind(*joined, rule=rule, arrays=arrays)
+        merged.append(front.reshape(-1, *front.shape[2:]))  # [mapped B, ...]
+    out = TANGENT.bind(*merged, kernel=kernel, arity=arity)
     return out.reshape(size, -1, *out.shape[1:]), 0
 
 
-TANGENT.def_impl(lambda *args, **how: jax.jit(functools.partial(tangent, **how))(*args))
-TANGENT.def_abstract_eval(lambda *args, rule, arrays: args[rule.moving])
-ad.primitive_jvps[TANGENT] = _jvp
-ad.primitive_transposes[TANGENT] = _transpose
-batching.primitive_batchers[TANGENT] = _batched
-mlir.register_lowering(TANGENT, mlir.lower_fun(lambda *args, **how: tangent(*args, **how), multiple_results=False))
+TANGENT.def_impl(lambda *operands, **how: jax.jit(functools.partial(tangent, **how))(*operands))
+TANGENT.def_abstract_eval(lambda *operands, kernel, arity: operands[kernel.differentiable])
+ad.primitive_jvps[TANGENT] = _tangent_jvp
+ad.primitive_transposes[TANGENT] = _tangent_transpose
+batching.primitive_batchers[TANGENT] = _tangent_batched
+mlir.register_lowering(TANGENT, mlir.lower_fun(tangent, multiple_results=False))

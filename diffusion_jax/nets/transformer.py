@@ -5,20 +5,17 @@ Dimension key B *S C and N tokens of width D. Its parameters carry the names tha
 """
 
 import math
-from collections.abc import Sequence
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import Array, lax
+from jax import Array
 from jax.typing import DTypeLike
 
-from diffusion_jax.nets import gated_kernel, own_gradient
-from diffusion_jax.nets.attention import PACKED_FROM, tpu_kernel_is_possible
 from diffusion_jax.nets.context import split_tokens
-from diffusion_jax.nets.dense import ZERO, Dense, Parameters, linear
+from diffusion_jax.nets.dense import ZERO, Dense
+from diffusion_jax.nets.geglu import FeedForward
 from diffusion_jax.nets.layers import GroupNorm, attention_heads
 from diffusion_jax.nets.multi_head import multi_head
 from diffusion_jax.nets.rematerialization import product
@@ -41,71 +38,6 @@ class Attention(nn.Module):
     def __call__(self, x: Array, context: Array, mask: Array | None = None) -> Array:
         """x [B, N, C], context [B, M, D], mask [B, M] True where it may be attended to -> [B, N, C]."""
         return multi_head(x, context, self.heads, mask=mask, bias=False, kernel=self.kernel, dtype=self.dtype)
-
-
-def geglu(linear: Array, gate: Array) -> Array:
-    """linear * GELU(gate), the exact GELU; all of one shape."""
-    return linear * nn.gelu(gate, approximate=False)
-
-
-@jax.custom_jvp
-def geglu_in_16_bits(linear: Array, gate: Array) -> Array:
-    """`geglu`, of which the gradient keeps nothing but the arguments.
-
-    Left to JAX it keeps what GELU has in between, which XLA computes and writes in 32 bits on TPUs. On CPU to keep it
-    is faster than to compute it again.
-    """
-    return geglu(linear, gate)
-
-
-@geglu_in_16_bits.defjvp
-def _geglu_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    """In two parts, whose transposes are computed apart: together, XLA writes what they share and reads it again."""
-    linear, gate = primals
-
-    @jax.checkpoint
-    def by_linear(gate: Array, tangent: Array) -> Array:
-        return geglu(tangent, gate)
-
-    @jax.checkpoint
-    def by_gate(linear: Array, gate: Array, tangent: Array) -> Array:
-        return linear * jax.jvp(lambda gate: nn.gelu(gate, approximate=False), (gate,), (tangent,))[1]
-
-    return geglu_in_16_bits(linear, gate), by_linear(gate, tangents[0]) + by_gate(linear, gate, tangents[1])
-
-
-class FeedForward(nn.Module):
-    """GEGLU (arXiv:2002.05202, eq. 6): (x V * GELU(x W)) W_2 with an inner width of 4 C and the exact GELU."""
-
-    kernel: str = "auto"
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[B, N, C] -> [B, N, C]."""
-        channels, inner = x.shape[-1], 4 * x.shape[-1]
-        widths = {"linear": (channels, inner), "gate": (channels, inner), "project": (inner, channels)}
-        weights = [Parameters(features, name=name)(width) for name, (width, features) in widths.items()]
-        by_xla = partial(_feed_forward, dtype=self.dtype)
-        if self._is_for_the_kernel(x):
-            return product(lax.platform_dependent(x.astype(self.dtype), weights, tpu=_by_kernel, default=by_xla))
-        return by_xla(x, weights)
-
-    def _is_for_the_kernel(self, x: Array) -> bool:
-        fits = jnp.dtype(self.dtype).itemsize == 2 and gated_kernel.takes(x.shape[-1], 4 * x.shape[-1])
-        large = x.shape[1] >= PACKED_FROM and gated_kernel.splits(x.shape[0])
-        return fits and large and tpu_kernel_is_possible(self.kernel)
-
-
-def _feed_forward(x: Array, weights: Sequence[tuple[Array, Array | None]], dtype: DTypeLike) -> Array:
-    linear_, gate, project = weights
-    gated = geglu_in_16_bits if jnp.dtype(dtype).itemsize == 2 else geglu
-    return linear(gated(linear(x, *linear_, dtype), linear(x, *gate, dtype)), *project, dtype)  # by [B, N, 4 C]
-
-
-def _by_kernel(x: Array, weights: Sequence[tuple[Array, Array | None]]) -> Array:
-    flat = (a for kernel, bias in weights if bias is not None for a in (kernel, bias[None]))
-    return own_gradient.apply(gated_kernel.rule(), x, *flat)
 
 
 class TransformerLayer(nn.Module):

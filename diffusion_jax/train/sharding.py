@@ -120,7 +120,7 @@ def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
 def on_mesh(mesh: Mesh, program: Callable[P, T]) -> Callable[P, T]:
     """The program, traced with the mesh known.
 
-    A kernel that the compiler cannot split, `nets.splash_attention`, then splits itself over the mesh.
+    A kernel that the compiler cannot split then splits itself over the mesh (`nets.tpu_kernels`).
     """
 
     @functools.wraps(program)

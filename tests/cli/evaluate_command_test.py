@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 from PIL import Image
+from random_workdir import digits, save_state
 
 from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
@@ -23,27 +24,14 @@ SAMPLES = "--metrics=fd,kid,precision_recall,inception_score,memorisation"
 
 
 def write(root, *, task="diffusion", schedule="cosine(steps=50)", scale=0.1):
-    """A workdir with a checkpoint whose parameters are normal with this scale: nothing is trained."""
-    config = base()
-    config.data.shape = (8, 8, 1)
-    config.task, config.schedule, config.prediction = task, schedule, "v"
-    config.model.update(channels=4, multipliers=(1,), blocks=1, attention=(), groups=2, num_classes=10)
-    config.model.head_channels = 4
+    """A workdir with a checkpoint whose parameters are normal with this scale; of an autoencoder, no checkpoint."""
+    config = digits(task)
+    config.schedule = schedule
     config.autoencoder.update(channels=8, multipliers=(1,), blocks=1, groups=4)
-    config.sample.update(sampler="ddim", steps=3, threshold="static")
-    workdir = Workdir(root)
-    workdir.write_config(config)
-    if task == "diffusion":
-        abstract = experiment.abstract_state(config, experiment.trainee(config, experiment.model(config)))
-    elif task == "classifier":
-        abstract = experiment.abstract_state(config, experiment.classifier.trainee(config))
+    if task == "autoencoder":
+        Workdir(root).write_config(config)
     else:
-        return root
-    rng = np.random.default_rng(0)
-    state = jax.tree.map(lambda a: np.asarray(scale * rng.standard_normal(a.shape), a.dtype), abstract)
-    with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:
-        state = jax.device_put(state._replace(step=np.int32(7), ema=state.params), jax.devices()[0])
-        checkpoints.save(state, position={}, config="{}")
+        save_state(Workdir(root), config, scale=scale, same_average=True)
     return root
 
 

@@ -1,44 +1,29 @@
 """Exporting from the command line: what an export holds, and what is refused. No torch is needed here."""
 
-import contextlib
 import importlib.util
 import json
 
 import jax
 import numpy as np
 import pytest
+from random_workdir import save_state
 from safetensors.numpy import load_file, safe_open
 
 from configs.tiny import get_config as tiny
 from diffusion_jax import config as configs
-from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
 from diffusion_jax.interop import diffusers_unet
 from diffusion_jax.runs.interchange.model_card import _without_folders
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.runs.workdir.pretrained import read_autoencoder
 from diffusion_jax.runs.workdir.restored import restore
-from diffusion_jax.train.checkpoint import Checkpoints
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def save(root, config, measured=None):
     """A workdir with random parameters at step 7, and an average that is another."""
-    workdir = Workdir(root)
-    workdir.write_config(configs.check(config))
-    of_task = {"autoencoder": experiment.autoencoder, "classifier": experiment.classifier}
-    trainee = (
-        of_task[config.task].trainee(config)
-        if config.task in of_task
-        else experiment.trainee(config, experiment.model(config))
-    )
-    rng = np.random.default_rng(0)
-    abstract = experiment.abstract_state(config, trainee)
-    state = jax.tree.map(lambda a: np.asarray(0.3 * rng.standard_normal(a.shape), a.dtype), abstract)
-    state = jax.device_put(state._replace(step=np.int32(7)), jax.devices()[0])
-    with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:
-        checkpoints.save(state, position={}, config="{}", measured=measured)
+    save_state(Workdir(root), configs.check(config), measured=measured)
     return root
 
 

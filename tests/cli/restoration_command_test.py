@@ -6,13 +6,13 @@ import json
 import jax
 import numpy as np
 import pytest
+from random_workdir import save_state
 
 from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
 from diffusion_jax.config import base
 from diffusion_jax.core import similarity
 from diffusion_jax.runs.workdir.paths import Workdir
-from diffusion_jax.train.checkpoint import Checkpoints
 
 
 def write(root, task, **changes):
@@ -24,18 +24,7 @@ def write(root, task, **changes):
     config.autoencoder.update(channels=4, multipliers=(1, 1), blocks=1, groups=2, mid_attention=False)
     config.sample.update(sampler="ddim", steps=3, threshold="static")
     config.update(changes)
-    workdir = Workdir(root)
-    workdir.write_config(config)
-    if task == "diffusion":
-        trainee = experiment.trainee(config, experiment.model(config))
-    else:
-        trainee = getattr(experiment, task).trainee(config)
-    abstract = experiment.abstract_state(config, trainee)
-    rng = np.random.default_rng(0)
-    state = jax.tree.map(lambda a: np.asarray(0.2 * rng.standard_normal(a.shape), a.dtype), abstract)
-    with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:
-        checkpoints.save(jax.device_put(state._replace(step=np.int32(3)), jax.devices()[0]), position={}, config="{}")
-    return config, state
+    return config, save_state(Workdir(root), config, scale=0.2, step=3)
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,12 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.nets import (
     attention,
     attention_kernels,
+    geglu,
     packed_attention,
+    platforms,
     rematerialization,
     splash_attention,
-    transformer,
+    tpu_kernels,
 )
 from diffusion_jax.nets.transformer import TransformerLayer
 from diffusion_jax.nets.unet import UNet
@@ -92,6 +94,7 @@ def test_the_backward_pass_holds_as_many_keys_as_fit():
 
     assert [held(n) for n in (128, 1024, 4096, 8192, 9216)] == [128, 1024, 2048, 2048, 1536]
     assert held(4096, features=256) == held(4096, dtype=jnp.float32) == 1024
+    assert held(4096, features=40) == held(4096)  # vector memory has 40 features in 128 lanes too
 
 
 @pytest.mark.slow
@@ -110,8 +113,9 @@ class TestForwardMode:
     args, direction = qkv(queries=12, keys=12)
 
     def nonlinear(self, choice):
+        """What attends depends on q nonlinearly, so that of a second derivative both parts count."""
         _, k, v = self.args
-        return lambda q: jnp.sin(attention.attend(q, k + q, v, kernel=choice))
+        return lambda q: jnp.sin(attention.attend(jnp.sin(q), k + q, v, kernel=choice))
 
     def check(self, derivative):
         got, expected = jax.jit(lambda: [derivative(self.nonlinear(choice)) for choice in ("flash", "xla")])()
@@ -204,7 +208,7 @@ def test_a_portable_program_has_no_kernel_of_one_platform():
         return program.trace(params, x).lower(lowering_platforms=("tpu",)).as_text()
 
     assert "tpu_custom_call" in lowered()
-    with attention.portable():
+    with platforms.portable():
         assert "custom_call" not in lowered()
     assert "tpu_custom_call" in lowered()
 
@@ -223,8 +227,7 @@ class TestPacked:
             np.testing.assert_allclose(mine, its, rtol=1e-5, atol=1e-5)
 
     def test_keys_in_several_blocks_and_queries_in_several_steps(self, monkeypatch):
-        monkeypatch.setattr(packed_attention, "BLOCK", 128)
-        monkeypatch.setattr(packed_attention, "_block", lambda size: 128)
+        monkeypatch.setattr(packed_attention, "block_size", lambda size: 128)
         args, g = qkv(queries=384, keys=256)
         for mine, its in zip(both_ways(lambda *a: by("packed", *a), args, g), both_ways(xla(), args, g), strict=True):
             np.testing.assert_allclose(mine, its, rtol=1e-5, atol=1e-5)
@@ -245,7 +248,7 @@ class TestPacked:
     def test_it_is_in_the_program_for_a_tpu_alone(self, choice):
         """Of self-attention and of attention to a few tokens of text; no head has an axis of its own there."""
         layer = TransformerLayer(2, choice, dtype=jnp.bfloat16)
-        x, text = (jax.ShapeDtypeStruct((1, n, 80), jnp.bfloat16) for n in (attention.PACKED_FROM, 4))
+        x, text = (jax.ShapeDtypeStruct((1, n, 80), jnp.bfloat16) for n in (tpu_kernels.FEWEST_TOKENS, 4))
         params = jax.eval_shape(layer.init, jax.random.key(0), x, text)
         mesh = sharding.mesh(1, 1, 1, devices=jax.devices()[:1])
         step = jax.grad(lambda *a: layer.apply(*a).astype(jnp.float32).sum())
@@ -275,14 +278,14 @@ class TestGatedGelu:
             pull = jax.vjp(f, linear, gate)
             return pull[0], pull[1](tangents[0]), mixed(linear, gate), jax.grad(mixed, (0, 1))(linear, gate)
 
-        got, expected = (everything(f) for f in (transformer.geglu_in_16_bits, transformer.geglu))
+        got, expected = (everything(f) for f in (geglu.gated_gelu_in_16_bits, geglu.gated_gelu))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
 
     def test_it_keeps_its_arguments_alone(self):
         a = jax.ShapeDtypeStruct((64, 64), jnp.bfloat16)
-        kept = jax.tree.leaves(jax.eval_shape(lambda *a: jax.vjp(transformer.geglu_in_16_bits, *a)[1], a, a))
+        kept = jax.tree.leaves(jax.eval_shape(lambda *a: jax.vjp(geglu.gated_gelu_in_16_bits, *a)[1], a, a))
         assert {(b.shape, b.dtype) for b in kept} == {(a.shape, a.dtype)}
-        left_to_jax = jax.tree.leaves(jax.eval_shape(lambda *a: jax.vjp(transformer.geglu, *a)[1], a, a))
+        left_to_jax = jax.tree.leaves(jax.eval_shape(lambda *a: jax.vjp(geglu.gated_gelu, *a)[1], a, a))
         assert len(kept) < len(left_to_jax)
 
 

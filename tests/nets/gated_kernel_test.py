@@ -1,18 +1,16 @@
 """The gated feed-forward layer by a Pallas kernel for TPUs, run by XLA, against the layer by XLA's operations."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from diffusion_jax.nets import attention, gated_kernel, own_gradient
-from diffusion_jax.nets.transformer import FeedForward
+from diffusion_jax.nets import gated_kernel, geglu, tpu_kernels
+from diffusion_jax.nets.geglu import FeedForward
 from diffusion_jax.train import sharding
 
-KERNEL = functools.partial(own_gradient.apply, gated_kernel.rule(interpret=True))
+KERNEL = geglu.by_kernel(interpret=True)
 
 
 def arguments(dtype=jnp.float32, batch=2, tokens=300, channels=24, inner=256):
@@ -23,7 +21,7 @@ def arguments(dtype=jnp.float32, batch=2, tokens=300, channels=24, inner=256):
     weights = [
         jax.random.normal(next(keys), shape) * scale
         for rows, columns in shapes.values()
-        for shape, scale in (((rows, columns), rows**-0.5), ((1, columns), 1.0))
+        for shape, scale in (((rows, columns), rows**-0.5), ((columns,), 1.0))
     ]
     return (x, *weights), g
 
@@ -49,14 +47,14 @@ def parts_of_128(monkeypatch):
 class TestKernel:
     def test_it_gives_the_layer_and_all_gradients(self):
         args, g = arguments()
-        close(both_ways(KERNEL, args, g), both_ways(gated_kernel.plain, args, g), 1e-5)
+        close(both_ways(KERNEL, args, g), both_ways(geglu.feed_forward, args, g), 1e-5)
 
     def test_in_16_bits_it_is_near_the_layer_in_32(self):
         args, g = arguments(jnp.bfloat16)
         exact = [args[0].astype(jnp.float32), *args[1:]]
         got = both_ways(KERNEL, args, g)
         assert [a.dtype for a in got] == [jnp.bfloat16] * 2 + [jnp.float32] * 6
-        close(got, both_ways(gated_kernel.plain, exact, g.astype(jnp.float32)), 2e-2)
+        close(got, both_ways(geglu.feed_forward, exact, g.astype(jnp.float32)), 2e-2)
 
     @pytest.mark.parametrize("axis", ["data", "fsdp"])
     def test_over_two_devices_gradients_of_the_weights_are_summed(self, axis):
@@ -65,7 +63,7 @@ class TestKernel:
         program = jax.jit(sharding.on_mesh(mesh, lambda args, g: both_ways(KERNEL, args, g)))
         split = NamedSharding(mesh, PartitionSpec(axis))
         placed = (jax.device_put(args[0], split), *args[1:]), jax.device_put(g, split)
-        close(program(*placed), both_ways(gated_kernel.plain, args, g), 1e-5)
+        close(program(*placed), both_ways(geglu.feed_forward, args, g), 1e-5)
 
     def test_forward_mode_and_its_gradient_are_those_of_the_layer(self):
         args, g = arguments()
@@ -79,7 +77,7 @@ class TestKernel:
                 *both_ways(mapped, args[:1], g),
             ]
 
-        close(everything(KERNEL), everything(gated_kernel.plain), 1e-5)
+        close(everything(KERNEL), everything(geglu.feed_forward), 1e-5)
 
 
 def test_what_it_takes():
@@ -92,7 +90,7 @@ def test_what_it_takes():
 
 @pytest.mark.parametrize("choice", ["auto", "xla"])
 def test_it_is_in_the_program_for_a_tpu_alone(choice):
-    x = jax.ShapeDtypeStruct((2, attention.PACKED_FROM, 64), jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((2, tpu_kernels.FEWEST_TOKENS, 64), jnp.bfloat16)
     layer = FeedForward(choice, dtype=jnp.bfloat16)
     params = jax.eval_shape(layer.init, jax.random.key(0), x)
     step = jax.value_and_grad(lambda *a: layer.apply(*a).astype(jnp.float32).sum())

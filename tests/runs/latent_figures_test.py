@@ -1,6 +1,5 @@
 """Figures of latents and of attention to words, of models whose parameters are random."""
 
-import contextlib
 import io
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from random_workdir import save_state
 
 from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
@@ -19,19 +19,9 @@ from diffusion_jax.runs.sample.conditioning import SampleRequest
 from diffusion_jax.runs.sample.reverse_path import ReversePath, decoded
 from diffusion_jax.runs.workdir import pretrained, restored
 from diffusion_jax.runs.workdir.paths import Workdir
-from diffusion_jax.train.checkpoint import Checkpoints
 
 STD = 0.25  # of the autoencoder's latents, by its checkpoint
 CAPTION = "a small hexagon"
-
-
-def _save(workdir, config, trainee, measured=None):
-    rng = np.random.default_rng(0)
-    abstract = experiment.abstract_state(config, trainee)
-    state = jax.tree.map(lambda a: np.asarray(0.3 * rng.standard_normal(a.shape), a.dtype), abstract)
-    state = jax.device_put(state._replace(step=np.int32(7)), jax.devices()[0])
-    with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:
-        checkpoints.save(state, position={}, config="{}", measured=measured)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +37,7 @@ def home(tmp_path_factory):
     config.data.update(source=f"folder:{home / 'images'}", shape=(8, 8, 3))
     config.autoencoder.update(channels=4, multipliers=(1, 2), blocks=1, groups=2, latent_channels=2)
     config.autoencoder.update(mid_attention=False, adversarial_start=-1)
-    Workdir(home / "autoencoder").write_config(config)
-    trainee = experiment.autoencoder.trainee(config)
-    _save(Workdir(home / "autoencoder"), config, trainee, {"latent_std": STD})
+    save_state(Workdir(home / "autoencoder"), config, measured={"latent_std": STD})
 
     config.task, config.latent, config.prediction = "diffusion", str(home / "autoencoder"), "v"
     config.data.source = "folder:/nowhere"
@@ -57,10 +45,9 @@ def home(tmp_path_factory):
     config.model.update(channels=4, multipliers=(1,), blocks=1, attention=(1,), groups=2, remat="blocks")
     config.sample.update(sampler="ddim", steps=3, threshold="none", guidance=1.0)
     workdir = Workdir(home / "latent")
-    workdir.write_config(config)
     model = experiment.model(config, pretrained.read_autoencoder(home / "autoencoder"))
     pretrained.keep(config, workdir, None, model, tokens.train([CAPTION], 270))
-    _save(workdir, config, experiment.trainee(config, model))
+    save_state(workdir, config, abstract=experiment.abstract_state(config, experiment.trainee(config, model)))
     return home
 
 

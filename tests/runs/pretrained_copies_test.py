@@ -6,10 +6,10 @@ import json
 import shutil
 
 import fsspec
-import jax
 import numpy as np
 import pytest
 from PIL import Image
+from random_workdir import save_state
 from safetensors.numpy import save_file
 
 from configs.tiny import get_config as tiny
@@ -22,7 +22,6 @@ from diffusion_jax.runs.workdir import pretrained
 from diffusion_jax.runs.workdir.mirror import Mirror
 from diffusion_jax.runs.workdir.paths import Workdir
 from diffusion_jax.runs.workdir.restored import GuideRequest, restore
-from diffusion_jax.train.checkpoint import Checkpoints
 
 TEXT = "transformer(length=24, vocabulary=270, width=8, layers=1, heads=2)"
 FIRST = ["a red square", "a red circle", "a red ring"]
@@ -53,12 +52,7 @@ def captioned(folders, name, **changes):
 
 def save(workdir, config, abstract, step=5, **options):
     """A checkpoint of random parameters, as if training had come so far."""
-    rng = np.random.default_rng(step)
-    state = jax.tree.map(lambda a: np.asarray(rng.standard_normal(a.shape), a.dtype), abstract)
-    state = jax.device_put(state._replace(step=np.int32(step)), jax.devices()[0])
-    workdir.write_config(config)
-    with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:
-        checkpoints.save(state, position={}, config="{}", **options)
+    save_state(workdir, config, abstract=abstract, scale=1, step=step, seed=step, **options)
 
 
 def start(config, workdir):

@@ -1,18 +1,17 @@
 """A run with a teacher has a copy of it, goes on without the original, and takes no other."""
 
-import contextlib
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from random_workdir import save_state
 
 from configs.tiny import get_config as tiny
 from diffusion_jax import experiment
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.train import tasks
 from diffusion_jax.runs.workdir.paths import Workdir
-from diffusion_jax.train.checkpoint import Checkpoints
 
 
 def config_of(**changes):
@@ -23,12 +22,7 @@ def config_of(**changes):
 
 
 def save(workdir, config, task, seed):
-    rng = np.random.default_rng(seed)
-    state = jax.tree.map(lambda a: np.asarray(0.1 * rng.standard_normal(a.shape), a.dtype), task.abstract)
-    state = jax.device_put(state._replace(step=np.int32(5)), jax.devices()[0])
-    workdir.write_config(config)
-    with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:
-        checkpoints.save(state, position={}, config="{}")
+    save_state(workdir, config, abstract=task.abstract, scale=0.1, step=5, seed=seed)
 
 
 def start(config, workdir):

@@ -20,7 +20,7 @@ from diffusion_jax import experiment
 from diffusion_jax.errors import UserError
 from diffusion_jax.interop import diffusers_weights
 from diffusion_jax.models.conditions.condition import NEGATIVE
-from diffusion_jax.nets.attention import portable
+from diffusion_jax.nets.platforms import portable
 from diffusion_jax.runs.interchange.exported_run import ExportedRun, ProgramRecord
 from diffusion_jax.runs.interchange.sampling_script import sampling_script
 from diffusion_jax.runs.workdir.restored import Trained
