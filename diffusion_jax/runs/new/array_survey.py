@@ -111,7 +111,8 @@ class ArraySurvey(Survey):
         if on.small:
             batch, steps = 64 if places <= 256 else 32 if places <= 1024 else 8, 1000
         else:
-            batch, steps = max(64 * 4096 // max(places, 4096), 1) * on.devices, 20_000
+            halvings = math.ceil(math.log2(max(places / 4096, 1)))
+            batch, steps = max(64 >> halvings, 1) * on.devices, 20_000
         batch = batch_within(batch, self.count, on)
         reasons = [f"{_sides(self.shape)} and {_channels(self.shape)}: the shape of the arrays, which are not resized"]
         if self.channel_added and len(self.shape) > 2:

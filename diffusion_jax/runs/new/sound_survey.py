@@ -24,6 +24,8 @@ T = TypeVar("T")
 _MOST = {"cpu": 8192, "other": 65_536}
 """The most samples of a clip; with more, a first run takes hours."""
 
+_LEAST = 16  # samples of a clip
+
 _LEAST_RATE = 8000  # Hz, a telephone's: speech can be understood
 
 _HEARD = 30  # seconds of each file that are decoded
@@ -99,18 +101,18 @@ class SoundSurvey(Survey):
         most = _MOST["cpu" if on.small else "other"]
         seconds = _common_length([each.seconds for each in self.heard])
         rate, rate_reason = self._rate(seconds, most, on)
-        wanted = min(int(seconds * rate), most)
+        wanted = min(int(seconds * rate + 1e-6), most)
+        if wanted < _LEAST:
+            raise UserError(
+                f"{self.source}: most {self.noun} have {wanted} samples at {rate:,} Hz, and a clip has at least {_LEAST}; "
+                "give longer ones"
+            )
         net = _network(wanted, on)
         length = wanted // net.factor * net.factor
-        if not length:
-            raise UserError(
-                f"{self.source}: most {self.noun} have {wanted} samples at {rate:,} Hz, and a clip has at least "
-                f"{net.factor}; give longer ones, or a higher rate, as in audio:PATH@16000"
-            )
         channels = 2 if self._stereo() else 1
         crop = "random" if statistics.median(each.seconds for each in self.heard) * rate > 2 * length else "start"
         short = sum(each.samples * rate < length * each.rate for each in self.heard)  # corrupt examples in training
-        batch, steps = ((32 if length <= 2048 else 16), 3000) if on.small else (64 * on.devices, 50_000)
+        batch, steps = ((32 if length <= 2048 else 16), 2000) if on.small else (64 * on.devices, 50_000)
         batch = batch_within(batch, self.count, on)
         deviation = float(f"{self.deviation:.2g}")
         process, loudest = _process(deviation, length)
