@@ -104,8 +104,8 @@ class SoundSurvey(Survey):
         wanted = min(int(seconds * rate + 1e-6), most)
         if wanted < _LEAST:
             raise UserError(
-                f"{self.source}: most {self.noun} have {wanted} samples at {rate:,} Hz, and a clip has at least {_LEAST}; "
-                "give longer ones"
+                f"{self.source}: most {self.noun} have {wanted} samples at {rate:,} Hz, and a clip has at least "
+                f"{_LEAST}; give longer ones"
             )
         net = _network(wanted, on)
         length = wanted // net.factor * net.factor
