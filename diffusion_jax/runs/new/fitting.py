@@ -83,6 +83,7 @@ class Fit:
     axes: str  # what the numbers of shape are
     net: UNet
     options: str = ""  # further options of the network, as arguments
+    learning_rate: float = 1e-3
     process: Process = Process()
     modality: str = ""  # data.modality; "": as the source says
     modality_comment: str = ""

@@ -21,7 +21,7 @@ from diffusion_jax.runs.new.survey import PICTURED, Opened, Survey, counted, loo
 
 T = TypeVar("T")
 
-_MOST = {"cpu": 8192, "other": 65_536}
+_MOST = {"cpu": 4096, "other": 65_536}
 """The most samples of a clip; with more, a first run takes hours."""
 
 _LEAST = 16  # samples of a clip
@@ -112,7 +112,7 @@ class SoundSurvey(Survey):
         channels = 2 if self._stereo() else 1
         crop = "random" if statistics.median(each.seconds for each in self.heard) * rate > 2 * length else "start"
         short = sum(each.samples * rate < length * each.rate for each in self.heard)  # corrupt examples in training
-        batch, steps = ((32 if length <= 2048 else 16), 2000) if on.small else (64 * on.devices, 50_000)
+        batch, steps = ((32 if length <= 2048 else 16), 4000) if on.small else (64 * on.devices, 50_000)
         batch = batch_within(batch, self.count, on)
         deviation = float(f"{self.deviation:.2g}")
         process, loudest = _process(deviation, length)
@@ -122,6 +122,7 @@ class SoundSurvey(Survey):
             axes="samples, channels",
             net=net,
             options="scale_shift=True",
+            learning_rate=2e-3,
             process=process,
             modality=f"audio(rate={rate}, crop={crop!r})",
             modality_comment=_CROPS[crop],

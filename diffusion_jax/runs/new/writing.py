@@ -56,7 +56,7 @@ def config_text(found: Survey, fit: Fit, name: str) -> str:
         f"    patch={net.patch}, channels={net.channels}, multipliers={net.multipliers}, blocks={net.blocks},",
         f"    attention=({net.halvings},), heads=4, groups=8{options},",
         ")",
-        'config.optimizer.update(learning_rate=1e-3, warmup=100, decay="cosine")',
+        f'config.optimizer.update(learning_rate={_digits(fit.learning_rate)}, warmup=100, decay="cosine")',
         "config.ema.decay = 0.995",
         f"config.train.update(steps={fit.steps}, batch_size={fit.batch_size})",
         "config.log_every = 25",
@@ -78,6 +78,12 @@ def _shown(found: Survey) -> int:
     """The number of samples in a grid while training: the same for each class."""
     classes = found.num_classes
     return 16 if not classes else classes * max(16 // classes, 1) if classes <= 64 else 64
+
+
+def _digits(number: float) -> str:
+    """A number in the form 1e-3."""
+    digits, exponent = f"{number:e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
 
 
 def _word(text: str) -> str:
