@@ -257,6 +257,19 @@ def test_a_name_in_a_block_stands_beside_its_own_row():
         assert left - 60 < xs.min() <= xs.max() < left
 
 
+def test_blocks_are_labelled_grids_with_a_gap_between():
+    images, names = coloured(11, 1, 8, 8), [f"class {i}" for i in range(11)]
+    picture, left = labelled_rows(images, names), 0
+    for start in range(0, 11, 4):
+        block = labelled_grid(images[start : start + 4], names[start : start + 4])
+        height, width, _ = block.shape
+        np.testing.assert_array_equal(picture[:height, left : left + width], block)
+        assert (picture[height:, left : left + width] == 200).all()
+        assert (picture[:, left + width : left + width + 16] == 200).all()
+        left += width + 16
+    assert picture.shape[1] == left - 16
+
+
 def test_one_block_is_the_labelled_grid():
     for shape in ((3, 4, 8, 8, 1), (10, 8, 8, 8, 3)):
         images, names = random_images(*shape), [f"class {i}" for i in range(shape[0])]

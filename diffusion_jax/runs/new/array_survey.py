@@ -164,7 +164,7 @@ class ArraySurvey(Survey):
                 f"{self.source}: arrays of {_sides(self.shape)} are too large for a network, as few halvings divide "
                 f"their sides; cut them, or pad them to {padded}, and look again"
             )
-        patch, levels = (wanted or sorted(possible, key=lambda each: self._places(*each)))[0]
+        patch, levels = (wanted or sorted(possible, key=self._work))[0]
         channels = 128 if not on.small else 32 if math.prod(self.shape[:-1]) <= 256 else 48
         if not on.small and patch == 1:
             channels = 64
@@ -180,6 +180,11 @@ class ArraySurvey(Survey):
         """(places of the last level, of the first level) of a network."""
         rank, all_of_them = len(self.shape) - 1, math.prod(self.shape[:-1])
         return all_of_them // (patch * 2 ** (levels - 1)) ** rank, all_of_them // patch**rank
+
+    def _work(self, net: tuple[int, int]) -> tuple[int, bool, int]:
+        """What is to be small, the most important first; one level alone sees little of an array at once."""
+        last, first = self._places(*net)
+        return last, net[1] == 1, first
 
     def _within(self, net: tuple[int, int], first: int, last: int) -> bool:
         places = self._places(*net)
