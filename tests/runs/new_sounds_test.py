@@ -93,6 +93,19 @@ def test_clips_suit_the_machine_the_network_and_nine_sounds_of_ten(found, machin
         assert length > 0.45 * rate * seconds[0]
 
 
+def test_the_limit_of_short_sounds_holds_for_those_not_looked_at(found):
+    """Of 10,000 sounds, 8% short, 500 are looked at; at most one set in a hundred has more short ones than the limit."""
+    rng, part, passed = np.random.default_rng(0), 0.08, 0
+    for _ in range(300):
+        short = rng.random(10_000) < part
+        lengths = np.where(short[:500], 1000, 4000)
+        heard = tuple(Heard(8000, int(length), 1, 0.01, False) for length in lengths)
+        chosen = dataclasses.replace(found, heard=heard, count=10_000, broken=(), looked_at=500).fit(TWO_CORES)
+        assert 1000 < chosen.shape[0] <= 4000
+        passed += chosen.corrupt_limit < short.sum()
+    assert passed <= 3
+
+
 def test_the_deviation_is_that_of_the_files_and_the_highest_noise_hides_a_tone(folder, found):
     """A tone of the deviation over the whole clip has a quarter of the noise's power at its own frequency."""
     files = [file for file in folder.rglob("*.wav") if file.name != "broken.wav"]

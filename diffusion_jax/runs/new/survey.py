@@ -3,6 +3,7 @@
 import abc
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -66,8 +67,18 @@ class Survey(abc.ABC):
         yield from (f"note        {note}" for note in self.notes)
 
     def corrupt_limit(self, unfit: int = 0) -> int:
-        """`data.corrupt_limit` for all of the data: the broken examples and unfit others, of those looked at."""
-        return -(-(len(self.broken) + unfit) * self.count // self.looked_at)
+        """`data.corrupt_limit` for all of the data, from the broken examples and unfit others of those looked at.
+
+        Where only a part was looked at and there are unfit ones, which may be a tenth of the data, it has three standard
+        deviations of the estimate to spare: a run that skips more than the limit ends.
+        """
+        found = len(self.broken) + unfit
+        limit = -(-found * self.count // self.looked_at)
+        if not unfit or self.looked_at == self.count:
+            return limit
+        part = found / self.looked_at
+        spare = 3 * self.count * math.sqrt(part * (1 - part) / self.looked_at)
+        return min(limit + math.ceil(spare), self.count)
 
 
 @dataclasses.dataclass(frozen=True)
