@@ -69,8 +69,8 @@ class Survey(abc.ABC):
     def corrupt_limit(self, unfit: int = 0) -> int:
         """`data.corrupt_limit` for all of the data, from the broken examples and unfit others of those looked at.
 
-        Where only a part was looked at and there are unfit ones, which may be a tenth of the data, it has three standard
-        deviations of the estimate to spare: a run that skips more than the limit ends.
+        Where only a part was looked at and there are unfit ones, which may be a tenth of the data, it has three
+        standard deviations of the estimate to spare: a run that skips more than the limit ends.
         """
         found = len(self.broken) + unfit
         limit = -(-found * self.count // self.looked_at)
