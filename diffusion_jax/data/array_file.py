@@ -35,7 +35,7 @@ class ArrayFile:
     """The arrays [N, *S, C] or [N, *S] of a file, and the class of each where the file has a second entry for it.
 
     shape, which is `data.shape`, says which of the two it is. Where that is open, the last side counts as channels if
-    it is at most 4 and there is a side before it.
+    it is at most 4 and there is a side before it. `adds_channel` says whether the file holds [N, *S].
     """
 
     modality = "array"
@@ -54,7 +54,7 @@ class ArrayFile:
             )
         if self._arrays.dtype.kind not in "biuf":
             raise UserError(f"{self._path} holds {self._arrays.dtype}; expected numbers, integer or floating-point")
-        self._add_channel = _lacks_channels(self._path, shape[1:], self._shape)
+        self.adds_channel = _lacks_channels(self._path, shape[1:], self._shape)
         self._labels = None if labels is None else _checked(self._path, labels, shape[0])
 
     def __getstate__(self) -> dict[str, object]:  # for a worker, which opens the file itself
@@ -85,7 +85,7 @@ class ArrayFile:
     def __getitem__(self, index: int) -> Example:
         array = np.asarray(self._arrays[index])
         example: Example = {
-            "array": array[..., None] if self._add_channel else array,
+            "array": array[..., None] if self.adds_channel else array,
             "name": f"{self._path}[{index}]",
         }
         if self._labels is not None:

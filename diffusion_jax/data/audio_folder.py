@@ -40,13 +40,19 @@ def audio_folder(spec: str, split: str = "train", *, caption: str = "text", need
     whose header cannot be read are skipped here, and are corrupt examples in training. Raises UserError that lists the
     rates where they differ, and as `labelled_files` does.
     """
+    path, rate = path_and_rate(spec)
+    found = labelled_files(AudioFolder, path, split, caption=caption, needs=needs)
+    if rate is not None and rate < 1:
+        raise UserError(f"the rate in 'audio:{spec}' is at least 1 Hz; got {rate}")
+    return dataclasses.replace(found, rate=_common_rate(found, path) if rate is None else rate)
+
+
+def path_and_rate(spec: str) -> tuple[str, int | None]:
+    """(PATH, RATE in Hz) of "PATH@RATE"; the rate is None in "PATH", and where a file has the whole name."""
     path, at, text = spec.rpartition("@")
     if not (at and text.isascii() and text.isdigit()) or os.path.exists(os.path.expanduser(spec)):
-        path, text = spec, ""
-    found = labelled_files(AudioFolder, path, split, caption=caption, needs=needs)
-    if text and int(text) < 1:
-        raise UserError(f"the rate in 'audio:{spec}' is at least 1 Hz; got {text}")
-    return dataclasses.replace(found, rate=int(text) if text else _common_rate(found, path))
+        return spec, None
+    return path, int(text)
 
 
 def _common_rate(folder: AudioFolder, path: str) -> int:

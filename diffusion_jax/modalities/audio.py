@@ -19,7 +19,8 @@ from diffusion_jax.report import pictures, players, spectrogram
 
 _PLAYED = 4  # clips in TensorBoard
 
-_KINDS = {1: "mono", 2: "stereo"}
+KINDS = {1: "mono", 2: "stereo"}
+"""{channels of a clip: their word}."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Audio(Modality):
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises UserError unless shape is (samples, channels), of 1 or 2 channels."""
-        if len(shape) != 2 or shape[-1] not in _KINDS:
+        if len(shape) != 2 or shape[-1] not in KINDS:
             raise UserError(f"data.shape={shape} of sound is (samples, channels), with 1 (mono) or 2 (stereo) channels")
 
     def decode(self, example: Example, shape: tuple[int, ...]) -> np.ndarray:
@@ -148,7 +149,7 @@ class Audio(Modality):
             done.append(f"{where} {length / self.rate:.4g} s" + (" of each" if self.crop == "start" else " length"))
         if short := sum(size[1] < length for size in found):
             done.append(f"{short} of {len(found)} too short for {length / self.rate:.4g} s")
-        kind = " and ".join(_KINDS.get(kind, f"{kind} channels") for kind in kinds)
+        kind = " and ".join(KINDS.get(kind, f"{kind} channels") for kind in kinds)
         hertz = _range([f"{rate}" for rate in rates])
         return f"{count} of {seconds} s, {hertz} Hz, {kind}{looked}: {', '.join(done) or 'as they are'}"
 
@@ -176,7 +177,7 @@ class Audio(Modality):
             title = f"{i:06d}{self.suffix}" + (f" · {names[i]}" if names[i] else "")
             each.append(players.Player(title, self.encode(clip), pictures.encode_png(tile)))
         seconds = arrays.shape[1] / self.rate
-        line = f"{len(arrays):,} clips of {seconds:.4g} s at {self.rate} Hz, {_KINDS[arrays.shape[2]]}."
+        line = f"{len(arrays):,} clips of {seconds:.4g} s at {self.rate} Hz, {KINDS[arrays.shape[2]]}."
         if count < len(arrays):
             line += f" The first {count:,} are here; the others lie beside this page."
         return {"index.html": players.players_page(each, "Samples", line)}

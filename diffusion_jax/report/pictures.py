@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from PIL import Image, ImageDraw
+from PIL.ImageFont import FreeTypeFont
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import lettering
@@ -24,6 +25,9 @@ MEAN, POINTS, BAD = "#1f3f66", "#6f9bd1", "#d62728"
 _BACKGROUND = 200  # light gray: separates from black images and from white ones
 _INK = (30, 30, 30)
 _LABEL_WIDTH = 180  # pixels, at most
+_MARGIN = 6  # pixels beside a name
+_GAP = 16  # pixels between blocks of rows
+_ASPECT = 4 / 3  # width / height of a screen, about
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -90,11 +94,10 @@ def labelled_grid(
     h, w = h * scale, w * scale
     font = lettering.font(12)
     line = sum(font.getmetrics())
-    names = [lettering.wrap(text, font, _LABEL_WIDTH, max(1, h // line)) for text in rows]
+    names = [_row_name(text, font, h) for text in rows]
     titles = [lettering.wrap(text, font, w, 3) for text in columns]
-    margin = 6
-    left = math.ceil(max((font.getlength(text) for lines in names for text in lines), default=-margin)) + margin
-    top = line * max((len(lines) for lines in titles), default=0) + (margin // 2 if titles else 0)
+    left = max((_name_width(lines, font) for lines in names), default=0)
+    top = line * max((len(lines) for lines in titles), default=0) + (_MARGIN // 2 if titles else 0)
 
     tiles = _as_pil(grid(images.reshape(r * k, *images.shape[2:]), k, padding, scale)).convert("RGBA")
     picture = Image.new("RGB", (left + tiles.width, top + tiles.height), (_BACKGROUND,) * 3)
@@ -103,12 +106,60 @@ def labelled_grid(
     for i, lines in enumerate(names):
         y = top + padding + i * (h + padding) + (h - line * len(lines)) / 2
         for j, text in enumerate(lines):
-            draw.text((left - margin / 2, y + j * line), text, _INK, font, anchor="ra")
+            draw.text((left - _MARGIN / 2, y + j * line), text, _INK, font, anchor="ra")
     for i, lines in enumerate(titles):
         x = left + padding + i * (w + padding) + w / 2
         for j, text in enumerate(lines):
             draw.text((x, top - line * (len(lines) - j)), text, _INK, font, anchor="ma")
     return np.asarray(picture)
+
+
+def labelled_rows(images: np.ndarray, rows: Sequence[str], padding: int = 2, scale: int | None = None) -> np.ndarray:
+    """RGB picture [H', W', 3] of uint8 images [R, K, H, W, C] with R names, in blocks that stand beside each other.
+
+    A block is the `labelled_grid` of consecutive rows; the rows go on at the top of the block to the right. All blocks
+    but the last have the same number of rows, that by which the picture comes nearest to 4:3. With one block it is the
+    `labelled_grid` of all rows. The default scale is that of `labelled_grid`.
+    """
+    r = len(images)
+    if len(rows) != r:
+        raise ValueError(f"a picture of {r} rows takes {r} names; got {len(rows)}")
+    scale = scale or _readable_scale(images[0], side=64)
+    each = _rows_of_a_block(images.shape, rows, padding, scale)
+    blocks = [labelled_grid(images[i : i + each], rows[i : i + each], (), padding, scale) for i in range(0, r, each)]
+    width = sum(block.shape[1] for block in blocks) + _GAP * (len(blocks) - 1)
+    picture = np.full((blocks[0].shape[0], width, 3), _BACKGROUND, np.uint8)
+    left = 0
+    for block in blocks:
+        picture[: block.shape[0], left : left + block.shape[1]] = block
+        left += block.shape[1] + _GAP
+    return picture
+
+
+def _rows_of_a_block(shape: tuple[int, ...], rows: Sequence[str], padding: int, scale: int) -> int:
+    """The rows of a block of `labelled_rows`, of images of a shape [R, K, H, W, C]."""
+    r, k, h, w, _ = shape
+    font = lettering.font(12)
+    names = [_name_width(_row_name(text, font, h * scale), font) for text in rows]
+    tiles = k * (w * scale + padding) + padding
+
+    def distance(each: int) -> float:
+        """That of the picture's shape to 4:3, in logarithms."""
+        widths = [max(names[i : i + each]) + tiles for i in range(0, r, each)]
+        width, height = sum(widths) + _GAP * (len(widths) - 1), each * (h * scale + padding) + padding
+        return abs(math.log(width / height / _ASPECT))
+
+    return min({-(-r // blocks) for blocks in range(1, r + 1)}, key=lambda each: (distance(each), -each))
+
+
+def _row_name(text: str, font: FreeTypeFont, height: int) -> list[str]:
+    """The lines of a row's name; height in pixels is the row's."""
+    return lettering.wrap(text, font, _LABEL_WIDTH, max(1, height // sum(font.getmetrics())))
+
+
+def _name_width(lines: Sequence[str], font: FreeTypeFont) -> int:
+    """Pixels of a row's name with the margin beside it."""
+    return math.ceil(max((font.getlength(text) for text in lines), default=0)) + _MARGIN
 
 
 def encode_png(image: np.ndarray) -> bytes:

@@ -12,7 +12,7 @@ from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
 from diffusion_jax.config import base
 from diffusion_jax.runs.new.data_survey import survey
-from diffusion_jax.runs.new.fitting import Machine, fit
+from diffusion_jax.runs.new.fitting import Machine
 from diffusion_jax.runs.new.writing import config_text
 
 TWO_CORES = Machine("cpu", 1, "cpu", 2)
@@ -99,13 +99,13 @@ def test_colour_and_transparency_are_those_of_pixels(tmp_path):
     for mode, channels in {"gray RGB": 1, "RGB": 3, "RGBA": 4, "I;16": 1}.items():
         for i in range(3):
             save(tmp_path / f"{mode}/{i}.png", (16, 16), mode, i)
-        found[mode] = fit(survey(f"folder:{tmp_path / mode}"), TWO_CORES)
-        assert found[mode].channels == channels
+        found[mode] = survey(f"folder:{tmp_path / mode}").fit(TWO_CORES)
+        assert found[mode].shape[-1] == channels
     opaque = np.full((16, 16, 4), 255, np.uint8)
     opaque[..., 0] = 3
     (tmp_path / "opaque").mkdir()
     Image.fromarray(opaque).save(tmp_path / "opaque/0.png")
-    assert fit(survey(f"folder:{tmp_path / 'opaque'}"), TWO_CORES).channels == 3
+    assert survey(f"folder:{tmp_path / 'opaque'}").fit(TWO_CORES).shape[-1] == 3
     assert any("16 bits become 8" in reason for reason in found["I;16"].reasons)
 
 
@@ -116,22 +116,23 @@ def test_colour_and_transparency_are_those_of_pixels(tmp_path):
 def test_the_network_fits_any_size(gray, machine, size):
     """Both sides are divisible as the U-Net asks, the shape of the images is kept about, batches suit the devices."""
     found = dataclasses.replace(survey(f"folder:{gray}"), sizes={size: 40})
-    chosen = fit(found, machine)
-    assert chosen.height % chosen.factor == 0
-    assert chosen.width % chosen.factor == 0
-    assert chosen.height * chosen.width <= max(128 * 128, 2 * size[0] * size[1], chosen.factor**2)
+    chosen = found.fit(machine)
+    height, width, _ = chosen.shape
+    assert height % chosen.net.factor == 0
+    assert width % chosen.net.factor == 0
+    assert height * width <= max(128 * 128, 2 * size[0] * size[1], chosen.net.factor**2)
     assert chosen.batch_size % machine.devices == 0
     if min(size) >= 24:
-        assert 0.7 < (chosen.height / chosen.width) / (size[0] / size[1]) < 1.4
+        assert 0.7 < (height / width) / (size[0] / size[1]) < 1.4
     config = read(config_text(found, chosen, "my.py"))
-    assert config.model.attention == (2 ** (len(chosen.multipliers) - 1),)
+    assert config.model.attention == (2 ** (len(chosen.net.multipliers) - 1),)
 
 
 def test_a_text_in_the_data_cannot_leave_the_docstring(gray):
     found = survey(f"folder:{gray}")
     text = 'it\'s """ + bad\\n'
     hostile = dataclasses.replace(found, captions=(text,), classes={text: 20, "b": 20}, num_classes=2)
-    config = read(config_text(hostile, fit(hostile, TWO_CORES), "my.py"))
+    config = read(config_text(hostile, hostile.fit(TWO_CORES), "my.py"))
     assert config.model.num_classes == 2
 
 
@@ -144,7 +145,8 @@ def test_a_text_in_the_data_cannot_leave_the_docstring(gray):
         (["--data=folder:bad", "--out=my.txt"], "is to be a new .py file"),
         (["--data=bad"], "new needs --data=folder:PATH and --out=FILE.py"),
         (["--data=bad", "--out=my.py"], "unknown data source 'bad'"),
-        (["--data=notes", "--out=my.py"], "new looks at images, and notes holds others"),
+        (["--data=digits", "--out=my.py", "--shape=8,8,1"], "--shape is of plain arrays, and digits holds images"),
+        (["--data=digits", "--out=my.py", "--shape=8xx"], "--shape=8xx is to be whole numbers"),
     ],
 )
 def test_what_cannot_be_looked_at_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch, capsys, flags, message):

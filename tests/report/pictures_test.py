@@ -7,7 +7,15 @@ from PIL import Image
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import lettering
-from diffusion_jax.report.pictures import curve_png, grid, labelled_grid, running_mean, save_png, to_uint8
+from diffusion_jax.report.pictures import (
+    curve_png,
+    grid,
+    labelled_grid,
+    labelled_rows,
+    running_mean,
+    save_png,
+    to_uint8,
+)
 
 
 def random_images(*shape):
@@ -198,3 +206,83 @@ def test_a_label_of_escapes_alone_is_wrapped_between_them():
     lines = lettering.wrap("\u4e2d" * 9, font, 100, 9)
     assert "".join(lines) == "\\u4e2d" * 9
     assert all(line.startswith("\\u") and font.getlength(line) <= 100 for line in lines)
+
+
+def coloured(r, k, h, w):
+    """Images uint8 [R, K, H, W, 3], each of one colour of its own that neither names nor the background have."""
+    images = np.zeros((r, k, h, w, 3), np.uint8)
+    images[..., 0] = np.arange(r)[:, None, None, None]
+    images[..., 1] = 100 + np.arange(k)[:, None, None]
+    images[..., 2] = 255
+    return images
+
+
+def boxes(picture, r, k):
+    """{(row, column): (top, bottom, left, right)} of the images of `coloured`, the ends excluded."""
+    found = {}
+    for row in range(r):
+        for column in range(k):
+            ys, xs = np.nonzero((picture == (row, 100 + column, 255)).all(axis=-1))
+            found[row, column] = ys.min(), ys.max() + 1, xs.min(), xs.max() + 1
+            assert len(ys) == (ys.max() + 1 - ys.min()) * (xs.max() + 1 - xs.min())
+    return found
+
+
+def test_rows_in_blocks_go_down_and_then_to_the_right():
+    """Every image is at its place: its row's neighbours beside it, the next row below it or at the top of a block."""
+    r, k = 14, 2
+    picture = labelled_rows(coloured(r, k, 16, 16), [f"class {i}" for i in range(r)])
+    found = boxes(picture, r, k)
+    assert all(bottom - top == right - left == 64 for top, bottom, left, right in found.values())
+    each = next(i for i in range(1, r) if found[i, 0][2] != found[0, 0][2])  # rows of a block
+    assert 1 < each < r
+    for row in range(r):
+        top, _, left, _ = found[row, 0]
+        assert top == 2 + row % each * 66
+        assert left == found[row // each * each, 0][2]
+        assert found[row, 1] == (top, top + 64, left + 66, left + 130)
+        if row >= each:
+            assert left > found[row - each, 1][3]
+
+
+def test_a_name_in_a_block_stands_beside_its_own_row():
+    """With one name in all the picture, the ink is left of that row's images, in its height."""
+    r = 24
+    for named in (0, 7, 23):
+        picture = labelled_rows(coloured(r, 1, 8, 8), ["name" if i == named else "" for i in range(r)])
+        assert picture.shape[1] > 4 * 64  # several blocks
+        top, bottom, left, _ = boxes(picture, r, 1)[named, 0]
+        ys, xs = np.nonzero((picture < 100).all(axis=-1))
+        assert top <= ys.min() <= ys.max() < bottom
+        assert left - 60 < xs.min() <= xs.max() < left
+
+
+def test_blocks_are_labelled_grids_with_a_gap_between():
+    images, names = coloured(11, 1, 8, 8), [f"class {i}" for i in range(11)]
+    picture, left = labelled_rows(images, names), 0
+    for start in range(0, 11, 4):
+        block = labelled_grid(images[start : start + 4], names[start : start + 4])
+        height, width, _ = block.shape
+        np.testing.assert_array_equal(picture[:height, left : left + width], block)
+        assert (picture[height:, left : left + width] == 200).all()
+        assert (picture[:, left + width : left + width + 16] == 200).all()
+        left += width + 16
+    assert picture.shape[1] == left - 16
+
+
+def test_one_block_is_the_labelled_grid():
+    for shape in ((3, 4, 8, 8, 1), (10, 8, 8, 8, 3)):
+        images, names = random_images(*shape), [f"class {i}" for i in range(shape[0])]
+        np.testing.assert_array_equal(labelled_rows(images, names), labelled_grid(images, names))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (24, 40), (168, 240)])
+@pytest.mark.parametrize(("r", "k"), [(12, 1), (16, 4), (20, 3), (40, 2), (100, 1)])
+def test_a_picture_of_many_rows_has_about_the_shape_of_a_screen(r, k, size):
+    height, width, _ = labelled_rows(coloured(r, k, *size), [f"class {i}" for i in range(r)]).shape
+    assert 2 / 3 < width / height / (4 / 3) < 3 / 2
+
+
+def test_labelled_rows_names_the_count_that_is_wrong():
+    with pytest.raises(ValueError, match="3 rows takes 3 names; got 2"):
+        labelled_rows(random_images(3, 2, 4, 4, 1), ["a", "b"])

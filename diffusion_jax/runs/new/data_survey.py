@@ -1,166 +1,60 @@
-"""A survey of a data set for a first config: sizes, colours, classes, captions, broken files."""
+"""A survey of a data set for a first config, by its kind: images, sounds or plain arrays."""
 
-import collections
-import dataclasses
-import io
-from collections.abc import Iterator
+from collections.abc import Mapping
 
-import numpy as np
-from PIL import Image
-
-from diffusion_jax.data import description, transforms
-from diffusion_jax.data.classes import shown
-from diffusion_jax.data.example import Example, Source, image_of, modality_of
+from diffusion_jax.data.audio_folder import path_and_rate
+from diffusion_jax.data.example import modality_of
 from diffusion_jax.data.sources import CAPTION, open_source
 from diffusion_jax.errors import UserError
+from diffusion_jax.runs.new.array_survey import ArraySurvey
+from diffusion_jax.runs.new.image_survey import ImageSurvey
+from diffusion_jax.runs.new.sound_survey import SoundSurvey
+from diffusion_jax.runs.new.survey import Opened, Survey
 
-LOOKED_AT = 500
-"""The most images that are decoded; they are spread evenly over the data."""
-
-PICTURED = 9
-
-_BROKEN = 5  # named, at most
-
-_MODES = {
-    "1": "black and white",
-    "L": "gray",
-    "LA": "gray with alpha",
-    "P": "palette",
-    "RGB": "RGB",
-    "RGBA": "RGB with alpha",
-    "I;16": "gray of 16 bits",
-    "CMYK": "CMYK",
+KINDS: Mapping[str, type[ImageSurvey] | type[SoundSurvey] | type[ArraySurvey]] = {
+    "image": ImageSurvey,
+    "audio": SoundSurvey,
+    "array": ArraySurvey,
 }
+"""{modality: the survey of its data}."""
+
+_ANY_RATE = 8000  # Hz, of sounds whose rate is still to be chosen: a survey reads the rates of their headers
 
 
-@dataclasses.dataclass(frozen=True)
-class Survey:
-    """The contents of a data set."""
+def survey(source: str, caption: str = CAPTION, shape: tuple[int, ...] = ()) -> Survey:
+    """Opens a data set, such as folder:PATH, and decodes some of its examples.
 
-    source: str  # as data.source names it
-    caption: str  # as data.caption
-    count: int
-    looked_at: int
-    sizes: dict[tuple[int, int], int]  # {(height, width), upright: images}, of those looked at
-    modes: dict[str, int]  # {kind of pixels in the file: images}
-    colour: bool  # whether a pixel is not gray
-    transparent: bool  # whether a pixel is not opaque
-    classes: dict[str, int]  # {name: images}, of those looked at; {}: none, or one alone
-    num_classes: int
-    captions: tuple[str, ...]  # some; (): none
-    notes: tuple[str, ...]
-    broken: tuple[str, ...]  # why each image that cannot be read cannot, of those looked at
-    pictured: tuple[np.ndarray, ...]  # uint8 [h, w, 4] as they are, at most PICTURED
-
-    def lines(self) -> Iterator[str]:
-        """Yields the lines of a table for the user."""
-        looked = "" if self.looked_at == self.count else f", {self.looked_at:,} looked at"
-        yield f"images      {self.count:,}{looked}"
-        for name, counts in (
-            ("sizes", {f"{h} x {w}": n for (h, w), n in self.sizes.items()}),
-            ("pixels", self.modes),
-            ("classes", self.classes),
-        ):
-            yield f"{name:12}{_counted(counts)}"
-        first = f"; the first: {self.captions[0][:60]!r}" if self.captions else "none"
-        yield f"captions    {first if not self.captions else 'for each image' + first}"
-        yield f"broken      {len(self.broken) or 'none'}"
-        yield from (f"            {reason}" for reason in self.broken[:_BROKEN])
-        yield from (f"note        {note}" for note in self.notes)
-
-
-def survey(source: str, caption: str = CAPTION) -> Survey:
-    """Opens a data set, such as folder:PATH, and decodes up to LOOKED_AT of its images.
-
-    Raises UserError where there is no such data, or none of its images can be read.
+    shape is that of plain arrays, [*S, C], which says whether the last side of their file is one of channels; (): it is
+    if it is at most 4. Raises UserError where there is no such data, none of its examples can be read, or they are of a
+    kind that has no survey.
     """
-    data, notes = _opened(source, caption)
-    places = description.places(data, LOOKED_AT)
-    sizes, modes, labels = (collections.Counter[object]() for _ in range(3))
-    colour = transparent = False
-    captions: list[str] = []
-    broken: list[str] = []
-    readable: list[int] = []
-    for place in places:
-        try:
-            example = data[place]
-            image = _decoded(example)
-        except UserError as error:
-            broken.append(str(error))
-            continue
-        readable.append(place)
-        sizes[image.shape[:2]] += 1
-        modes[_mode(image_of(example))] += 1
-        colour = colour or bool((image[..., :1] != image[..., 1:3]).any())
-        transparent = transparent or bool((image[..., 3] < 255).any())
-        if "label" in example:
-            labels[example["label"]] += 1
-        if example.get("caption", "").strip():
-            captions.append(example["caption"].strip())
-    if not sizes:
-        raise UserError(f"{source}: of {len(places)} images none can be read: {broken[0]}")
-    count = data.num_classes if labels and data.num_classes else 0
-    names = data.class_names or [str(number) for number in range(count)]
-    if count < 2:
-        count, names = 0, []
-    if captions and len(captions) < len(places) - len(broken):
-        notes.append(f"{len(places) - len(broken) - len(captions)} captions are empty; they train as no caption")
-    return Survey(
-        source=source,
-        caption=caption,
-        count=len(data),
-        looked_at=len(places),
-        sizes=dict(sizes.most_common()),  # type: ignore[arg-type]
-        modes=dict(modes.most_common()),  # type: ignore[arg-type]
-        colour=colour,
-        transparent=transparent,
-        classes={name: labels[number] for number, name in enumerate(names)},
-        num_classes=count,
-        captions=tuple(captions),
-        notes=tuple(notes),
-        broken=tuple(broken),
-        pictured=tuple(_decoded(data[readable[place]]) for place in description.spread(len(readable), PICTURED)),
-    )
-
-
-def _opened(source: str, caption: str) -> tuple[Source, list[str]]:
-    """(the data with labels and captions where they have them, notes on these)."""
-    notes: list[str] = []
-    data = open_source(source, caption=caption, needs=frozenset({"label"}))
-    if modality_of(data) != "image":
-        raise UserError(f"new looks at images, and {source} holds others; docs/data.md says how to write its config")
+    spec = source
+    if source.startswith("audio:") and path_and_rate(source.removeprefix("audio:"))[1] is None:
+        spec = f"{source}@{_ANY_RATE}"
+    data = open_source(spec, caption=caption, needs=frozenset({"label"}), shape=shape)
+    kind = modality_of(data).partition("(")[0]
+    if kind not in KINDS:
+        raise UserError(
+            f"new looks at images, sounds and plain arrays, and {source} holds data of the modality {kind}; "
+            "docs/data.md says how to write its config"
+        )
+    if shape and kind != "array":
+        raise UserError(f"--shape is of plain arrays, and {source} holds {KINDS[kind].noun}, whose shape new chooses")
+    noun, notes = KINDS[kind].noun, []
     try:
-        both = open_source(source, caption=caption, needs=frozenset({"label", "caption"}))
+        both = open_source(spec, caption=caption, needs=frozenset({"label", "caption"}), shape=shape)
     except UserError as error:
         if "data.caption" in str(error) or caption != CAPTION:  # there is a table, with other columns
             notes.append(f"no captions: {error}")
         both = data
     if len(both) == 0:
-        raise UserError(f"{source} holds no images")
+        raise UserError(f"{source} holds no {noun}")
     left = len(data) - len(both)
     if left and len(both) < len(data) / 2:
         notes.append(
-            f"{len(both):,} of {len(data):,} images have a caption, too few to train on: captions are not used"
+            f"{len(both):,} of {len(data):,} {noun} have a caption, too few to train on: captions are not used"
         )
-        return data, notes
-    if left:
-        notes.append(f"{left:,} images without a caption are left out")
-    return both, notes
-
-
-def _decoded(example: Example) -> np.ndarray:
-    """uint8 [h, w, 4]."""
-    return transforms.decode(image_of(example), channels=4, name=example["name"])
-
-
-def _mode(data: bytes) -> str:
-    with Image.open(io.BytesIO(data), formats=transforms.FORMATS) as image:
-        return _MODES.get(image.mode, image.mode)
-
-
-def _counted(counts: dict[str, int]) -> str:
-    if not counts:
-        return "none"
-    if len(counts) == 1:
-        return next(iter(counts))
-    return shown([f"{name} ({count:,})" for name, count in counts.items()])
+        both = data
+    elif left:
+        notes.append(f"{left:,} {noun} without a caption are left out")
+    return KINDS[kind].of(Opened(source, caption, both, tuple(notes)))

@@ -1,15 +1,9 @@
-"""A network, a batch and a size that suit a data set and a machine, with the reason for each."""
+"""A network, a batch and a shape that suit a data set and a machine, with the reason for each."""
 
 import dataclasses
 import os
-import statistics
 
 import jax
-
-from diffusion_jax.runs.new.data_survey import Survey
-
-_MOST = {"cpu": 64 * 64, "other": 128 * 128}
-"""The most pixels of an image; with more, a first run takes hours."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +16,14 @@ class Machine:
     cores: int
 
     @property
+    def small(self) -> bool:
+        """Whether it has CPU cores alone, so that a first run of minutes takes a small network."""
+        return self.platform == "cpu"
+
+    @property
     def words(self) -> str:
         """The machine in a sentence."""
-        return f"{self.cores} CPU cores" if self.platform == "cpu" else f"{self.devices} x {self.kind}"
+        return f"{self.cores} CPU cores" if self.small else f"{self.devices} x {self.kind}"
 
 
 def machine() -> Machine:
@@ -35,90 +34,87 @@ def machine() -> Machine:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
-    """The choices of a config: size, network and training, with the reasons."""
+class UNet:
+    """Options of a U-Net, as `nets.unet.UNet`; it attends at its last level."""
 
-    height: int
-    width: int
-    channels: int
     patch: int
-    model_channels: int
+    channels: int
     multipliers: tuple[int, ...]
     blocks: int
+
+    @property
+    def levels(self) -> int:
+        """The number of sizes that it works at."""
+        return len(self.multipliers)
+
+    @property
+    def halvings(self) -> int:
+        """The downsampling factor of the last level, from the size in patches."""
+        return 2 ** (self.levels - 1)
+
+    @property
+    def factor(self) -> int:
+        """The number that divides every side of an example."""
+        return self.patch * self.halvings
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """The noise that is trained on, and how samples are drawn. The defaults suit images."""
+
+    training: tuple[str, ...] = (
+        'config.schedule = "cosine"',
+        'config.prediction = "x0"',
+        'config.weighting = "min_snr(gamma=5.0)"',
+    )
+    """Lines of a config."""
+    sampler: str = "ddim"
+    steps: int = 50
+    sampling: tuple[str, ...] = ()
+    """Lines of a config that follow those of `config.sample`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+    """The choices of a config: shape, network and training, with the reasons."""
+
+    source: str  # data.source
+    shape: tuple[int, ...]  # of an example, channels last
+    axes: str  # what the numbers of shape are
+    net: UNet
+    options: str = ""  # further options of the network, as arguments
+    learning_rate: float = 1e-3
+    process: Process = Process()
+    modality: str = ""  # data.modality; "": as the source says
+    modality_comment: str = ""
+    flips: bool = False  # whether data.flip is of use
+    corrupt_limit: int = 0
+    corrupt: str = "unreadable"  # what counts for it
     batch_size: int
     steps: int
     reasons: tuple[str, ...]
 
-    @property
-    def factor(self) -> int:
-        """The number that divides both sides."""
-        return self.patch * 2 ** (len(self.multipliers) - 1)
+
+def in_patches(net: UNet, on: Machine) -> str:
+    """A sentence on the network."""
+    levels = f"{net.levels} level{'s' if net.levels > 1 else ''}"
+    net_words = f"a U-Net of {net.channels} channels on patches of {net.patch}, {levels}"
+    return f"{net_words}: small enough for {on.words} at this size"
 
 
-def fit(found: Survey, on: Machine) -> Fit:
-    """The choices for the data of a survey, on a machine."""
-    small = on.platform == "cpu"
-    area, aspect, why = _wanted(found, _MOST["cpu" if small else "other"])
-    if small:
-        patch, channels, multipliers, blocks = (
-            (1, 32, (1, 2), 1) if area <= 256 else (2, 48, (1, 2), 1) if area <= 2304 else (2, 48, (1, 2, 2), 1)
-        )
-        batch, steps = (64, 1000) if area <= 256 else (32, 1000) if area <= 2304 else (16, 1000)
-    else:
-        patch, channels, multipliers, blocks = (1, 64, (1, 2, 2), 2) if area <= 2304 else (2, 128, (1, 2, 2), 2)
-        batch, steps = 64 * on.devices, 20_000
-    factor = patch * 2 ** (len(multipliers) - 1)
-    height, width = _sides(found, area, aspect, factor)
-    while batch > max(found.count, on.devices) and batch % 2 == 0:  # stays a multiple of the devices
+def batch_within(batch: int, count: int, on: Machine) -> int:
+    """The batch, halved while it is larger than the number of examples; stays a multiple of the devices."""
+    while batch > max(count, on.devices) and batch % 2 == 0:
         batch //= 2
-    sizes = list(found.sizes)
-    done = "as they are" if sizes == [(height, width)] else "scaled to cover that and cropped in the middle"
-    kind = {1: "gray", 3: "RGB", 4: "RGB with alpha"}
-    shape = 4 if found.transparent else 3 if found.colour else 1
-    reasons: tuple[str, ...] = (
-        f"{height} x {width} pixels: {why}; images are {done}",
-        f"{kind[shape]}: " + _colours(found),
-        f"a U-Net of {channels} channels on patches of {patch}, {len(multipliers)} levels: small enough for {on.words} "
-        f"at this size; both sides are divisible by {factor}",
-        f"batches of {batch} of {found.count:,} images",
+    return batch
+
+
+def first_result(noun: str, count: int, batch: int, steps: int) -> tuple[str, ...]:
+    """Sentences on the batch, the steps, and on data that are few."""
+    sentences: tuple[str, ...] = (
+        f"batches of {batch} of {count:,} {noun}",
         f"{steps:,} steps: a first result, not the best; raise train.steps and go on by the same command",
     )
-    if found.count < 1000:
-        reasons += (f"{found.count:,} images are few: the model will come to repeat them",)
-    return Fit(height, width, shape, patch, channels, multipliers, blocks, batch, steps, reasons)
-
-
-def _wanted(found: Survey, most: int) -> tuple[float, float, str]:
-    """(pixels of an image, height / width, the reason)."""
-    sizes = [size for size, count in found.sizes.items() for _ in range(count)]
-    aspects = [h / w for h, w in sizes]
-    same_shape = max(aspects) / min(aspects) < 1.03
-    aspect = statistics.median(aspects) if same_shape else 1.0
-    area = statistics.median(h * w if same_shape else min(h, w) ** 2 for h, w in sizes)
-    if len(found.sizes) == 1:
-        why = f"all images are {sizes[0][0]} x {sizes[0][1]}"
-    elif same_shape:
-        why = f"{len(found.sizes)} sizes of one shape, and their median"
-    else:
-        why = f"{len(found.sizes)} sizes of several shapes, so a square, of the median shorter side"
-    if area > most:
-        why += f", scaled down to about {most:,} pixels, for a first run within minutes or hours"
-    return min(area, most), aspect, why
-
-
-def _sides(found: Survey, area: float, aspect: float, factor: int) -> tuple[int, int]:
-    """Height and width, divisible by factor."""
-    if len(found.sizes) == 1:
-        ((h, w),) = found.sizes
-        if h * w <= area and h % factor == 0 and w % factor == 0:
-            return h, w
-    width = (area / aspect) ** 0.5
-    return tuple(max(int(side / factor + 0.01), 1) * factor for side in (width * aspect, width))  # type: ignore[return-value]
-
-
-def _colours(found: Survey) -> str:
-    kinds = " and ".join(found.modes)
-    if found.transparent:
-        return f"files are {kinds}, and some pixels are transparent"
-    text = f"files are {kinds}, and {'some pixels have colour' if found.colour else 'no pixel has colour'}"
-    return text + ("; 16 bits become 8" if any("16 bits" in kind for kind in found.modes) else "")
+    if count < 1000:
+        sentences += (f"{count:,} {noun} are few: the model will come to repeat them",)
+    return sentences

@@ -31,7 +31,7 @@ _MANIFEST = "manifest.json"
 
 _COMPARED = 6  # samples, at most, beside the image that is edited or conditions them
 
-_COLUMNS = 20  # classes, at most, beside each other
+_CLASSES = 100  # rows, at most, in classes.png
 
 _GRID = 400  # samples, at most, in grid.png; with more each is too small to see
 
@@ -156,9 +156,9 @@ def _pictures(prepared: _Prepared, samples: np.ndarray, labels: list[str] | None
     first = {name: a[:_COMPARED] for name, a in prepared.cond.items()}
     if shown := told_pictures(prepared.trained.model, kind, first):
         found["given.png"] = (_beside(shown, tiles), few)
-    if labels is not None and 1 < classes <= min(num, _COLUMNS):
-        rows = min(num // classes, _COMPARED)
-        found["classes.png"] = (_by_class(tiles, labels[:classes]), rows * classes)
+    if labels is not None and 1 < classes <= min(num, _CLASSES):
+        each = min(len(tiles) // classes, _COMPARED)
+        found["classes.png"] = (_by_class(tiles[: each * classes], labels[:classes]), each * classes)
     return found
 
 
@@ -197,10 +197,9 @@ def _beside(conditions: list[np.ndarray], images: np.ndarray) -> np.ndarray:
 
 
 def _by_class(images: np.ndarray, names: list[str]) -> np.ndarray:
-    """The first samples, a column for each of the classes that they take in turn."""
-    rows = min(len(images) // len(names), _COMPARED)
-    shown = images[: rows * len(names)]
-    return pictures.labelled_grid(shown.reshape(rows, len(names), *shown.shape[1:]), columns=names)
+    """Pictures [K * R, H, W, C] of samples that take R classes in turn: a row for each class."""
+    rows = images.reshape(-1, len(names), *images.shape[1:]).swapaxes(0, 1)  # [R, K, H, W, C]
+    return pictures.labelled_rows(rows, names)
 
 
 def _compare(prepared: PreparedEdit, kind: Modality, tiles: np.ndarray) -> np.ndarray:

@@ -69,7 +69,7 @@ def samples(
 
         def by_caption(params: Params) -> Preview:
             drawn = draw(params, len(prompts), columns, cond)
-            return drawn._replace(picture=pictures.labelled_grid(drawn.picture, rows=prompts))
+            return drawn._replace(picture=pictures.labelled_rows(drawn.picture, prompts))
 
         return by_caption
     rows = max(model.num_classes, 1)
@@ -81,9 +81,7 @@ def samples(
     def by_class(params: Params) -> Preview:
         drawn = draw(params, rows, columns, cond)
         tiles = drawn.picture
-        return drawn._replace(
-            picture=pictures.grid(tiles[0]) if rows == 1 else pictures.labelled_grid(tiles, rows=names)
-        )
+        return drawn._replace(picture=pictures.grid(tiles[0]) if rows == 1 else pictures.labelled_rows(tiles, names))
 
     return by_class
 
