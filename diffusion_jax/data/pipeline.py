@@ -16,12 +16,13 @@ import multiprocessing
 import sys
 import threading
 from collections.abc import Sequence
-from typing import NotRequired, Protocol, TypedDict
+from typing import Protocol
 
 import grain
 import numpy as np
 from absl import flags
 
+from diffusion_jax.data import stream_position
 from diffusion_jax.data.bucket_order import BucketOrder
 from diffusion_jax.data.buckets import Buckets
 from diffusion_jax.data.corrupt import Skipped
@@ -30,18 +31,10 @@ from diffusion_jax.data.example import Source, blocks_of
 from diffusion_jax.data.order import ExampleOrder, OneShape, coins
 from diffusion_jax.data.precomputed import Precomputed
 from diffusion_jax.data.readers import Reader, Rows
+from diffusion_jax.data.stream_position import StreamPosition
 from diffusion_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
-
-
-class StreamPosition(TypedDict):
-    """A place in the stream of examples of one data set, as a checkpoint stores it."""
-
-    position: int  # examples before the next batch
-    source: str  # fingerprint of the data
-    window: NotRequired[int]  # bytes of blocks that are shuffled together, of a source with blocks
-    buckets: NotRequired[str]  # what the order of buckets depends on, where batches have several sizes
 
 
 class _BatchIterator(Protocol):
@@ -119,9 +112,6 @@ class _Rows:
         return batch
 
 
-_ONE_SIZE = "batches of one size"
-
-
 class TrainBatches:
     """An endless iterator of batches, prepared ahead in threads or worker processes; `train_batches` makes one."""
 
@@ -170,22 +160,8 @@ class TrainBatches:
         return self._rows.order.examples(start, self._batch_size)
 
     def set_state(self, state: StreamPosition) -> None:
-        """Goes on at a position from `get_state`; raises UserError if it belongs to other data."""
-        if state["source"] != self._fingerprint:
-            raise UserError(
-                f"the saved position is one in the data {state['source']!r}, but the source is {self._fingerprint!r}; "
-                "go on with the same data, or start a new run"
-            )
-        if (own := self.get_state().get("window")) != (saved := state.get("window")):
-            raise UserError(
-                f"the saved position is one in the order of data.shuffle_bytes={saved}, and it is {own}; set it back, "
-                "or start a new run"
-            )
-        if (own := self.get_state().get("buckets")) != (saved := state.get("buckets")):
-            raise UserError(
-                f"the saved position is one of {saved or _ONE_SIZE}, and training has {own or _ONE_SIZE}; set "
-                "data.modality, data.shape, train.batch_size and the network back, or start a new run"
-            )
+        """Goes on at a position from `get_state`; raises UserError if it belongs to other data or another order."""
+        stream_position.check(state, self.get_state())
         self.close()
         self._position = state["position"]
 

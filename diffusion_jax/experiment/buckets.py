@@ -34,8 +34,8 @@ def training_sizes(config: ConfigDict, model: Model | None) -> tuple[tuple[int, 
     if height % unit or width % unit:
         near = [max(round(side / unit), 1) * unit for side in (height, width)]
         raise UserError(
-            f"data.modality={spec} has sizes whose sides are multiples of {unit}, and data.shape is {height} x {width}; "
-            f"set it to {near[0]} x {near[1]}"
+            f"data.modality={spec} has sizes whose sides are multiples of {unit}, and data.shape is {height} x {width} "
+            f"pixels; set it to {near[0]} x {near[1]}"
         )
     if config.train.steps_per_dispatch > 1:
         raise UserError(

@@ -138,7 +138,7 @@ def shapes_of(batch: object) -> Shapes:
 
 
 def compiled_first(program: Callable[P, T]) -> Callable[P, T]:
-    """A program of `jax.jit` of (state, batch, ...) whose compilations, one for each shape of batch, `interruptible` cuts.
+    """A program of `jax.jit` of (state, batch, ...) that compiles, for each shape of batch, as an `interruptible` call.
 
     Where a call raises Abandoned, nothing was donated and all arguments are as they were. A function that is no program
     of `jax.jit` is called as it is.
