@@ -29,8 +29,8 @@ def parts(model: Model, *, one_size: bool = True) -> tuple[str, ...]:
     text = tuple(condition.name for condition in model.conditions if condition.features)
     if not latents + text:
         raise UserError(
-            "nothing to precompute: the config has no latent, or spatial conditions or images in buckets, and no text of "
-            "a published encoder"
+            "nothing to precompute: the config has no latent (or spatial conditions, or images in buckets) and no text "
+            "of a published encoder"
         )
     return latents + text
 

@@ -424,3 +424,62 @@ def test_hooks_run_within_their_phase_and_see_all_metrics_up_to_their_step():
     assert seen == [(3, [1, 2, 3], "save"), (6, [1, 2, 3, 4, 5, 6], "save")]
     assert phases[:4] == ["input", "end of input", "compile", "end of compile"]
     assert phases.count("step") == 5
+
+
+def test_the_first_step_of_each_shape_is_compilation_and_no_time_of_training():
+    """Shapes 0, 0, 1, 0, 1, 2: the first, third and last step compile, in which each takes 0.1 s, others 0.01."""
+    shapes, phases, seen, clocks = [0, 0, 1, 0, 1, 2], [], set(), []
+
+    def step(state, batch):
+        time.sleep(0.01 if len(batch["x"]) in seen else 0.1)
+        seen.add(len(batch["x"]))
+        return State(state.step + 1), {"loss": jnp.float32(1)}
+
+    @contextlib.contextmanager
+    def phase(name):
+        phases.append(name)
+        yield
+
+    loop.fit(
+        State(jnp.int32(0)),
+        step,
+        (({"x": np.zeros(1 + shape)}, None) for shape in shapes),
+        [Hook(1, lambda moment: clocks.append((moment.clock.steps, moment.clock.training)))],
+        steps=len(shapes),
+        stop=faults.Stop(),
+        phase=phase,
+    )
+    assert [steps for steps, _ in clocks] == [0, 1, 1, 2, 3, 3]
+    assert 0.03 <= clocks[-1][1] < 0.1
+    assert [name for name in phases if name == "compile"] == ["compile"] * 3
+    steps = [name for name in phases if name in ("compile", "step")]
+    assert steps == [
+        "compile",
+        "step",
+        "step",
+        "compile",
+        "step",
+        "step",
+        "step",
+        "compile",
+    ]  # drained before compiling
+
+
+def test_a_later_compilation_that_is_left_behind_saves_the_step_before_it():
+    saved = []
+
+    def step(state, batch):
+        if len(batch["x"]) > 1:
+            raise Abandoned
+        return State(state.step + 1), {"loss": jnp.float32(1)}
+
+    state = loop.fit(
+        State(jnp.int32(0)),
+        step,
+        (({"x": np.zeros(1 + (i == 3))}, i + 1) for i in range(9)),
+        [Hook(2, lambda moment: saved.append((moment.step, moment.position, moment.ending)), at_end=True)],
+        steps=9,
+        stop=faults.Stop(),
+    )
+    assert int(state.step) == 3
+    assert saved == [(2, 2, False), (3, 3, True)]
