@@ -117,10 +117,13 @@ def test_images_of_a_bucket_come_once_before_one_comes_twice():
 
 
 def test_sizes_come_in_a_random_order():
-    order = BucketOrder(0, 4, 1, BUCKETS)
-    sizes = [order.shape(4 * n) for n in range(7 * 20)]
-    assert len({tuple(sizes[i : i + 7]) for i in range(0, len(sizes), 7)}) > 10
-    assert sizes != [BucketOrder(1, 4, 1, BUCKETS).shape(4 * n) for n in range(7 * 20)]
+    """In 20 epochs of six batches each, two of each size; there are 90 orders."""
+    buckets = Buckets(((6, 10), (8, 8), (10, 6)), np.repeat(np.arange(3), 8))
+    orders = [[BucketOrder(seed, 4, 1, buckets).shape(4 * n) for n in range(120)] for seed in (0, 1)]
+    assert orders[0] != orders[1]
+    epochs = [tuple(orders[0][i : i + 6]) for i in range(0, 120, 6)]
+    assert {tuple(sorted(epoch)) for epoch in epochs} == {tuple((*size, 1) for size in buckets.sizes for _ in range(2))}
+    assert len(set(epochs)) > 12
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 7, 8, 40])

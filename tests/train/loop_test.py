@@ -484,3 +484,23 @@ def test_a_later_compilation_that_is_left_behind_saves_the_step_before_it():
     )
     assert int(state.step) == 3
     assert saved == [(2, 2, False), (3, 3, True)]
+
+
+def test_the_steps_before_a_compilation_are_over_when_it_begins():
+    """They would be part of its time, and a watchdog or a person would see them late."""
+    events = []
+
+    def step(state, batch):
+        events.append("compiling" if len(batch["x"]) > 1 else "step")
+        return State(state.step + 1), {"loss": jnp.float32(1)}
+
+    loop.fit(
+        State(jnp.int32(0)),
+        step,
+        (({"x": np.zeros(1 + (i == 3))}, None) for i in range(4)),
+        [],
+        steps=4,
+        stop=faults.Stop(),
+        watch=[lambda step, metrics, position: events.append(step)],
+    )
+    assert events == ["step", 1, "step", "step", 2, 3, "compiling", 4]
