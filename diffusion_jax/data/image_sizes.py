@@ -7,7 +7,7 @@ import numpy as np
 
 from diffusion_jax.data.classes import Renumbered
 from diffusion_jax.data.description import Header, header
-from diffusion_jax.data.example import Source, image_of
+from diffusion_jax.data.example import Source, blocks_of, image_of
 from diffusion_jax.data.storage import StorageError
 from diffusion_jax.errors import UserError
 
@@ -20,8 +20,13 @@ _CHUNK = 4096  # images that are handed to the threads together
 def image_ratios(source: Source, unknown: float) -> np.ndarray:
     """The ratio of height to width of each image, upright, float64 [N]; unknown for one that cannot be read.
 
-    Raises StorageError for a disk or a bucket that fails.
+    Raises StorageError for a disk or a bucket that fails, and UserError for a source that cannot read single images.
     """
+    if blocks_of(source) is not None:
+        raise UserError(
+            "images in buckets are read one by one, and this source reads whole blocks of them; use tar shards "
+            "(webdataset:), array_record: or a folder"
+        )
 
     def ratio(index: int) -> float:
         head = image_header(source, index)

@@ -210,7 +210,7 @@ def train_batches(
             raise UserError("semantic maps are scaled as images are cropped; use them with data.modality='image'")
     latents = precomputed is not None and "mean" in precomputed.names
     if order.buckets is not None:
-        _check_buckets(source, cache=reading.cache, latents=latents)
+        _check_buckets(cache=reading.cache, latents=latents)
     count = order.batch_size // order.process_count
     rows = _Rows(
         decoded=Decoded(
@@ -269,12 +269,7 @@ def _check_cache(
         raise UserError(f"cache=True would hold {needed:,} bytes of examples, more than {MAX_CACHE:,}; set cache=False")
 
 
-def _check_buckets(source: Source, *, cache: bool, latents: bool) -> None:
-    if blocks_of(source) is not None:
-        raise UserError(
-            "images in buckets are read one by one, and this source reads whole blocks of them; use tar shards "
-            "(webdataset:), array_record: or a folder"
-        )
+def _check_buckets(*, cache: bool, latents: bool) -> None:
     if cache:
         raise UserError("a cache holds images of one size, and those in buckets have several; set data.cache=False")
     if latents:

@@ -1,9 +1,11 @@
 """The sizes of a config's training batches, where data.modality trains on images in buckets."""
 
+import math
+
 from ml_collections import ConfigDict
 
 from diffusion_jax.data.buckets import Buckets, bucket_sizes, bucketed
-from diffusion_jax.data.example import Source, blocks_of
+from diffusion_jax.data.example import Source
 from diffusion_jax.data.image_sizes import image_ratios
 from diffusion_jax.errors import UserError
 from diffusion_jax.experiment import autoencoder, data
@@ -21,6 +23,8 @@ def training_sizes(config: ConfigDict, model: Model | None) -> tuple[tuple[int, 
     spec = config.data.modality
     if model is not None:
         unit, takes = size_unit(model), type(model.network).__name__
+        if unit and model.teacher is not None:
+            unit, takes = math.lcm(unit, size_unit(model.teacher.model)), "the teacher"
     elif config.task == "autoencoder":
         unit, takes = autoencoder.network(config).factor, "AutoencoderKL"
     else:
@@ -53,10 +57,10 @@ def training_sizes(config: ConfigDict, model: Model | None) -> tuple[tuple[int, 
 def buckets(config: ConfigDict, model: Model | None, source: Source) -> Buckets | None:
     """The buckets of the images of source, by their headers; None where config trains on one size.
 
-    Raises UserError as `training_sizes`.
+    Raises UserError as `training_sizes`, and for a source that cannot read single images.
     """
     found = training_sizes(config, model)
-    if not found or not len(source) or blocks_of(source) is not None:  # of which the pipeline says what is wrong
+    if not found or not len(source):  # the pipeline says that there is nothing to train on
         return None
     height, width, _ = data.shape(config)
     return bucketed(image_ratios(source, unknown=height / width), found, config.train.batch_size)

@@ -74,20 +74,20 @@ def fit(
             with phase("step"):
                 in_flight.receive(0)
             clock.training += time.perf_counter() - began
-        with phase("compile" if compiles else "step"):
-            try:
+        try:
+            with phase("compile" if compiles else "step"):
                 state, metrics = step(state, batch)
-            except Abandoned:  # it was compiling, so the state is as it was
-                return left_here()
-            compiled.add(shapes)
-            before, position = done, following
-            done += np.size(metrics["loss"])
-            dispatches += 1
-            in_flight.add(done, metrics, position)
-            stopped = stop.agreed(dispatches)
-            last = done >= steps or stopped
-            due = [hook for hook in hooks if hook.due(done, complete=done >= steps, stopped=stopped)]
-            in_flight.receive(0 if due or compiles else _IN_FLIGHT)
+                compiled.add(shapes)
+                before, position = done, following
+                done += np.size(metrics["loss"])
+                dispatches += 1
+                in_flight.add(done, metrics, position)
+                stopped = stop.agreed(dispatches)
+                last = done >= steps or stopped
+                due = [hook for hook in hooks if hook.due(done, complete=done >= steps, stopped=stopped)]
+                in_flight.receive(0 if due or compiles else _IN_FLIGHT)
+        except Abandoned:  # the step was compiling, so the state is as it was
+            return left_here()
         if not compiles:
             clock.steps += done - before
             clock.training += time.perf_counter() - began

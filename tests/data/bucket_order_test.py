@@ -12,7 +12,6 @@ from taken_batches import assert_same, take, together
 
 from diffusion_jax.data.bucket_order import BucketOrder
 from diffusion_jax.data.buckets import Buckets, bucket_sizes, bucketed
-from diffusion_jax.data.example import Blocks
 from diffusion_jax.data.pipeline import Order, Reading, train_batches
 from diffusion_jax.data.precomputed import Precomputed
 from diffusion_jax.data.readers import Labels, Maps, Masks
@@ -27,7 +26,6 @@ class Gradients:
     """Images of three shapes in turn, of which image i is gray i; the map of each is its left half, 1."""
 
     size: int = 31
-    blocks: Blocks | None = None
     class_names = None
 
     @property
@@ -182,8 +180,6 @@ def test_a_position_of_other_batches_is_refused(other, called):
 def test_what_does_not_go_with_buckets_is_refused():
     with pytest.raises(UserError, match="^a cache holds images of one size, and those in buckets have several"):
         stream(reading=Reading(cache=True))
-    with pytest.raises(UserError, match="^images in buckets are read one by one, and this source reads whole blocks"):
-        stream(source=Gradients(blocks=Blocks((31,), (100,), 50)))
     latents = Precomputed("a", SOURCE.fingerprint, 31, False, (("mean", (4, 4, 4), "float32"),), ())
     with pytest.raises(UserError, match="^precomputed latents have one size, and images in buckets have several"):
         stream(precomputed=latents)

@@ -9,8 +9,10 @@ import pytest
 from PIL import Image as Picture
 
 from diffusion_jax.data.buckets import LONGEST, bucket_sizes, bucketed
+from diffusion_jax.data.example import Blocks
 from diffusion_jax.data.image_sizes import image_ratios
 from diffusion_jax.data.sources import open_source
+from diffusion_jax.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -133,3 +135,10 @@ def test_of_a_header_no_more_is_read_than_it_takes(tmp_path, monkeypatch):
     )
     image_ratios(source, unknown=1.0)
     assert sorted(asked) == [(0, 4096), (1, 4096), (2, 4096), (2, 131072), (3, 4096), (3, 131072), (4, 4096)]
+
+
+def test_a_source_that_reads_blocks_is_refused(tmp_path):
+    source = open_source(f"folder:{write(tmp_path / 'own')}")
+    object.__setattr__(source, "blocks", Blocks((5,), (100,), 50))
+    with pytest.raises(UserError, match="^images in buckets are read one by one, and this source reads whole blocks"):
+        image_ratios(source, unknown=1.0)

@@ -1,5 +1,6 @@
 """Training on images in buckets, end to end: what it says, compiles, saves and refuses."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -14,6 +15,7 @@ from diffusion_jax import experiment
 from diffusion_jax.errors import UserError
 from diffusion_jax.experiment import training
 from diffusion_jax.models.latent import Autoencoder
+from diffusion_jax.models.model import Teacher
 from diffusion_jax.nets.autoencoder import AutoencoderKL
 from diffusion_jax.runs.sample.examples import first_batch
 from diffusion_jax.runs.sweep import vectorised
@@ -138,6 +140,16 @@ def test_what_does_not_go_with_buckets_is_one_sentence(folder, changes, says):
         config = dit
     with pytest.raises(UserError, match=says):
         experiment.training_sizes(config, experiment.model(config) if config.task == "diffusion" else None)
+
+
+def test_sizes_are_those_that_a_teacher_takes_too(folder):
+    def built(**options):
+        return experiment.model(config_of(folder, **{"data.shape": (16, 16, 1), **options}))
+
+    config, student = config_of(folder, **{"data.shape": (16, 16, 1)}), built()
+    taught = dataclasses.replace(student, teacher=Teacher(built(**{"model.multipliers": (1, 1, 1)}), {}))
+    assert experiment.training_sizes(config, taught) == ((12, 20), (16, 16), (20, 12))
+    assert (12, 21) in experiment.training_sizes(config, student)
 
 
 def test_trials_of_one_program_have_one_size(folder):

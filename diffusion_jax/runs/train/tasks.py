@@ -58,10 +58,10 @@ def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir 
     model = pretrained.model(config, origin)
     source, known = training_data.opened(config, workdir)
     model = dataclasses.replace(model, classes=known)
-    buckets = training_data.buckets(config, model, source)
     tokenizer = pretrained.tokenizer(model, source, origin)
     precomputed = experiment.precomputed(config, model)
     model = teacher.with_teacher(config, workdir, origin, model, tokenizer)
+    buckets = training_data.buckets(config, model, source)
     if model.text is not None and tokenizer is not None and "text" not in getattr(precomputed, "names", ()):
         long_captions.notice(model.text, tokenizer, source, config.sample.prompts)
     weights = sharding.to_mesh(model.pretrained, sharding.replicated(mesh))
