@@ -18,7 +18,9 @@ SCHEMA: dict[str, Any] = {
         "missing_captions": "tell",  # tell | refuse: images that are listed nowhere, or with an empty caption
         "data_dir": "",  # where TFDS keeps its data sets; "" is its own default
         "shape": (),  # shape of an example, channels last: (height, width, channels); (): that of the data
-        "modality": "",  # spec, modalities: how examples are read and written; "": as the source says
+        # spec, modalities: how examples are read and written; "": as the source says. image(resize='buckets') trains on
+        # sizes by aspect ratio
+        "modality": "",
         "flip": False,  # mirror half of the images, at random
         "precomputed": "",  # folder of latents or text features that `diffusion-jax precompute` made; "": none
         "corrupt_limit": 0,  # unreadable examples that are skipped and named before the run ends

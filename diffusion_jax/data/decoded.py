@@ -65,9 +65,9 @@ class Examples(NamedTuple):
 
 
 class Decoded:
-    """The examples of a source: arrays [*S, C], unless arrays is False, and the values that readers read.
+    """The examples of a source: arrays of shape [*S, C], unless arrays is False, and the values that readers read.
 
-    With cache, examples that were read stay in memory.
+    With cache, examples that were read stay in memory, and all have this shape.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class Decoded:
 
     def _hold(self) -> None:
         size = len(self._source) if self._cache else 0
-        self._examples, self._held = self._room(size), np.zeros(size, bool)
+        self._examples, self._held = self._room(size, self._shape), np.zeros(size, bool)
 
-    def _room(self, size: int) -> Examples:
-        arrays = np.empty((size, *(self._shape if self._arrays else (0,))), self.decoder.dtype)
+    def _room(self, size: int, shape: tuple[int, ...]) -> Examples:
+        arrays = np.empty((size, *(shape if self._arrays else (0,))), self.decoder.dtype)
         values = tuple(
-            {name: np.empty((size, *shape), dtype) for name, (shape, dtype) in reader.held(self._shape[:-1]).items()}
+            {name: np.empty((size, *each), dtype) for name, (each, dtype) in reader.held(shape[:-1]).items()}
             for reader in self.readers
         )
         return Examples(np.empty(size, np.int64), arrays, values)
@@ -112,23 +112,32 @@ class Decoded:
         self.__dict__.update(state)
         self._hold()
 
-    def read(self, indices: np.ndarray) -> Examples:
-        """The examples at indices [B]; raises UserError that names an example without a field that a reader needs."""
+    def read(self, indices: np.ndarray, shape: tuple[int, ...] | None = None) -> Examples:
+        """The examples at indices [B], brought to shape (None: that of all), which a cache does not take.
+
+        Raises UserError that names an example without a field that a reader needs.
+        """
+        shape = shape or self._shape
         if not self._cache:
-            examples = self._room(len(indices))
+            examples = self._room(len(indices), shape)
             for row, index in enumerate(indices):
-                examples.put(row, *self._readable(int(index)))
+                examples.put(row, *self._readable(int(index), shape))
             return examples
+        assert shape == self._shape
         for index in np.unique(indices[~self._held[indices]]):
-            self._examples.put(index, *self._readable(int(index)))
+            self._examples.put(index, *self._readable(int(index), shape))
             self._held[index] = True  # last, since other threads read it
         return self._examples.take(indices)
 
-    def _readable(self, index: int) -> tuple[int, Read]:
-        return readable(index, len(self._source), self._corrupt_limit, self.read_one)
+    def _readable(self, index: int, shape: tuple[int, ...]) -> tuple[int, Read]:
+        return readable(index, len(self._source), self._corrupt_limit, lambda place: self.read_one(place, shape))
 
-    def read_one(self, index: int) -> Read:
-        """The array of one example and the values of each reader; raises CorruptError if they cannot be read."""
+    def read_one(self, index: int, shape: tuple[int, ...] | None = None) -> Read:
+        """The array of one example, in shape (None: that of all), and the values of each reader.
+
+        Raises CorruptError if they cannot be read.
+        """
+        shape = shape or self._shape
         try:
             example = self._source[index]
         except StorageError:  # of the network or a disk; the example may be sound
@@ -143,12 +152,12 @@ class Decoded:
         array = original = None
         if self._arrays:
             try:
-                array = self.decoder.decode(example, self._shape)
+                array = self.decoder.decode(example, shape)
                 original = array.shape[:-1]
-                array = self.decoder.fit(array, self._shape)
+                array = self.decoder.fit(array, shape)
             except UserError as error:
                 raise CorruptError(str(error)) from error
-        place = Place(self._shape[:-1], original)
+        place = Place(shape[:-1], original)
         return array, tuple(reader.read(example, place) for reader in self.readers)
 
 

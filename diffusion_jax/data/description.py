@@ -183,7 +183,12 @@ def _stretching(sizes: list[tuple[int, int]], height: int, width: int) -> list[s
     return [f"stretched to {height} x {width}{apart}"]
 
 
-_RESIZING = {"crop": _resizing, "pad": _padding, "stretch": _stretching}
+def _in_buckets(sizes: list[tuple[int, int]], height: int, width: int) -> list[str]:
+    """Phrases for `transforms.resize_crop` to the sizes of buckets, which `Buckets.sentence` lists."""
+    return [f"scaled to cover sizes of the area of {height} x {width}"]
+
+
+_RESIZING = {"crop": _resizing, "pad": _padding, "stretch": _stretching, "buckets": _in_buckets}
 
 
 class Missing(NamedTuple):

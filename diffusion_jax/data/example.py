@@ -32,7 +32,8 @@ class Source(Protocol):
 
     A source of other data than images also has an attribute `modality`, the spec of its modality; see `modality_of`.
     One that reads several examples at a time has `blocks`, see `Blocks`; one that knows how much it reads for an
-    example has `bytes_read`, and one that reads captions without their images `read_captions`.
+    example has `bytes_read`, one that reads captions without their images `read_captions`, and one that reads the first
+    bytes of an image alone `read_head(index, most)`.
     """
 
     @property

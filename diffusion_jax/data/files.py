@@ -41,8 +41,8 @@ class Files(Protocol):
         """The files, and the folders with a / at the end, sorted; without hidden ones and their contents."""
         ...
 
-    def read(self, name: str) -> bytes:
-        """The file's bytes; raises UserError that names it if it can't be read."""
+    def read(self, name: str, most: int = -1) -> bytes:
+        """The file's bytes, or its first `most`; raises UserError that names it if it can't be read."""
         ...
 
 
@@ -75,10 +75,10 @@ class _Folder:
             found += [prefix + name for name in files if not _hidden(name)]
         return sorted(found)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int = -1) -> bytes:
         try:
             with open(os.path.join(self.path, name), "rb") as file:
-                return file.read()
+                return file.read(most)
         except OSError as error:
             raise UserError(f"{self.path}/{name} can't be read ({error}); check the file") from error
 
@@ -103,14 +103,14 @@ class _Zip:
     def names(self) -> list[str]:
         return sorted(name for name in self._entries if not any(map(_hidden, name.removesuffix("/").split("/"))))
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int = -1) -> bytes:
         entry = self._entries[name]
         size = self._archive.getinfo(entry).file_size  # ZipFile unpacks no more than that, whatever the data says
         if size > MAX_FILE:
             raise UserError(f"{self.path}/{name} unpacks to {size:,} bytes, more than {MAX_FILE:,}; take it out")
         try:
-            with self._lock:
-                return self._archive.read(entry)
+            with self._lock, self._archive.open(entry) as file:
+                return file.read(most)
         except _BROKEN as error:
             raise UserError(f"{self.path}/{name} can't be read ({error}); make the zip anew") from error
 

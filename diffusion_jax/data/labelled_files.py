@@ -71,6 +71,10 @@ class LabelledFiles:
         """The file at index; raises UserError that names it if it can't be read."""
         return self.files.read(self.root + self.names[index])
 
+    def read_head(self, index: int, most: int) -> bytes:
+        """The first `most` bytes of the file at index, or all of it; raises UserError if it can't be read."""
+        return self.files.read(self.root + self.names[index], most)
+
     @classmethod
     def has(cls, name: str) -> bool:
         """Whether a file called name is of the kind."""

@@ -7,13 +7,32 @@ example keeps near the others of its block: its key is (bytes in the blocks befo
 and one block more, new ones come in one by one, and the order is still a permutation that a number's position fixes.
 """
 
+import dataclasses
 import functools
+from typing import Protocol
 
 import numpy as np
 
-from diffusion_jax.data.example import Blocks, Source, blocks_of
+from diffusion_jax.data.example import Blocks
 
-_EXAMPLES, _COINS, _BLOCKS = 0, 1, 2  # purposes of random numbers
+EXAMPLES, _COINS, _BLOCKS, BATCHES = 0, 1, 2, 3
+"""Purposes of random numbers."""
+
+
+class ExampleOrder(Protocol):
+    """Which example is at each position of the stream, and the shape of the arrays there; picklable."""
+
+    def examples(self, first: int, count: int) -> np.ndarray:
+        """The examples at positions [first, first + count), all of them of one batch, int64 [count]."""
+        ...
+
+    def shape(self, first: int) -> tuple[int, ...]:
+        """The shape *S C of the arrays in the batch at position first."""
+        ...
+
+    def state(self) -> dict[str, int | str]:
+        """What a saved position of the stream has beside its number, which is of no other order; {}: nothing."""
+        ...
 
 
 def _key(seed: int, purpose: int) -> np.ndarray:
@@ -21,7 +40,7 @@ def _key(seed: int, purpose: int) -> np.ndarray:
     return np.random.SeedSequence([seed, purpose]).generate_state(2, np.uint64)
 
 
-def _raw(seed: int, purpose: int, epoch: int, count: int) -> np.ndarray:
+def raw_numbers(seed: int, purpose: int, epoch: int, count: int) -> np.ndarray:
     """Random numbers of an epoch, uint64 [count]."""
     return np.random.Philox(key=_key(seed, purpose), counter=[0, epoch, 0, 0]).random_raw(count)
 
@@ -29,11 +48,11 @@ def _raw(seed: int, purpose: int, epoch: int, count: int) -> np.ndarray:
 @functools.lru_cache(maxsize=4)  # two streams, each astride two epochs
 def _epoch_order(seed: int, epoch: int, size: int, blocks: Blocks | None = None) -> np.ndarray:
     """A permutation of range(size), int64 [size]: uniform or, with blocks, within their window."""
-    raw = _raw(seed, _EXAMPLES, epoch, size)
+    raw = raw_numbers(seed, EXAMPLES, epoch, size)
     if blocks is None or sum(blocks.bytes) <= blocks.window:
         return np.argsort(raw, kind="stable")
     held = np.asarray(blocks.bytes, np.int64)
-    order = np.argsort(_raw(seed, _BLOCKS, epoch, len(held)), kind="stable")
+    order = np.argsort(raw_numbers(seed, _BLOCKS, epoch, len(held)), kind="stable")
     before = np.empty_like(held)
     before[order] = np.cumsum(held[order]) - held[order]
     u = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
@@ -48,9 +67,26 @@ def example_indices(seed: int, size: int, first: int, count: int, blocks: Blocks
     return np.concatenate(parts)
 
 
-def indices_of(source: Source, seed: int, first: int, count: int) -> np.ndarray:
-    """The examples of source at positions [first, first + count) of its stream, int64 [count]."""
-    return example_indices(seed, len(source), first, count, blocks_of(source))
+@dataclasses.dataclass(frozen=True)
+class OneShape:
+    """The order of `example_indices`, in which the arrays of all batches have one shape."""
+
+    seed: int
+    size: int  # of the source
+    array_shape: tuple[int, ...]  # *S C
+    blocks: Blocks | None = None  # of the source
+
+    def examples(self, first: int, count: int) -> np.ndarray:
+        """As `ExampleOrder`; a position may be of any batch."""
+        return example_indices(self.seed, self.size, first, count, self.blocks)
+
+    def shape(self, first: int) -> tuple[int, ...]:
+        """As `ExampleOrder`."""
+        return self.array_shape
+
+    def state(self) -> dict[str, int | str]:
+        """As `ExampleOrder`: the bytes of blocks that are shuffled together, of a source that has them."""
+        return {} if self.blocks is None else {"window": self.blocks.window}
 
 
 def coins(seed: int, first: int, count: int) -> np.ndarray:

@@ -16,29 +16,25 @@ import multiprocessing
 import sys
 import threading
 from collections.abc import Sequence
-from typing import NotRequired, Protocol, TypedDict
+from typing import Protocol
 
 import grain
 import numpy as np
 from absl import flags
 
+from diffusion_jax.data import stream_position
+from diffusion_jax.data.bucket_order import BucketOrder
+from diffusion_jax.data.buckets import Buckets
 from diffusion_jax.data.corrupt import Skipped
 from diffusion_jax.data.decoded import Decoded, Decoder
-from diffusion_jax.data.example import Blocks, Source, blocks_of
-from diffusion_jax.data.order import coins, example_indices
+from diffusion_jax.data.example import Source, blocks_of
+from diffusion_jax.data.order import ExampleOrder, OneShape, coins
 from diffusion_jax.data.precomputed import Precomputed
 from diffusion_jax.data.readers import Reader, Rows
+from diffusion_jax.data.stream_position import StreamPosition
 from diffusion_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
-
-
-class StreamPosition(TypedDict):
-    """A place in the stream of examples of one data set, as a checkpoint stores it."""
-
-    position: int  # examples before the next batch
-    source: str  # fingerprint of the data
-    window: NotRequired[int]  # bytes of blocks that are shuffled together, of a source with blocks
 
 
 class _BatchIterator(Protocol):
@@ -61,6 +57,7 @@ class Order:
     flip: bool = False  # mirror half of the examples at random, except where `Reader.keeps_side` forbids it
     process_index: int = 0
     process_count: int = 1
+    buckets: Buckets | None = None  # of images, each batch being of one of them; None: all have one shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,22 +78,20 @@ class _Rows:
     """The function that threads and workers run: position of a batch in the stream -> this process's rows of it."""
 
     decoded: Decoded
-    shape: tuple[int, ...]  # *S C of an example
-    size: int  # of the source
+    order: ExampleOrder
     seed: int
     flip: bool
-    blocks: Blocks | None  # of the source
     precomputed: Precomputed | None
     offset: int  # of this process's first row in the global batch
     count: int
 
     def indices(self, start: int) -> np.ndarray:
         """The examples of this process's rows, int64 [count], with those that cannot be read."""
-        return example_indices(self.seed, self.size, start + self.offset, self.count, self.blocks)
+        return self.order.examples(start + self.offset, self.count)
 
     def __call__(self, start: int) -> Batch:
-        first = start + self.offset
-        index, arrays, values = self.decoded.read(self.indices(start))
+        first, shape = start + self.offset, self.order.shape(start)
+        index, arrays, values = self.decoded.read(self.indices(start), shape)
         each = list(zip(self.decoded.readers, values, strict=True))
         where = None
         if self.flip:
@@ -111,7 +106,7 @@ class _Rows:
             batch |= self.precomputed.read(index, where)
         if arrays.size:
             batch["x"] = self.decoded.decoder.to_model(arrays)
-        rows = Rows(self.seed, first, self.count, self.shape[:-1], where)
+        rows = Rows(self.seed, first, self.count, shape[:-1], where)
         for reader, read in each:
             batch |= reader.entries(read, rows)
         return batch
@@ -120,10 +115,10 @@ class _Rows:
 class TrainBatches:
     """An endless iterator of batches, prepared ahead in threads or worker processes; `train_batches` makes one."""
 
-    def __init__(self, rows: _Rows, batch_size: int, fingerprint: str, reading: Reading):
-        self.skipped = Skipped(reading.corrupt_limit, rows.size, rows.decoded.read_one)
+    def __init__(self, rows: _Rows, batch_size: int, source: Source, reading: Reading):
+        self.skipped = Skipped(reading.corrupt_limit, len(source), rows.decoded.read_one)
         self.bytes_read = 0  # for the batches so far, encoded, by this process
-        self._rows, self._batch_size, self._fingerprint = rows, batch_size, fingerprint
+        self._rows, self._batch_size, self._fingerprint = rows, batch_size, source.fingerprint
         self._threads, self._workers = reading.threads, reading.workers
         self._prefetch = max(reading.threads, 2)
         self._position = 0
@@ -158,20 +153,15 @@ class TrainBatches:
     def get_state(self) -> StreamPosition:
         """The position of the next batch, as JSON takes it; equal in all processes."""
         state = StreamPosition(position=self._position, source=self._fingerprint)
-        return state if self._rows.blocks is None else state | {"window": self._rows.blocks.window}
+        return state | self._rows.order.state()  # type: ignore[return-value]
+
+    def examples(self, start: int) -> np.ndarray:
+        """The examples of the batch at position start, all processes together, with those that cannot be read."""
+        return self._rows.order.examples(start, self._batch_size)
 
     def set_state(self, state: StreamPosition) -> None:
-        """Goes on at a position from `get_state`; raises UserError if it belongs to other data."""
-        if state["source"] != self._fingerprint:
-            raise UserError(
-                f"the saved position is one in the data {state['source']!r}, but the source is {self._fingerprint!r}; "
-                "go on with the same data, or start a new run"
-            )
-        if (own := self.get_state().get("window")) != (saved := state.get("window")):
-            raise UserError(
-                f"the saved position is one in the order of data.shuffle_bytes={saved}, and it is {own}; set it back, "
-                "or start a new run"
-            )
+        """Goes on at a position from `get_state`; raises UserError if it belongs to other data or another order."""
+        stream_position.check(state, self.get_state())
         self.close()
         self._position = state["position"]
 
@@ -205,10 +195,10 @@ def train_batches(
     """Endless batches of source, this process's rows of each; batch n is a function of the seed and n alone.
 
     A batch has "x" float32 [b, *S, C], of this shape and in the model's units, "index" int64 [b], the places of the
-    examples in source, and the entries of the readers; b = batch_size / process_count. With precomputed it has those
-    arrays too, and no "x" if latents are among them. A corrupt example is replaced by another, whose place is in
-    "index". Raises UserError for one corrupt example more than the limit, for numbers that don't fit together, and for
-    a source without a field that a reader needs.
+    examples in source, and the entries of the readers; b = batch_size / process_count. With order.buckets *S is the
+    size of one of them. With precomputed it has those arrays too, and no "x" if latents are among them. A corrupt
+    example is replaced by another, whose place is in "index". Raises UserError for one corrupt example more than the
+    limit, for numbers that don't fit together, and for a source without a field that a reader needs.
     """
     _check_numbers(source, decoder, shape, order, reading)
     _check_cache(source, decoder, shape, readers, reading.cache)
@@ -219,6 +209,8 @@ def train_batches(
         if "map" in reader.fields and not decoder.scales_maps:
             raise UserError("semantic maps are scaled as images are cropped; use them with data.modality='image'")
     latents = precomputed is not None and "mean" in precomputed.names
+    if order.buckets is not None:
+        _check_buckets(cache=reading.cache, latents=latents)
     count = order.batch_size // order.process_count
     rows = _Rows(
         decoded=Decoded(
@@ -230,17 +222,19 @@ def train_batches(
             cache=reading.cache,
             corrupt_limit=reading.corrupt_limit,
         ),
-        shape=shape,
-        size=len(source),
+        order=(
+            OneShape(order.seed, len(source), shape, blocks_of(source))
+            if order.buckets is None
+            else BucketOrder(order.seed, order.batch_size, shape[-1], order.buckets)
+        ),
         seed=order.seed,
         flip=order.flip,
-        blocks=blocks_of(source),
         precomputed=precomputed,
         offset=order.process_index * count,
         count=count,
     )
     rows.decoded.bytes_read.take()  # what was read so far is of no batch
-    return TrainBatches(rows, order.batch_size, source.fingerprint, reading)
+    return TrainBatches(rows, order.batch_size, source, reading)
 
 
 def _check_numbers(source: Source, decoder: Decoder, shape: tuple[int, ...], order: Order, reading: Reading) -> None:
@@ -273,6 +267,16 @@ def _check_cache(
         an_example += math.prod(sides) * np.dtype(kind).itemsize if sides else 0
     if cache and (needed := len(source) * an_example) > MAX_CACHE:
         raise UserError(f"cache=True would hold {needed:,} bytes of examples, more than {MAX_CACHE:,}; set cache=False")
+
+
+def _check_buckets(*, cache: bool, latents: bool) -> None:
+    if cache:
+        raise UserError("a cache holds images of one size, and those in buckets have several; set data.cache=False")
+    if latents:
+        raise UserError(
+            "precomputed latents have one size, and images in buckets have several; set data.precomputed='' or "
+            "data.modality='image'"
+        )
 
 
 def _check_precomputed(found: Precomputed, source: Source, *, flip: bool, of_image: bool) -> None:

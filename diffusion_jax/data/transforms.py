@@ -158,8 +158,9 @@ RESIZES: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {
     "crop": resize_crop,
     "pad": resize_pad,
     "stretch": resize_stretch,
+    "buckets": resize_crop,
 }
-"""{name: how an image [h, w, C] is brought to height x width}."""
+"""{name: how an image [h, w, C] is brought to height x width}; with "buckets" these are those of its bucket."""
 
 
 def mirror(images: np.ndarray, where: np.ndarray) -> np.ndarray:

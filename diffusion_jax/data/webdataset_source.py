@@ -71,6 +71,11 @@ class WebDataset:
         """Yields the captions, which are at hand."""
         return iter(self.captions or ())
 
+    def read_head(self, index: int, most: int) -> bytes:
+        """The first `most` bytes of the image at index, or all of it."""
+        start = int(self.offsets[index])
+        return self.shards.read(int(self.shard[index]), start, start + min(int(self.sizes[index]), most))
+
     def __len__(self) -> int:
         return len(self.names)
 

@@ -1,6 +1,7 @@
 """From a config to objects, and nothing else. The rooms below take plain arguments, never a config."""
 
 from diffusion_jax.experiment import autoencoder, classifier, precompute
+from diffusion_jax.experiment.buckets import buckets, training_sizes
 from diffusion_jax.experiment.data import batches, modality, opened, resolved, shape, source, tokenizer
 from diffusion_jax.experiment.diffusion_model import model, schedule
 from diffusion_jax.experiment.objectives import time_sampling
@@ -37,6 +38,7 @@ __all__ = [
     "abstract_state",
     "autoencoder",
     "batches",
+    "buckets",
     "classifier",
     "compiled_step",
     "digest",
@@ -66,5 +68,6 @@ __all__ = [
     "tokenizer",
     "train_step",
     "trainee",
+    "training_sizes",
     "trajectory_program",
 ]

@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import modalities
 from diffusion_jax.data import pipeline, sources
+from diffusion_jax.data.buckets import Buckets
 from diffusion_jax.data.classes import Classes, renumbered, shown
 from diffusion_jax.data.example import captions_of, modality_of
 from diffusion_jax.data.precomputed import Precomputed
@@ -107,9 +108,13 @@ def batches(
     tokenizer: Tokenizer | None = None,
     *,
     precomputed: Precomputed | None = None,
+    buckets: Buckets | None = None,
     split: bool = True,
 ) -> pipeline.TrainBatches:
-    """Endless training batches, with what the conditions of the task read; split: this process's slice of each."""
+    """Endless batches, with what the conditions of the task read; split: this process's slice of each.
+
+    buckets are the sizes of training batches. Without them all batches have the size of `data.shape`.
+    """
     told = conditions(config, model)
     names = () if precomputed is None else precomputed.names
     if precomputed is not None and "mean" in names and any(condition.of_image for condition in told):
@@ -130,6 +135,7 @@ def batches(
             options.flip,
             process_index=jax.process_index() if split else 0,
             process_count=jax.process_count() if split else 1,
+            buckets=buckets,
         ),
         readers=[reader for reader in each if reader is not None],
         precomputed=precomputed,

@@ -18,18 +18,19 @@ from diffusion_jax.models.model import Model
 from diffusion_jax.train.state import Params
 
 
-def parts(model: Model) -> tuple[str, ...]:
+def parts(model: Model, *, one_size: bool = True) -> tuple[str, ...]:
     """The parts of a model whose outputs can be computed before training: "autoencoder", and names of conditions.
 
-    Latents cannot be where a condition is made from the augmented image of a step. Raises UserError where there are no
-    such parts.
+    Latents cannot be where a condition is made from the augmented image of a step, nor without one_size, where training
+    has images of several sizes. Raises UserError where there are no such parts.
     """
     of_image = any(condition.of_image for condition in model.conditions)
-    latents = ("autoencoder",) if model.autoencoder is not None and not of_image else ()
+    latents = ("autoencoder",) if model.autoencoder is not None and not of_image and one_size else ()
     text = tuple(condition.name for condition in model.conditions if condition.features)
     if not latents + text:
         raise UserError(
-            "nothing to precompute: the config has no latent, or spatial conditions, and no text of a published encoder"
+            "nothing to precompute: the config has no latent (or spatial conditions, or images in buckets) and no text "
+            "of a published encoder"
         )
     return latents + text
 

@@ -19,7 +19,9 @@ class Image(Modality):
     """Images, gray, RGB or RGBA; PNG, JPEG and other still formats in, PNG out.
 
     resize says how they get the size of `data.shape`: "crop" scales them to cover it and cuts off what is outside,
-    "pad" scales them to fit into it and fills it with white, "stretch" scales each side for itself.
+    "pad" scales them to fit into it and fills it with white, "stretch" scales each side for itself. "buckets" trains on
+    several sizes of its area, each batch of one of them: an image is scaled to cover the one nearest to its own ratio
+    of height to width, and cropped to it. Outside of training, "buckets" is "crop".
     """
 
     resize: str = "crop"
@@ -40,7 +42,12 @@ class Image(Modality):
     @property
     def scales_maps(self) -> bool:
         """As `Modality`: a border has no class, and a stretched map no reader."""
-        return self.resize == "crop"
+        return self.resize in ("crop", "buckets")
+
+    @property
+    def in_buckets(self) -> bool:
+        """As `Modality`."""
+        return self.resize == "buckets"
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises UserError unless shape is (height, width, channels), of 1, 3 or 4 channels."""

@@ -44,6 +44,11 @@ class Modality:
         return False
 
     @property
+    def in_buckets(self) -> bool:
+        """Whether training has batches of several sizes, each example in the one nearest to its own."""
+        return False
+
+    @property
     def complete(self) -> bool:
         """Whether its constants of the data are known, so that `measured` does not have to read the data."""
         return True

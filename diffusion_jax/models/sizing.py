@@ -19,16 +19,14 @@ def resized(model: Model, width: int, height: int) -> Model:
             f"{asked} is the width and height of an image; this model draws arrays of shape "
             f"{' x '.join(map(str, model.shape))}, and no other; leave out --size"
         )
-    sides, of_network = (height, width), model.network.size_unit
+    sides, unit = (height, width), size_unit(model)
     if sides == model.shape[:2]:
         return model
-    if not of_network:
+    if not unit:
         raise UserError(
             f"{asked}: this model draws {model.shape[1]}x{model.shape[0]} alone, as its network "
             f"({type(model.network).__name__}) is told positions, and knows those of this size; leave out --size"
         )
-    factor = model.autoencoder.network.factor if model.autoencoder else 1
-    unit = math.lcm(of_network * factor, *(condition.size_unit for condition in model.conditions))
     if min(sides) < 1 or any(side % unit for side in sides):
         near = [max(round(side / unit), 1) * unit for side in (width, height)]
         raise UserError(
@@ -36,6 +34,13 @@ def resized(model: Model, width: int, height: int) -> Model:
             f"--size={near[0]}x{near[1]}"
         )
     return of_sides(model, sides)
+
+
+def size_unit(model: Model) -> int:
+    """The number of which the sides of the model's images are multiples; 0 for a network that draws one size alone."""
+    factor = model.autoencoder.network.factor if model.autoencoder else 1
+    # The least common multiple with 0 is 0.
+    return math.lcm(model.network.size_unit * factor, *(condition.size_unit for condition in model.conditions))
 
 
 def of_sides(model: Model, sides: tuple[int, ...]) -> Model:

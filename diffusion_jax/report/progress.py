@@ -91,13 +91,19 @@ class Progress(abc.ABC):
         self._pace = Pace()
         self._values: dict[str, float] = {}
         self._took: dict[str, float] = {}  # seconds of the last `doing` of each name
+        self._pauses, self._steps_paused = 0.0, 0  # seconds and steps that are left out of the rate
+        self._paused: float | None = None  # since when further seconds are
 
     @contextlib.contextmanager
-    def doing(self, what: str) -> Iterator[None]:
+    def doing(self, what: str, *, once: bool = False) -> Iterator[None]:
         """While entered, shows what is done between two steps, for how long so far and, from the second time on, the
         time that is about left. It has no progress of its own, for it is one program.
+
+        once: it does not come again with further steps, so that its time, and the steps that are done in it, are left
+        out of the rate and of the time left.
         """
         began, done = self._clock(), threading.Event()
+        self._paused = began if once else None
 
         def tell() -> None:
             while not done.wait(self._every):
@@ -116,6 +122,8 @@ class Progress(abc.ABC):
             if thread.is_alive():
                 thread.join()
             self._told()
+            if once:
+                self._pauses, self._paused = self._pauses + self._clock() - began, None
 
     def update(self, step: int, **values: float) -> None:
         """Shows that `step` steps are done, with values such as loss=0.05.
@@ -123,8 +131,10 @@ class Progress(abc.ABC):
         A value that a device is still computing is waited for only where it is drawn.
         """
         now = self._clock()
+        if self._paused is not None:
+            self._steps_paused += step - self.step
         self.step, self._values = step, values
-        self._pace.add(step, now)
+        self._pace.add(step - self._steps_paused, (now if self._paused is None else self._paused) - self._pauses)
         if self._drawn is None or now - self._drawn[1] >= self._every:
             self._draw()
             self._drawn = step, now

@@ -9,10 +9,10 @@ from diffusion_jax.train.state import Position, TrainState
 
 @dataclasses.dataclass
 class Clock:
-    """Seconds of a training run by what they were spent on. It starts after the first dispatch, which compiles."""
+    """Seconds of a training run by what they were spent on."""
 
-    since: int = 0  # the step after which it started
-    training: float = 0.0  # seconds in steps and in their input; hooks are left out
+    steps: int = 0  # those whose seconds are in training: all but those of dispatches that compiled
+    training: float = 0.0  # seconds in steps and in their input; compilation and hooks are left out
     input: float = 0.0  # seconds in which a step waited for its batch, the first dispatch's too
 
 

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 
@@ -127,20 +127,30 @@ def _waited_for(came: "queue.Queue[U]", thread: threading.Thread, grace: float) 
                 raise Abandoned
 
 
-def compiled_first(program: Callable[P, T]) -> Callable[P, T]:
-    """A program of `jax.jit` whose compilation, at the first call, is `interruptible`.
+Shapes = tuple[Any, tuple[tuple[tuple[int, ...], Any], ...]]
+"""The structure of a tree, and the shape and type of each of its arrays."""
 
-    Where that call raises Abandoned, nothing was donated and all arguments are as they were. A function that is no
-    program of `jax.jit` is called as it is.
+
+def shapes_of(batch: object) -> Shapes:
+    """The shapes of a batch: a program of `jax.jit` compiles at the first of each, while its other arguments stay."""
+    leaves, structure = jax.tree.flatten(batch)
+    return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+
+
+def compiled_first(program: Callable[P, T]) -> Callable[P, T]:
+    """A program of `jax.jit` of (state, batch, ...) that compiles, for each shape of batch, as an `interruptible` call.
+
+    Where a call raises Abandoned, nothing was donated and all arguments are as they were. A function that is no program
+    of `jax.jit` is called as it is.
     """
-    compiled = not hasattr(program, "lower")
+    compiles = hasattr(program, "lower")
+    compiled: set[Shapes] = set()
 
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        nonlocal compiled
-        if not compiled:
+        if compiles and (shapes := shapes_of(args[1])) not in compiled:
             # The compiled program is in jax's cache, where calling `program` finds it.
             interruptible(lambda: program.lower(*args, **kwargs).compile())  # type: ignore[attr-defined]
-            compiled = True
+            compiled.add(shapes)
         return program(*args, **kwargs)
 
     return call

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffusion_jax.train.faults import Stop
 from diffusion_jax.train.hooks import Clock, Hook, Moment
-from diffusion_jax.train.interruptible import Abandoned, read_interruptibly
+from diffusion_jax.train.interruptible import Abandoned, Shapes, read_interruptibly, shapes_of
 from diffusion_jax.train.state import Position, TrainState
 from diffusion_jax.train.step import Batch, Metrics
 
@@ -38,12 +38,12 @@ def fit(
 ) -> TrainState:
     """Trains until `steps` steps are done or stop asks to end, and returns the last state.
 
-    batches yields (batch, position of the data after it). Each function of watch gets the metrics of every dispatch, in
-    order, as they arrive from the device; an exception that it raises ends training. Hooks run in their order, once the
-    metrics of all steps before them have been watched. If stop asks to end while hooks run, training ends there, and
-    the hooks with at_end that have not run at this step run too; so they do where batches stalls after stop asked to
-    end. A hook, or the first step while it compiles, may then raise Abandoned. phase(name) is entered around everything
-    that may hang.
+    batches yields (batch, position of the data after it). The first batch of each shape compiles, which is no time of
+    training. Each function of watch gets the metrics of every dispatch, in order, as they arrive from the device; an
+    exception that it raises ends training. Hooks run in their order, once the metrics of all steps before them have
+    been watched. If stop asks to end while hooks run, training ends there, and the hooks with at_end that have not run
+    at this step run too; so they do where batches stalls after stop asked to end. A hook, or a step that compiles, may
+    then raise Abandoned. phase(name) is entered around everything that may hang.
     """
     done, dispatches = int(state.step), 0
     clock = Clock()
@@ -51,33 +51,45 @@ def fit(
     last = done >= steps or stop.agreed(dispatches)
     due: list[Hook] = []
     position: Position = None
+    compiled: set[Shapes] = set()
+
+    def left_here() -> TrainState:
+        """The state, saved by the hooks, where the next step cannot be waited for."""
+        in_flight.receive(0)
+        at_end = [hook for hook in hooks if hook.at_end and hook not in due] if dispatches else []
+        _run(at_end, Moment(done, state, position, True, clock), phase)
+        return state
+
     batches = read_interruptibly(batches)
     while not last:
         began = time.perf_counter()
         with phase("input"):
             try:
-                batch, position = next(batches)
+                batch, following = next(batches)
             except Abandoned:  # the data kept the run waiting after it was asked to end
-                in_flight.receive(0)
-                at_end = [hook for hook in hooks if hook.at_end and hook not in due] if dispatches else []
-                _run(at_end, Moment(done, state, position, True, clock), phase)
-                return state
+                return left_here()
         clock.input += time.perf_counter() - began
-        with phase("step" if dispatches else "compile"):
-            try:
+        compiles = (shapes := shapes_of(batch)) not in compiled
+        if compiles and dispatches:  # so that the clock has the steps before it
+            with phase("step"):
+                in_flight.receive(0)
+            clock.training += time.perf_counter() - began
+        try:
+            with phase("compile" if compiles else "step"):
                 state, metrics = step(state, batch)
-            except Abandoned:  # the first step was compiling: nothing has changed since the last save
-                return state
-            done += np.size(metrics["loss"])
-            dispatches += 1
-            in_flight.add(done, metrics, position)
-            stopped = stop.agreed(dispatches)
-            last = done >= steps or stopped
-            due = [hook for hook in hooks if hook.due(done, complete=done >= steps, stopped=stopped)]
-            in_flight.receive(0 if due or dispatches == 1 else _IN_FLIGHT)
-        if dispatches == 1:
-            clock.since = done
-        else:
+                compiled.add(shapes)
+                before, position = done, following
+                done += np.size(metrics["loss"])
+                dispatches += 1
+                in_flight.add(done, metrics, position)
+                stopped = stop.agreed(dispatches)
+                last = done >= steps or stopped
+                due = [hook for hook in hooks if hook.due(done, complete=done >= steps, stopped=stopped)]
+                in_flight.receive(0 if due or compiles else _IN_FLIGHT)
+        except Abandoned:  # the step was compiling, so the state is as it was
+            return left_here()
+        if not compiles:
+            clock.steps += done - before
             clock.training += time.perf_counter() - began
         _run(due, Moment(done, state, position, last, clock), phase)
         if due and not last and stop.agreed(dispatches):

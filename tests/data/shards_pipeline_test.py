@@ -109,7 +109,7 @@ def test_damaged_examples_are_named_and_replaced(tmp_path, kind, capfd):
     batch = together(take(batches, COUNT // 6))
     asked = batches._rows.indices(0)
     assert set(batches.skipped.found) == set(damaged)
-    expected = np.concatenate([example_indices(3, COUNT, 0, COUNT, batches._rows.blocks)])
+    expected = np.concatenate([example_indices(3, COUNT, 0, COUNT, batches._rows.order.blocks)])
     instead = {5: 7, 6: 7, 17: 18}
     np.testing.assert_array_equal(batch["index"], [instead.get(i, i) for i in expected])
     assert len(asked) == 6

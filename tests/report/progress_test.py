@@ -236,3 +236,23 @@ def test_short_work_is_not_spoken_of(capsys, clock):
     with progress(100, clock=clock) as bar, bar.doing("drawing a grid"):
         clock.now += 5
     assert capsys.readouterr().out == ""
+
+
+def test_what_comes_once_is_left_out_of_the_rate_and_of_the_time_left(clock):
+    """A step of 2 s each; in the fourth and the seventh a new size compiles, for a minute."""
+    with progress(100, units_per_step=10, show=False, clock=clock) as bar:
+        for step in range(1, 11):
+            if step in (1, 4, 7):
+                with bar.doing("compiling", once=True):
+                    clock.now += 60
+                    bar.update(step)
+            else:
+                clock.now += 2
+                bar.update(step)
+        assert bar.rate == pytest.approx(5)
+        assert bar.seconds_left == pytest.approx(180)
+        with bar.doing("a grid"):  # which comes again
+            clock.now += 14
+        clock.now += 2
+        bar.update(11)
+        assert bar.rate == pytest.approx(10 * 8 / 30)

@@ -48,7 +48,7 @@ class Poisoned:
     def __init__(self, batches, first, last, size):
         self.batches, self.first, self.last, self.size = batches, first, last, size
         self.get_state, self.set_state, self.close = batches.get_state, batches.set_state, batches.close
-        self.skipped = batches.skipped
+        self.skipped, self.examples = batches.skipped, batches.examples
 
     @property
     def bytes_read(self):

@@ -46,7 +46,7 @@ def watch(prints=True):
 
 
 def after(step, training, waited):
-    return Moment(step, None, None, False, Clock(0, training, waited))
+    return Moment(step, None, None, False, Clock(step, training, waited))
 
 
 def test_bytes_are_counted_a_step():

@@ -147,3 +147,13 @@ def test_a_signal_waits_for_the_end_of_what_is_not_to_be_cut():
     assert reached
     assert not module.cannot_be_cut()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_program_compiles_once_for_each_shape_of_batch_in_a_call_that_can_be_left(monkeypatch):
+    traced, cut = [], []
+    monkeypatch.setattr(module, "interruptible", lambda call: cut.append(1) or call())
+    program = module.compiled_first(jax.jit(lambda state, batch: traced.append(batch["x"].shape) or batch["x"].sum()))
+    for length in (2, 3, 2, 2, 4, 3):
+        assert program(0.0, {"x": jax.numpy.ones(length)}) == length
+    assert traced == [(2,), (3,), (4,)]
+    assert len(cut) == 3

@@ -5,6 +5,7 @@ import functools
 import signal
 import threading
 import time
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -424,3 +425,82 @@ def test_hooks_run_within_their_phase_and_see_all_metrics_up_to_their_step():
     assert seen == [(3, [1, 2, 3], "save"), (6, [1, 2, 3, 4, 5, 6], "save")]
     assert phases[:4] == ["input", "end of input", "compile", "end of compile"]
     assert phases.count("step") == 5
+
+
+def test_the_first_step_of_each_shape_is_compilation_and_no_time_of_training(monkeypatch):
+    """Shapes 0, 0, 1, 0, 1, 2: the first, third and last step compile, which takes 100 s each, and others 1 s."""
+    shapes, phases, seen, clocks, now = [0, 0, 1, 0, 1, 2], [], set(), [], [0.0]
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def step(state, batch):
+        now[0] += 1 if len(batch["x"]) in seen else 100
+        seen.add(len(batch["x"]))
+        return State(state.step + 1), {"loss": jnp.float32(1)}
+
+    @contextlib.contextmanager
+    def phase(name):
+        phases.append(name)
+        yield
+
+    loop.fit(
+        State(jnp.int32(0)),
+        step,
+        (({"x": np.zeros(1 + shape)}, None) for shape in shapes),
+        [Hook(1, lambda moment: clocks.append((moment.clock.steps, moment.clock.training)))],
+        steps=len(shapes),
+        stop=faults.Stop(),
+        phase=phase,
+    )
+    assert clocks == [(0, 0), (1, 1), (1, 1), (2, 2), (3, 3), (3, 3)]
+    assert [name for name in phases if name == "compile"] == ["compile"] * 3
+    steps = [name for name in phases if name in ("compile", "step")]
+    assert steps == [
+        "compile",
+        "step",
+        "step",
+        "compile",
+        "step",
+        "step",
+        "step",
+        "compile",
+    ]  # drained before compiling
+
+
+def test_a_later_compilation_that_is_left_behind_saves_the_step_before_it():
+    saved = []
+
+    def step(state, batch):
+        if len(batch["x"]) > 1:
+            raise Abandoned
+        return State(state.step + 1), {"loss": jnp.float32(1)}
+
+    state = loop.fit(
+        State(jnp.int32(0)),
+        step,
+        (({"x": np.zeros(1 + (i == 3))}, i + 1) for i in range(9)),
+        [Hook(2, lambda moment: saved.append((moment.step, moment.position, moment.ending)), at_end=True)],
+        steps=9,
+        stop=faults.Stop(),
+    )
+    assert int(state.step) == 3
+    assert saved == [(2, 2, False), (3, 3, True)]
+
+
+def test_the_steps_before_a_compilation_are_over_when_it_begins():
+    """They would be part of its time, and a watchdog or a person would see them late."""
+    events = []
+
+    def step(state, batch):
+        events.append("compiling" if len(batch["x"]) > 1 else "step")
+        return State(state.step + 1), {"loss": jnp.float32(1)}
+
+    loop.fit(
+        State(jnp.int32(0)),
+        step,
+        (({"x": np.zeros(1 + (i == 3))}, None) for i in range(4)),
+        [],
+        steps=4,
+        stop=faults.Stop(),
+        watch=[lambda step, metrics, position: events.append(step)],
+    )
+    assert events == ["step", 1, "step", "step", 2, 3, "compiling", 4]

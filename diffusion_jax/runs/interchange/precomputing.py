@@ -43,7 +43,7 @@ def precompute(config: ConfigDict, out: Path, *, batch: int, dtype: str) -> None
     if jax.process_count() > 1:
         raise UserError("precompute runs in one process; start it on one host")
     model = pretrained.model(config, pretrained.origin(config, Workdir(out)))
-    parts = experiment.precompute.parts(model)
+    parts = experiment.precompute.parts(model, one_size=not experiment.modality(config).in_buckets)
     source = experiment.opened(config)  # labels are not precomputed
     tokenizer = experiment.tokenizer(model, source) if "text" in parts else None
     latents = "autoencoder" in parts

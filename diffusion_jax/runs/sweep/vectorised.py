@@ -141,6 +141,11 @@ def check_trials(trials: Sequence[Trial]) -> None:
     vectorised.values([trial.config for trial in trials], list(trials[0].changes))
     if first.teacher:
         raise UserError("--vectorised trains without a teacher; sweep this config without --vectorised")
+    if experiment.modality(first).in_buckets:
+        raise UserError(
+            f"--vectorised trains on batches of one size, and data.modality={first.data.modality} has several; sweep "
+            "this config without --vectorised"
+        )
     check(first.log.to)
     if first.init_from:
         raise UserError("--vectorised starts from random parameters; leave init_from out, or --vectorised")

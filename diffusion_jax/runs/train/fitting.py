@@ -42,7 +42,7 @@ def fit(run: Run, state: TrainState, resumed: int | None) -> TrainState:
         guard = Guard(
             config.train.nonfinite_limit,
             _spikes(run),
-            lambda event: append_nonfinite(workdir, event, config, task.source) if run.first else None,
+            lambda event: append_nonfinite(workdir, event, config, task.batches) if run.first else None,
         )
         run.checkpoints.prepare(state)
         saving = Saving(run.checkpoints, text, task.measure, guard)
@@ -105,7 +105,7 @@ def _trace(run: Run, resumed: int | None) -> Trace | None:
 @contextlib.contextmanager
 def _phase(run: Run, shown: Progress, name: str) -> Iterator[None]:
     """A phase of the watchdog; the compilation is shown, for it may take minutes."""
-    compiling = shown.doing("compiling the training step") if name == "compile" else contextlib.nullcontext()
+    compiling = shown.doing("compiling the training step", once=True) if name == "compile" else contextlib.nullcontext()
     with run.watchdog.phase(name), compiling:
         yield
 

@@ -1,5 +1,6 @@
 """The input of a training run: bytes read a step, and a sentence if the steps wait for it."""
 
+import dataclasses
 import math
 import os
 import sys
@@ -31,7 +32,6 @@ class InputWatch:
         self._config, self._source, self._batches, self._prints = config, source, batches, prints
         self._read = self._totals()
         self._since: Clock | None = None  # the clock at the beginning of the time that is judged
-        self._step = 0
 
     def _totals(self) -> tuple[int, int]:
         """(bytes read for the batches so far, steps that they are of)."""
@@ -48,8 +48,8 @@ class InputWatch:
         clock, since = moment.clock, self._since
         if since is None or clock.training - since.training >= SECONDS:
             if since is not None:
-                self._judge(clock.training - since.training, clock.input - since.input, moment.step - self._step)
-            self._since, self._step = Clock(clock.since, clock.training, clock.input), moment.step
+                self._judge(clock.training - since.training, clock.input - since.input, clock.steps - since.steps)
+            self._since = dataclasses.replace(clock)
 
     def _judge(self, seconds: float, waited: float, steps: int) -> None:
         if not self._prints or waited < SHARE * seconds or not steps:
@@ -69,7 +69,8 @@ def advice(config: ConfigDict, source: Source, cores: int) -> str:
     size = len(source) * math.prod(experiment.shape(config)) * np.dtype(experiment.modality(config).dtype).itemsize
     busy = (options.workers or 1) * options.threads
     found = []
-    if not options.cache and not options.precomputed and size <= MAX_CACHE:
+    one_size = not experiment.modality(config).in_buckets
+    if one_size and not options.cache and not options.precomputed and size <= MAX_CACHE:
         found.append(f"data.cache=True holds the decoded examples, {max(size / 1e6, 1):,.0f} MB")
     if "://" in options.source:
         found.append(f"data.threads={2 * max(options.threads, 8)} asks the bucket for more at once")

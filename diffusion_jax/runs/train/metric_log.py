@@ -1,5 +1,6 @@
 """Means of the metrics of training, and its speed, at intervals of steps."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from diffusion_jax.train.hooks import Clock, Moment
@@ -24,7 +25,7 @@ class MetricLog:
         self._learning_rate = learning_rate
         self._write, self._batch_size, self._counters = write, batch_size, counters
         self._window: list[Metrics] = []
-        self._before: Clock | None = None  # at the last log; its `since` is the step of that log
+        self._before = Clock()  # at the last log
         self.latest: dict[str, float] = {}  # the means over the last dispatch
 
     def watch(self, step: int, metrics: Metrics, position: Position) -> None:
@@ -34,17 +35,16 @@ class MetricLog:
 
     def run(self, moment: Moment) -> None:
         """Writes the means and starts anew."""
-        clock = moment.clock
-        before = self._before or Clock(since=clock.since)
+        clock, before = moment.clock, self._before
         means = summarize(self._window)
         if self._learning_rate is not None:
             means["learning_rate"] = self._learning_rate(moment.step - 1)
         means["input_wait_seconds"] = clock.input - before.input
-        if moment.step > before.since:  # the first dispatch compiles, and is not timed
+        if clock.steps > before.steps:
             seconds = clock.training - before.training
-            means["images_per_second"] = (moment.step - before.since) * self._batch_size / seconds
+            means["images_per_second"] = (clock.steps - before.steps) * self._batch_size / seconds
         for counted in self._counters:
             means |= counted()
         self._write(moment.step, means)
         self._window.clear()
-        self._before = Clock(moment.step, clock.training, clock.input)
+        self._before = dataclasses.replace(clock)

@@ -10,8 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import config as configs
-from diffusion_jax.data.example import Source
-from diffusion_jax.data.order import indices_of
+from diffusion_jax.data.pipeline import TrainBatches
 from diffusion_jax.report.atomic import replace_file
 from diffusion_jax.report.examples import ExampleLog
 from diffusion_jax.runs.train.parameter_table import parameter_table
@@ -23,14 +22,14 @@ from diffusion_jax.train.provenance import source_commit, versions
 from diffusion_jax.train.state import TrainState
 
 
-def append_nonfinite(workdir: Workdir, event: NonFinite, config: ConfigDict, source: Source) -> None:
+def append_nonfinite(workdir: Workdir, event: NonFinite, config: ConfigDict, batches: TrainBatches) -> None:
     """Appends to nonfinite.jsonl everything that the step depended on except the state: its examples and its seed."""
     n = config.train.batch_size
     start = event.position["position"] - (event.after + 1) * n
     record = {
         "step": event.step,
         "positions": [start, start + n],  # in the stream of examples, the last one excluded
-        "examples": indices_of(source, config.seed, start, n).tolist(),  # their places in the source
+        "examples": batches.examples(start).tolist(),  # their places in the source
         "seed": config.seed,  # times and noise are drawn with fold_in(key(seed), step - 1)
         **{name: str(value) for name, value in event.metrics.items()},
     }

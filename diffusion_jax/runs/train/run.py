@@ -120,7 +120,8 @@ def _start(run: Run) -> tuple[TrainState, int | None]:
     """(the state to train from, the step of the checkpoint that it is of); (a new state, None) without a checkpoint."""
     source = run.task.source
     data = {"data": source.fingerprint, "examples": len(source)}
-    agreement.check_agreement(data | {"global batch": run.config.train.batch_size, "workdir": str(run.workdir.root)})
+    batch = {"global batch": run.config.train.batch_size, "buckets": run.task.batches.get_state().get("buckets")}
+    agreement.check_agreement(data | batch | {"workdir": str(run.workdir.root)})
     resumed = run.checkpoints.latest()
     if resumed is None:
         return interruptible(lambda: _initial_state(run.config, run.task)), None

@@ -61,6 +61,7 @@ def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir 
     tokenizer = pretrained.tokenizer(model, source, origin)
     precomputed = experiment.precomputed(config, model)
     model = teacher.with_teacher(config, workdir, origin, model, tokenizer)
+    buckets = training_data.buckets(config, model, source)
     if model.text is not None and tokenizer is not None and "text" not in getattr(precomputed, "names", ()):
         long_captions.notice(model.text, tokenizer, source, config.sample.prompts)
     weights = sharding.to_mesh(model.pretrained, sharding.replicated(mesh))
@@ -74,7 +75,7 @@ def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir 
 
     return Task(
         source,
-        experiment.batches(config, source, model, tokenizer, precomputed=precomputed),
+        experiment.batches(config, source, model, tokenizer, precomputed=precomputed, buckets=buckets),
         _abstract(config, trainee, mesh),
         lambda: experiment.initial_state(config, trainee, mesh),
         lambda state, batch, seed: step(state, batch, seed, weights),
@@ -88,6 +89,7 @@ def diffusion(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir 
 def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir | None) -> Task:
     """The training of an autoencoder; its checkpoints hold the standard deviation that latents are divided by."""
     source, _ = training_data.opened(config, workdir)
+    buckets = training_data.buckets(config, None, source)
     weights: Mapping[str, Params] = experiment.autoencoder.pretrained(config)
     weights = sharding.to_mesh(weights, sharding.replicated(mesh))
     trainee = experiment.autoencoder.trainee(config)
@@ -96,7 +98,7 @@ def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdi
     draw, measure = preview.reconstructions(config, source, mesh, program)
     return Task(
         source,
-        experiment.batches(config, source),
+        experiment.batches(config, source, buckets=buckets),
         _abstract(config, trainee, mesh),
         lambda: experiment.initial_state(config, trainee, mesh),
         lambda state, batch, seed: step(state, batch, seed, weights),
@@ -108,6 +110,7 @@ def autoencoder(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdi
 
 def classifier(config: ConfigDict, workdir: Workdir, mesh: Mesh, origin: Workdir | None) -> Task:
     """The training of a classifier of noisy images; its measures are accuracies at three times."""
+    experiment.training_sizes(config, None)  # raises where config asks for several
     source, known = training_data.opened(config, workdir)
     trainee = experiment.classifier.trainee(config)
     step = compiled_first(experiment.compiled_step(config, trainee, mesh))

@@ -5,11 +5,15 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import experiment
 from diffusion_jax.data import description
+from diffusion_jax.data.buckets import Buckets
 from diffusion_jax.data.classes import Classes, shown
 from diffusion_jax.data.sources import Source
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.workdir import classes
 from diffusion_jax.runs.workdir.paths import Workdir
+
+_MANY = 10_000
+"""Images whose headers take long enough to read that a line says so."""
 
 MISSING = ("tell", "refuse")
 """The values of data.missing_captions."""
@@ -32,6 +36,19 @@ def opened(config: ConfigDict, workdir: Workdir) -> tuple[Source, Classes | None
     if jax.process_index() == 0:
         print(*lines, sep="\n", flush=True)
     return source, found
+
+
+def buckets(config: ConfigDict, model: experiment.Model | None, source: Source) -> Buckets | None:
+    """The buckets of the training images, which the first process prints; None where config trains on one size."""
+    if not experiment.training_sizes(config, model):
+        return None
+    first = jax.process_index() == 0
+    if first and len(source) > _MANY:
+        print(f"data: reading the sizes of {len(source):,} images", flush=True)
+    found = experiment.buckets(config, model, source)
+    if first and found is not None:
+        print(f"data: {found.sentence()}", flush=True)
+    return found
 
 
 def _described(config: ConfigDict, source: Source, found: Classes | None) -> list[str]:
