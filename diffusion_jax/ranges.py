@@ -161,6 +161,7 @@ FLAGS: dict[str, Range] = {
     "ema": POSITIVE,  # where it is a length
     "augment": BELOW_1,
     "batch": FROM_1,
+    "shape": CONFIG["data.shape"],
     "strength": Range(0, 1, open_low=True),
     "expand": Range(0, integer=True, each=True),
     "paint": Range(0, each=True),
