@@ -149,12 +149,21 @@ def _entries(path: str) -> tuple[Sliced, Sliced | None]:
 
 
 def _npy(file: Path) -> Mapping[str, Sliced]:
+    _check_format(file, b"\x93NUMPY", "np.save")
     return {"": np.load(file, mmap_mode="r", allow_pickle=False)}
 
 
 def _npz(file: Path) -> Mapping[str, Sliced]:
+    _check_format(file, b"PK", "np.savez")
     with np.load(file, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
+
+
+def _check_format(file: Path, start: bytes, writer: str) -> None:
+    """Raises UserError unless the file begins as those of a function of NumPy, which takes any other for a pickle."""
+    with open(file, "rb") as opened:
+        if not opened.read(len(start)) == start:
+            raise UserError(f"{file} is no {file.suffix} file, whatever its name; write it by {writer}")
 
 
 def _zarr(file: Path) -> Mapping[str, Sliced]:

@@ -1,6 +1,7 @@
 """Files of plain arrays: each kind gives the same examples, and what is wrong with one is said."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,9 +83,14 @@ def test_equal_files_have_equal_fingerprints_wherever_they_lie(tmp_path):
     assert classes[0] != classes[1]
 
 
+def _of_another_kind(folder, name):
+    (folder / name).write_bytes(b"no array")
+    return str(folder / name)
+
+
 def _damaged(folder):
-    path = folder / "a.npy"
-    path.write_bytes(b"no array")
+    path = Path(write(folder, "npy", np.zeros((3, 4))))
+    path.write_bytes(path.read_bytes()[:-1])
     return str(path)
 
 
@@ -94,6 +100,8 @@ def _damaged(folder):
         (lambda f: str(f / "none.npy"), "no such file"),
         (lambda f: str(f / "a.h5"), "none of the kinds .npy, .npz, .zarr"),
         (_damaged, "cannot be read"),
+        (lambda f: _of_another_kind(f, "a.npy"), "is no .npy file, whatever its name; write it by np.save"),
+        (lambda f: _of_another_kind(f, "a.npz"), "is no .npz file, whatever its name; write it by np.savez"),
         (lambda f: write(f, "npy", np.zeros((0, 4))), r"holds an array \[0, 4\]"),
         (lambda f: write(f, "npy", np.zeros(4)), r"holds an array \[4\]"),
         (lambda f: write(f, "npy", np.zeros((2, 4), complex)), "holds complex128; expected numbers"),
