@@ -2,9 +2,9 @@
 
 The images of a bucket form an endless stream of their own, epoch after epoch, each a permutation. In epoch e of the
 training, bucket k of n_k images gives floor((e + 1) n_k / B) - floor(e n_k / B) batches of B, with which its stream
-goes on where it stopped. So after e epochs a bucket has given floor(e n_k / B) B examples: each of its images was drawn
-e times or, of the last B - 1 places, once less. The batches of an epoch come in a random order. All of it follows from
-the seed and the number of a batch, in closed form.
+goes on where it stopped. So after e epochs a bucket has given floor(e n_k / B) B examples: each of its images e times,
+but for at most B - 1 images that it has given e - 1 times. The batches of an epoch come in a random order. All of it
+follows from the seed and the number of a batch, in closed form.
 """
 
 import bisect

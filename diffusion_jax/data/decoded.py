@@ -113,7 +113,7 @@ class Decoded:
         self._hold()
 
     def read(self, indices: np.ndarray, shape: tuple[int, ...] | None = None) -> Examples:
-        """The examples at indices [B], brought to shape (None: that of all), which a cache does not take.
+        """The examples at indices [B], brought to shape; None is the shape of the constructor, which a cache holds.
 
         Raises UserError that names an example without a field that a reader needs.
         """

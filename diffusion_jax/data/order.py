@@ -31,7 +31,7 @@ class ExampleOrder(Protocol):
         ...
 
     def state(self) -> dict[str, int | str]:
-        """What a saved position of the stream has beside its number, which is of no other order; {}: nothing."""
+        """The entries that a saved position has beside its number, by which one of another order is recognized."""
         ...
 
 
@@ -68,7 +68,7 @@ def example_indices(seed: int, size: int, first: int, count: int, blocks: Blocks
 
 
 @dataclasses.dataclass(frozen=True)
-class OneShape:
+class SingleShapeOrder:
     """The order of `example_indices`, in which the arrays of all batches have one shape."""
 
     seed: int

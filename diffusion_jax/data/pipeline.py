@@ -28,7 +28,7 @@ from diffusion_jax.data.buckets import Buckets
 from diffusion_jax.data.corrupt import Skipped
 from diffusion_jax.data.decoded import Decoded, Decoder
 from diffusion_jax.data.example import Source, blocks_of
-from diffusion_jax.data.order import ExampleOrder, OneShape, coins
+from diffusion_jax.data.order import ExampleOrder, SingleShapeOrder, coins
 from diffusion_jax.data.precomputed import Precomputed
 from diffusion_jax.data.readers import Reader, Rows
 from diffusion_jax.data.stream_position import StreamPosition
@@ -223,7 +223,7 @@ def train_batches(
             corrupt_limit=reading.corrupt_limit,
         ),
         order=(
-            OneShape(order.seed, len(source), shape, blocks_of(source))
+            SingleShapeOrder(order.seed, len(source), shape, blocks_of(source))
             if order.buckets is None
             else BucketOrder(order.seed, order.batch_size, shape[-1], order.buckets)
         ),

@@ -99,8 +99,8 @@ class Progress(abc.ABC):
         """While entered, shows what is done between two steps, for how long so far and, from the second time on, the
         time that is about left. It has no progress of its own, for it is one program.
 
-        once: it does not come again with further steps, so that its time, and the steps that are done in it, are left
-        out of the rate and of the time left.
+        once: the work is not repeated at later steps, as a compilation is not. Its seconds, and the steps that are done
+        in them, are left out of the rate and of the time left.
         """
         began, done = self._clock(), threading.Event()
         self._paused = began if once else None

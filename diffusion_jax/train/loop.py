@@ -38,12 +38,12 @@ def fit(
 ) -> TrainState:
     """Trains until `steps` steps are done or stop asks to end, and returns the last state.
 
-    batches yields (batch, position of the data after it). The first batch of each shape compiles, which is no time of
-    training. Each function of watch gets the metrics of every dispatch, in order, as they arrive from the device; an
-    exception that it raises ends training. Hooks run in their order, once the metrics of all steps before them have
-    been watched. If stop asks to end while hooks run, training ends there, and the hooks with at_end that have not run
-    at this step run too; so they do where batches stalls after stop asked to end. A hook, or a step that compiles, may
-    then raise Abandoned. phase(name) is entered around everything that may hang.
+    batches yields (batch, position of the data after it). The step compiles at the first batch of each shape; that time
+    is not counted as training. Each function of watch gets the metrics of every dispatch, in order, as they arrive from
+    the device; an exception that it raises ends training. Hooks run in their order, once the metrics of all steps
+    before them have been watched. If stop asks to end while hooks run, training ends there, and the hooks with at_end
+    that have not run at this step run too; so they do where batches stalls after stop asked to end. A hook, or a step
+    that compiles, may then raise Abandoned. phase(name) is entered around everything that may hang.
     """
     done, dispatches = int(state.step), 0
     clock = Clock()
@@ -53,7 +53,7 @@ def fit(
     position: Position = None
     compiled: set[Shapes] = set()
 
-    def left_here() -> TrainState:
+    def saved_early() -> TrainState:
         """The state, saved by the hooks, where the next step cannot be waited for."""
         in_flight.receive(0)
         at_end = [hook for hook in hooks if hook.at_end and hook not in due] if dispatches else []
@@ -67,7 +67,7 @@ def fit(
             try:
                 batch, following = next(batches)
             except Abandoned:  # the data kept the run waiting after it was asked to end
-                return left_here()
+                return saved_early()
         clock.input += time.perf_counter() - began
         compiles = (shapes := shapes_of(batch)) not in compiled
         if compiles and dispatches:  # so that the clock has the steps before it
@@ -87,7 +87,7 @@ def fit(
                 due = [hook for hook in hooks if hook.due(done, complete=done >= steps, stopped=stopped)]
                 in_flight.receive(0 if due or compiles else _IN_FLIGHT)
         except Abandoned:  # the step was compiling, so the state is as it was
-            return left_here()
+            return saved_early()
         if not compiles:
             clock.steps += done - before
             clock.training += time.perf_counter() - began

@@ -6,16 +6,14 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from written_config import TWO_CORES, read
 
-from diffusion_jax import config as configs
 from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
 from diffusion_jax.config import base
 from diffusion_jax.runs.new.data_survey import survey
 from diffusion_jax.runs.new.fitting import Machine
 from diffusion_jax.runs.new.writing import config_text
-
-TWO_CORES = Machine("cpu", 1, "cpu", 2)
 
 
 def save(file, size, mode, seed=0):
@@ -30,12 +28,6 @@ def save(file, size, mode, seed=0):
         Image.fromarray(pixels.repeat(3, -1)).save(file)
     else:
         Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(file)
-
-
-def read(text):
-    scope = {}
-    exec(compile(text, "my.py", "exec"), scope)
-    return configs.check(scope["get_config"]())
 
 
 @pytest.fixture

@@ -5,22 +5,13 @@ import math
 
 import numpy as np
 import pytest
+from written_config import EIGHT_GPUS, TWO_CORES, read
 
-from diffusion_jax import config as configs
 from diffusion_jax import experiment
 from diffusion_jax.cli.main import main
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.new.data_survey import survey
-from diffusion_jax.runs.new.fitting import Machine
 from diffusion_jax.runs.new.writing import config_text
-
-TWO_CORES, EIGHT_GPUS = Machine("cpu", 1, "cpu", 2), Machine("gpu", 8, "H100", 16)
-
-
-def read(text):
-    scope = {}
-    exec(compile(text, "my.py", "exec"), scope)
-    return configs.check(scope["get_config"]())
 
 
 @pytest.fixture(scope="module")

@@ -5,29 +5,20 @@ import dataclasses
 import numpy as np
 import pytest
 import soundfile
+from written_config import EIGHT_GPUS, TWO_CORES, read
 
-from diffusion_jax import config as configs
 from diffusion_jax import experiment, modalities
 from diffusion_jax.cli.main import main
 from diffusion_jax.data.sources import open_source
 from diffusion_jax.errors import UserError
 from diffusion_jax.runs.new.data_survey import survey
-from diffusion_jax.runs.new.fitting import Machine
-from diffusion_jax.runs.new.sound_survey import Heard
+from diffusion_jax.runs.new.sound_survey import SoundFile
 from diffusion_jax.runs.new.writing import config_text
-
-TWO_CORES, EIGHT_GPUS = Machine("cpu", 1, "cpu", 2), Machine("gpu", 8, "H100", 16)
 
 
 def write(file, samples, rate):
     file.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(file, samples, rate, subtype="FLOAT")
-
-
-def read(text):
-    scope = {}
-    exec(compile(text, "my.py", "exec"), scope)
-    return configs.check(scope["get_config"]())
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +66,8 @@ def test_the_config_trains_on_all_sounds_but_those_it_names(folder, tmp_path, ca
 @pytest.mark.parametrize("seconds", [(0.02, 0.03), (0.4, 0.5), (1.0, 1.0), (0.5, 30.0), (200.0, 300.0)])
 def test_clips_suit_the_machine_the_network_and_nine_sounds_of_ten(found, machine, rate, seconds):
     lengths = np.linspace(*seconds, 20)
-    heard = tuple(Heard(rate, int(rate * length), 1, 0.01, False) for length in lengths)
-    chosen = dataclasses.replace(found, heard=heard, count=20, broken=(), looked_at=20).fit(machine)
+    files = tuple(SoundFile(rate, int(rate * length), 1, 0.01, False) for length in lengths)
+    chosen = dataclasses.replace(found, files=files, count=20, broken=(), looked_at=20).fit(machine)
     length, _ = chosen.shape
     taken = modalities.modality(chosen.modality).rate
     assert length % chosen.net.factor == 0
@@ -98,8 +89,8 @@ def test_the_limit_of_short_sounds_holds_for_those_not_looked_at(found):
     rng, passed = np.random.default_rng(0), 0
     for _ in range(300):
         lengths = np.where(rng.random(10_000) < 0.08, 1000, 4000)
-        heard = tuple(Heard(8000, int(length), 1, 0.01, False) for length in lengths[:500])
-        chosen = dataclasses.replace(found, heard=heard, count=10_000, broken=(), looked_at=500).fit(TWO_CORES)
+        files = tuple(SoundFile(8000, int(length), 1, 0.01, False) for length in lengths[:500])
+        chosen = dataclasses.replace(found, files=files, count=10_000, broken=(), looked_at=500).fit(TWO_CORES)
         passed += chosen.corrupt_limit < (lengths < chosen.shape[0]).sum()
     assert passed <= 3
 

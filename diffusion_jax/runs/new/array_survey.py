@@ -12,7 +12,7 @@ from diffusion_jax.data.example import Example, array_of
 from diffusion_jax.errors import UserError
 from diffusion_jax.modalities.array import Array
 from diffusion_jax.runs.new.fitting import Fit, Machine, Process, UNet, batch_within, first_result, in_patches
-from diffusion_jax.runs.new.survey import LOOKED_AT, PICTURED, Opened, Survey, look
+from diffusion_jax.runs.new.survey import LOOKED_AT, PICTURED, LabelledData, Survey, inspect_examples
 
 _READ = 2**28
 """The most values that are read."""
@@ -34,7 +34,7 @@ _MOST_LEVELS = 4
 _PADDED = 8  # what sides are advised to be multiples of
 
 
-class _Seen(NamedTuple):
+class _Statistics(NamedTuple):
     """Statistics [C] of the channels of one array, in float64."""
 
     least: np.ndarray
@@ -59,7 +59,7 @@ class ArraySurvey(Survey):
     pictured: np.ndarray  # float32 [N, *S, C], in own units
 
     @classmethod
-    def of(cls, opened: Opened) -> "ArraySurvey":
+    def of(cls, opened: LabelledData) -> "ArraySurvey":
         """The survey of arrays.
 
         Raises UserError where arrays of their shape are not trained on, or a channel is the same everywhere.
@@ -71,7 +71,7 @@ class ArraySurvey(Survey):
             return kind.fit(kind.decode(example, first.shape), first.shape)
 
         most = min(LOOKED_AT, max(_READ // first.size, PICTURED))
-        looked = look(opened, cls.noun, lambda example: _seen(decoded(example)), most)
+        looked = inspect_examples(opened, cls.noun, lambda example: _statistics(decoded(example)), most)
         least, largest, mean, variance = (np.stack(each) for each in zip(*looked.found, strict=True))  # [N, C]
         deviation = np.sqrt(variance.mean(axis=0) + mean.var(axis=0))
         if len(flat := np.flatnonzero(deviation == 0)):
@@ -124,9 +124,7 @@ class ArraySurvey(Survey):
             "each channel is trained on less its mean and divided by its deviation, and samples are in its own unit"
         )
         if self.broken:
-            normal += (
-                f"; the numbers are of the {len(self.pictured) and self.looked_at - len(self.broken)} that are finite"
-            )
+            normal += f"; the numbers are of the {self.looked_at - len(self.broken)} that are finite"
         return Fit(
             source=self.source,
             shape=self.shape,
@@ -191,9 +189,9 @@ class ArraySurvey(Survey):
         return places[1] <= first and places[0] <= last
 
 
-def _seen(array: np.ndarray) -> _Seen:
+def _statistics(array: np.ndarray) -> _Statistics:
     values = array.reshape(-1, array.shape[-1]).astype(np.float64)
-    return _Seen(values.min(axis=0), values.max(axis=0), values.mean(axis=0), values.var(axis=0))
+    return _Statistics(values.min(axis=0), values.max(axis=0), values.mean(axis=0), values.var(axis=0))
 
 
 def _numbers(values: np.ndarray) -> tuple[float, ...]:

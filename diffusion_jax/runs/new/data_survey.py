@@ -9,7 +9,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.runs.new.array_survey import ArraySurvey
 from diffusion_jax.runs.new.image_survey import ImageSurvey
 from diffusion_jax.runs.new.sound_survey import SoundSurvey
-from diffusion_jax.runs.new.survey import Opened, Survey
+from diffusion_jax.runs.new.survey import LabelledData, Survey
 
 KINDS: Mapping[str, type[ImageSurvey] | type[SoundSurvey] | type[ArraySurvey]] = {
     "image": ImageSurvey,
@@ -57,4 +57,4 @@ def survey(source: str, caption: str = CAPTION, shape: tuple[int, ...] = ()) -> 
         both = data
     elif left:
         notes.append(f"{left:,} {noun} without a caption are left out")
-    return KINDS[kind].of(Opened(source, caption, both, tuple(notes)))
+    return KINDS[kind].of(LabelledData(source, caption, both, tuple(notes)))

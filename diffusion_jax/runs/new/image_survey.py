@@ -13,7 +13,7 @@ from PIL import Image
 from diffusion_jax.data import transforms
 from diffusion_jax.data.example import Example, image_of
 from diffusion_jax.runs.new.fitting import Fit, Machine, UNet, batch_within, first_result, in_patches
-from diffusion_jax.runs.new.survey import Opened, Survey, counted, look
+from diffusion_jax.runs.new.survey import LabelledData, Survey, counted, inspect_examples
 
 _MOST = {"cpu": 64 * 64, "other": 128 * 128}
 """The most pixels of an image; with more, a first run takes hours."""
@@ -30,7 +30,7 @@ _MODES = {
 }
 
 
-class _Seen(NamedTuple):
+class _ImageTraits(NamedTuple):
     """What was seen of one image."""
 
     size: tuple[int, int]  # height, width, upright
@@ -52,9 +52,9 @@ class ImageSurvey(Survey):
     pictured: tuple[np.ndarray, ...]  # uint8 [h, w, 4] as they are
 
     @classmethod
-    def of(cls, opened: Opened) -> "ImageSurvey":
+    def of(cls, opened: LabelledData) -> "ImageSurvey":
         """The survey of images; raises UserError where none can be read."""
-        looked = look(opened, cls.noun, _seen)
+        looked = inspect_examples(opened, cls.noun, _traits)
         return cls(
             **looked.common,
             sizes=dict(collections.Counter(seen.size for seen in looked.found).most_common()),
@@ -149,13 +149,13 @@ class ImageSurvey(Survey):
         return text + ("; 16 bits become 8" if any("16 bits" in kind for kind in self.modes) else "")
 
 
-def _seen(example: Example) -> _Seen:
+def _traits(example: Example) -> _ImageTraits:
     image = _decoded(example)
     with Image.open(io.BytesIO(image_of(example)), formats=transforms.FORMATS) as file:
         mode = _MODES.get(file.mode, file.mode)
     height, width = image.shape[:2]
     colour = bool((image[..., :1] != image[..., 1:3]).any())
-    return _Seen((height, width), mode, colour, bool((image[..., 3] < 255).any()))
+    return _ImageTraits((height, width), mode, colour, bool((image[..., 3] < 255).any()))
 
 
 def _decoded(example: Example) -> np.ndarray:

@@ -17,7 +17,7 @@ from diffusion_jax.data.example import Example, modality_of
 from diffusion_jax.errors import UserError
 from diffusion_jax.modalities.audio import KINDS, Audio
 from diffusion_jax.runs.new.fitting import Fit, Machine, Process, UNet, batch_within, first_result, in_patches
-from diffusion_jax.runs.new.survey import PICTURED, Opened, Survey, counted, look
+from diffusion_jax.runs.new.survey import PICTURED, LabelledData, Survey, counted, inspect_examples
 
 T = TypeVar("T")
 
@@ -39,14 +39,14 @@ _CROPS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Heard:
+class SoundFile:
     """One sound as it lies in its file."""
 
     rate: int  # Hz
     samples: int  # a channel
     channels: int
     power: float  # mean square of its first _HEARD seconds
-    wide: bool  # whether two channels differ
+    stereo: bool  # whether two channels differ
 
     @property
     def seconds(self) -> float:
@@ -61,45 +61,45 @@ class SoundSurvey(Survey):
     noun: ClassVar[str] = "sounds"
 
     given_rate: int | None  # Hz, that source names or is computed at; None: still to be chosen
-    heard: tuple[Heard, ...]  # those looked at that can be read
+    files: tuple[SoundFile, ...]  # those looked at that can be read
     candidates: tuple[Example, ...]  # for the picture
 
     @classmethod
-    def of(cls, opened: Opened) -> "SoundSurvey":
+    def of(cls, opened: LabelledData) -> "SoundSurvey":
         """The survey of sounds; raises UserError where none can be read, or all are silent."""
         kind = modalities.modality(modality_of(opened.data))
         assert isinstance(kind, Audio)
         rate: int | None = kind.rate
         if opened.source.startswith("audio:"):
             rate = path_and_rate(opened.source.removeprefix("audio:"))[1]
-        looked = look(opened, cls.noun, lambda example: _heard(example, kind.rate))
+        looked = inspect_examples(opened, cls.noun, lambda example: _sound_file(example, kind.rate))
         if not any(each.power for each in looked.found):
             raise UserError(f"{opened.source}: all {cls.noun} are silent, so there is nothing to learn of them")
         return cls(
             **looked.common,
             given_rate=rate,
-            heard=tuple(looked.found),
+            files=tuple(looked.found),
             candidates=looked.spread(opened.data, 2 * PICTURED),
         )
 
     @property
     def deviation(self) -> float:
         """The root of the mean square of the sounds, 1 at full scale."""
-        return math.sqrt(statistics.fmean(each.power for each in self.heard))
+        return math.sqrt(statistics.fmean(each.power for each in self.files))
 
     def rows(self) -> Iterator[tuple[str, str]]:
         """As `Survey`: lengths, rates, channels and level."""
-        seconds = sorted(each.seconds for each in self.heard)
+        seconds = sorted(each.seconds for each in self.files)
         middle = f", half of them up to {statistics.median(seconds):.3g} s" if seconds[0] < seconds[-1] else ""
         yield "lengths", _range(f"{seconds[0]:.3g}", f"{seconds[-1]:.3g}") + f" s{middle}"
-        yield "rates", counted(_counts(f"{each.rate:,} Hz" for each in self.heard))
-        yield "channels", counted(_counts(KINDS.get(each.channels, f"{each.channels}") for each in self.heard))
+        yield "rates", counted(_counts(f"{each.rate:,} Hz" for each in self.files))
+        yield "channels", counted(_counts(KINDS.get(each.channels, f"{each.channels}") for each in self.files))
         yield "level", f"{20 * math.log10(self.deviation):.0f} dB of full scale, a deviation of {self.deviation:.2g}"
 
     def fit(self, on: Machine) -> Fit:
         """As `Survey`: the highest rate at which a clip is short enough for a first run, and the network for it."""
         most = _MOST["cpu" if on.small else "other"]
-        seconds = _common_length([each.seconds for each in self.heard])
+        seconds = _common_length([each.seconds for each in self.files])
         rate, rate_reason = self._rate(seconds, most, on)
         wanted = min(int(seconds * rate + 1e-6), most)
         if wanted < _LEAST:
@@ -110,8 +110,8 @@ class SoundSurvey(Survey):
         net = _network(wanted, on)
         length = wanted // net.factor * net.factor
         channels = 2 if self._stereo() else 1
-        crop = "random" if statistics.median(each.seconds for each in self.heard) * rate > 2 * length else "start"
-        short = sum(each.samples * rate < length * each.rate for each in self.heard)  # corrupt examples in training
+        crop = "random" if statistics.median(each.seconds for each in self.files) * rate > 2 * length else "start"
+        short = sum(each.samples * rate < length * each.rate for each in self.files)  # corrupt examples in training
         batch, steps = ((32 if length <= 2048 else 16), 4000) if on.small else (64 * on.devices, 50_000)
         batch = batch_within(batch, self.count, on)
         deviation = float(f"{self.deviation:.2g}")
@@ -158,7 +158,7 @@ class SoundSurvey(Survey):
         """(rate in Hz at which `seconds` are at most `most` samples, if it is high enough; the reason)."""
         if self.given_rate is not None:
             return self.given_rate, f"as {self.source} says"
-        rates = _counts(each.rate for each in self.heard)
+        rates = _counts(each.rate for each in self.files)
         common = next(iter(rates))
         parts = [k for k in range(1, common // _LEAST_RATE + 1) if common % k == 0] or [1]  # exact ratios
         part = next((k for k in parts if seconds * common / k <= most), parts[-1])
@@ -172,7 +172,7 @@ class SoundSurvey(Survey):
 
     def _length_reason(self, length: int, rate: int, most: int, short: int) -> str:
         """Why clips have this length."""
-        seconds = sorted(each.seconds for each in self.heard)
+        seconds = sorted(each.seconds for each in self.files)
         if seconds[-1] * rate < length + 1:
             return f"all {self.noun} are this long"
         if 2 * length > most and seconds[0] * rate > most:
@@ -183,11 +183,11 @@ class SoundSurvey(Survey):
 
     def _stereo(self) -> bool:
         """Whether most sounds have two channels that differ, and none has more."""
-        wide = sum(each.wide for each in self.heard)
-        return wide > len(self.heard) / 2 and all(each.channels <= 2 for each in self.heard)
+        stereo = sum(each.stereo for each in self.files)
+        return stereo > len(self.files) / 2 and all(each.channels <= 2 for each in self.files)
 
     def _channels_reason(self, channels: int) -> str:
-        kinds = sorted({each.channels for each in self.heard})
+        kinds = sorted({each.channels for each in self.files})
         if channels == 2:
             return "most have two channels that differ" + ("; mono is doubled" if 1 in kinds else "")
         if kinds == [1]:
@@ -195,7 +195,7 @@ class SoundSurvey(Survey):
         return "the mean of the channels, which are alike in most" if 2 in kinds else "the mean of the channels"
 
 
-def _heard(example: Example, rate: int) -> Heard:
+def _sound_file(example: Example, rate: int) -> SoundFile:
     """What example is; rate in Hz is that of an array. Raises UserError where it cannot be decoded."""
     if "audio" in example:
         header = sound.read_header(example["audio"], example["name"])
@@ -207,8 +207,8 @@ def _heard(example: Example, rate: int) -> Heard:
         length, channels = samples.shape
     power = float(np.square(samples, dtype=np.float64).mean())
     apart = samples[:, 0] - samples[:, -1]
-    wide = channels == 2 and float(np.square(apart, dtype=np.float64).mean()) > _ALIKE * power
-    return Heard(rate, length, channels, power, wide)
+    stereo = channels == 2 and float(np.square(apart, dtype=np.float64).mean()) > _ALIKE * power
+    return SoundFile(rate, length, channels, power, stereo)
 
 
 def _common_length(seconds: Sequence[float]) -> float:

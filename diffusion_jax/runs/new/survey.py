@@ -67,10 +67,11 @@ class Survey(abc.ABC):
         yield from (f"note        {note}" for note in self.notes)
 
     def corrupt_limit(self, unfit: int = 0) -> int:
-        """`data.corrupt_limit` for all of the data, from the broken examples and unfit others of those looked at.
+        """`data.corrupt_limit`: an estimate of how many examples of all the data a run has to skip.
 
-        Where only a part was looked at and there are unfit ones, which may be a tenth of the data, it has three
-        standard deviations of the estimate to spare: a run that skips more than the limit ends.
+        It follows from the broken examples that were found, and from unfit further ones that training cannot use. Where
+        some are unfit and only a part of the data was looked at, three standard deviations of the estimate are added,
+        for a run that skips more than the limit ends.
         """
         found = len(self.broken) + unfit
         limit = -(-found * self.count // self.looked_at)
@@ -82,7 +83,7 @@ class Survey(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
+class LabelledData:
     """A data set with the labels and captions that it has."""
 
     source: str  # as data.source names it
@@ -91,7 +92,7 @@ class Opened:
     notes: tuple[str, ...]  # on its captions
 
 
-class Looked(NamedTuple, Generic[T]):
+class Inspection(NamedTuple, Generic[T]):
     """Examples that were looked at."""
 
     found: list[T]  # of each readable example
@@ -104,8 +105,10 @@ class Looked(NamedTuple, Generic[T]):
         return tuple(data[self.places[i]] for i in chosen)
 
 
-def look(opened: Opened, noun: str, read: Callable[[Example], T], most: int = LOOKED_AT) -> Looked[T]:
-    """What read makes of at most `most` examples, and the fields that all surveys have.
+def inspect_examples(
+    opened: LabelledData, noun: str, read: Callable[[Example], T], most: int = LOOKED_AT
+) -> Inspection[T]:
+    """Reads at most `most` examples, spread over the data, and gathers the fields that all surveys have.
 
     An example for which read raises UserError is broken. Raises UserError where all are.
     """
@@ -147,7 +150,7 @@ def look(opened: Opened, noun: str, read: Callable[[Example], T], most: int = LO
         "notes": tuple(notes),
         "broken": tuple(broken),
     }
-    return Looked(found, readable, common)
+    return Inspection(found, readable, common)
 
 
 def counted(counts: Mapping[str, int]) -> str:
